@@ -1,0 +1,36 @@
+"""Automagic CameAMP 8-bit for JAX: optax transformations with 8-bit states.  Works without PyTorch."""
+
+from automagic_core import Config, OptimizationProfiles
+from automagic_optax._nearest import nearest_code
+from automagic_optax.cameamp import scale_by_cameamp
+from automagic_optax.cameamp_state import ScaleByCameampState
+from automagic_optax.codec import QuantizedArray, dequantize, quantize
+from automagic_optax.optimizer import automagic_8bit
+from automagic_optax.random_bits import mix32, random_unit
+from automagic_optax.reports import finish_warmup, memory_report
+from automagic_optax.round_to_parameters import (
+    RoundToParametersState,
+    round_stochastically,
+    round_to_parameters,
+)
+from automagic_optax.stored import RowColumn
+
+__all__ = [
+    "Config",
+    "OptimizationProfiles",
+    "QuantizedArray",
+    "RoundToParametersState",
+    "RowColumn",
+    "ScaleByCameampState",
+    "automagic_8bit",
+    "dequantize",
+    "finish_warmup",
+    "memory_report",
+    "mix32",
+    "nearest_code",
+    "quantize",
+    "random_unit",
+    "round_stochastically",
+    "round_to_parameters",
+    "scale_by_cameamp",
+]

@@ -1,0 +1,129 @@
+"""One array's step: section 5 of the page from top to bottom."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core import MAX_STEP, Config, Decay, Slot, StatePlan, constants, decay
+from automagic_optax import section5
+from automagic_optax.cameamp_state import ArrayState
+from automagic_optax.lr_mask import Rates, Votes, count_array
+from automagic_optax.polarity import pack_bits, unpack_bits
+from automagic_optax.stored import Writer, read_nonnegative, read_signed
+
+f32 = np.float32
+_SPATIAL: Decay = decay(constants.SPATIAL_DECAY)
+
+
+class Shared(NamedTuple):
+    """What all arrays have in common at one step.
+
+    Attributes:
+        config: hyperparameters.
+        weight_decay: a number or a traced scalar.
+        warming: boolean scalar, t ≤ `warmup_steps`.
+        rates: the learning rates.
+        writer: how states are stored.
+    """
+
+    config: Config
+    weight_decay: Any
+    warming: jax.Array
+    rates: Rates
+    writer: Writer
+
+
+def step_array(
+    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared
+) -> tuple[jax.Array, ArrayState, Votes | None]:
+    """The update to add to one array, its new states and its vote.
+
+    Args:
+        g, w: gradient and parameter, in the same shape and any floating dtype.
+        old: the array's states.
+        plan: how they are kept.
+        decayed: whether weight decay applies to the array.
+        shared: what all arrays have in common.
+
+    Returns:
+        The update in float32 with its sign and learning rate; where a gradient element is not finite, zeros, the old
+        states and one more skipped step (section 6).
+    """
+    config, rates, writer = shared.config, shared.rates, shared.writer
+    beta1, beta2, beta3 = map(decay, config.betas)
+    g, w = g.astype(jnp.float32), w.astype(jnp.float32)
+    finite = jnp.all(jnp.abs(g) <= f32(constants.GRADIENT_LIMIT))  # false for NaN as well
+    age = jnp.minimum(old.age, MAX_STEP - 1) + 1
+    t = age.astype(jnp.float32)
+
+    # Second moment
+    q = jnp.square(g) + f32(constants.SQUARE_FLOOR)
+    v = section5.average_moment(beta2, read_nonnegative(old.exp_avg_sq), q, plan)
+    root = jnp.sqrt(section5.second_moment(v, beta2, t))
+
+    # Normalized gradient
+    u = jnp.clip(g / root, -f32(config.update_clip), f32(config.update_clip))
+
+    # Momentum
+    m = section5.average(beta1, read_signed(old.exp_avg), u)
+    m_hat = m / section5.remainder(beta1, t)
+
+    # Confidence
+    e = jnp.square(u - m_hat)
+    r_hat, r = section5.confidence(read_nonnegative(old.exp_avg_res), e, beta3, t, plan)
+    d = m_hat / jnp.sqrt(r_hat + f32(config.confidence_floor))
+
+    # Torque
+    s, torque_mean = None, old.torque_mean
+    if config.torque:
+        last_s = None if old.s is None else read_signed(old.s)
+        gamma = decay(config.torque_decay)
+        d, s, torque_mean = section5.torque(d, u, last_s, gamma, shared.warming, old.torque_mean)
+
+    # Spatial factor, from the variances of the step before
+    kappa, spatial_variance = None, None
+    if old.spatial_variance is not None:
+        kappa = section5.spatial_factor(old.spatial_variance)
+        variance = section5.row_variance(d, plan)
+        spatial_variance = section5.average(_SPATIAL, old.spatial_variance, variance)
+
+    # Learning rate and weight decay
+    delta = rates.rows(old.lr_mask, kappa) * d
+    b, background_scale = jnp.ones([], jnp.float32), old.background_scale
+    if config.background_regularization:
+        b, background_scale = section5.background(v, root, old.background_scale, beta2, t)
+    if decayed and not _is_zero(shared.weight_decay):
+        delta = delta + rates.array() * jnp.asarray(shared.weight_decay, jnp.float32) * b * w
+
+    # Learning-rate mask: the votes enter the rate of the next step
+    vote, last_polarity = None, None
+    if old.last_polarity is not None:
+        last_negative = unpack_bits(old.last_polarity, plan.shape)
+        vote = count_array(g, last_negative, finite & (old.age > 0), plan)
+        negative = jnp.where(g == 0, last_negative, g < 0)
+        last_polarity = jnp.where(shared.warming, pack_bits(negative), old.last_polarity)
+
+    new = ArrayState(
+        age=age,
+        skipped_steps=old.skipped_steps,
+        torque_mean=torque_mean,
+        background_scale=background_scale,
+        exp_avg=writer.signed(m, old.exp_avg, Slot.exp_avg),
+        exp_avg_sq=writer.nonnegative(v, old.exp_avg_sq, Slot.exp_avg_sq),
+        exp_avg_res=writer.nonnegative(r, old.exp_avg_res, Slot.exp_avg_res),
+        s=None if old.s is None or s is None else writer.signed(s, old.s, Slot.s),
+        last_polarity=last_polarity,
+        lr_mask=old.lr_mask,
+        spatial_variance=spatial_variance,
+    )
+    new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    skipped_steps = old.skipped_steps + (~finite).astype(jnp.int32)
+    return jnp.where(finite, -delta, f32(0)), new._replace(skipped_steps=skipped_steps), vote
+
+
+def _is_zero(weight_decay: Any) -> bool:
+    return isinstance(weight_decay, (int, float)) and weight_decay == 0

@@ -1,0 +1,71 @@
+"""What a person asks of an optimizer state: how much memory it holds, and to drop what the warm-up needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from automagic_core import ArrayMemory
+from automagic_core import memory_report as core_memory_report
+from automagic_optax.cameamp_state import ScaleByCameampState, scatter_states
+from automagic_optax.codec import QuantizedArray
+
+
+def memory_report(opt_state: Any) -> dict[str, Any]:
+    """Counts the arrays that an optimizer state really holds.
+
+    Args:
+        opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped: chained, masked, partitioned,
+            injected, or inside an ``nnx.Optimizer``.
+
+    Returns:
+        The keys of `automagic_core.memory_report`; bytes in the whole state, those of wrappers included.
+
+    Raises:
+        ValueError: the state holds none of this optimizer's states.
+    """
+    arrays = []
+    for state in _find_states(opt_state):
+        # `age` has one scalar for each array, so its structure is the parameters'.
+        for array in scatter_states(state.age, state):
+            elements = int(jax.tree.leaves(array.exp_avg)[0].size)
+            arrays.append(ArrayMemory(elements, isinstance(array.exp_avg, QuantizedArray), _bytes(array)))
+    held = _bytes(opt_state)
+    return core_memory_report(arrays, held - sum(array.state_bytes for array in arrays))
+
+
+def finish_warmup(opt_state: Any) -> Any:
+    """Drops `s` and `last_polarity`, which are needed only while warming up.
+
+    Call it once after `warmup_steps` steps; jitted steps compile once more.  Called earlier it also ends the votes: the
+    learning rate stays as it was found so far.
+
+    Args:
+        opt_state: any state that contains a `ScaleByCameampState`, as in `memory_report`.
+
+    Returns:
+        The same state without them.
+    """
+    _find_states(opt_state)
+    return _map_states(lambda state: state._replace(s=None, last_polarity=None), opt_state)
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, ScaleByCameampState)
+
+
+def _map_states(function: Callable[[ScaleByCameampState], Any], opt_state: Any) -> Any:
+    return jax.tree.map(lambda x: function(x) if _is_state(x) else x, opt_state, is_leaf=_is_state)
+
+
+def _find_states(opt_state: Any) -> list[ScaleByCameampState]:
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(x)]
+    if not found:
+        raise ValueError("found no ScaleByCameampState: this is not the state of automagic_8bit or scale_by_cameamp")
+    return found
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(tree))

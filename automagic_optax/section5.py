@@ -1,0 +1,132 @@
+"""Section 5 on float32 arrays: pure functions of one array's gradient and states, in the order of the page.
+
+States come in as they read (float32, or row and column statistics) and go out as they are before being stored, so
+nothing here knows of codes.  Statistics keep their dimensions and broadcast against the array.
+
+Shapes: "array" is the parameter's shape; "row" is 1 everywhere but on the row axis; "column" is 1 on the row axis.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core import Decay, StatePlan, constants
+from automagic_optax.stored import RowColumn
+
+Array = jax.Array
+f32 = np.float32
+
+
+def remainder(decay: Decay, t: Array) -> Array:
+    """1 − βᵗ, from constants formed in float64; t is a float32 scalar."""
+    return -jnp.expm1(t * f32(decay.log))
+
+
+def average(decay: Decay, old: Array, new: Array) -> Array:
+    """β · old + (1 − β) · new."""
+    return f32(decay.beta) * old + f32(decay.complement) * new
+
+
+def row_mean(x: Array, plan: StatePlan) -> Array:
+    """Mean over the columns: a row statistic."""
+    return jnp.mean(x, axis=plan.column_axes, keepdims=True)
+
+
+def column_mean(x: Array, plan: StatePlan) -> Array:
+    """Mean over the row axis: a column statistic."""
+    return jnp.mean(x, axis=plan.row_axis, keepdims=True)
+
+
+def average_moment(decay: Decay, old: Array | RowColumn, x: Array, plan: StatePlan) -> Array | RowColumn:
+    """The moving average of x, elementwise or of its row and column means, as `old` is kept."""
+    if isinstance(old, RowColumn):
+        row = average(decay, old.row, row_mean(x, plan))
+        return RowColumn(row, average(decay, old.column, column_mean(x, plan)))
+    return average(decay, old, x)
+
+
+def second_moment(v: Array | RowColumn, decay: Decay, age: Array) -> Array:
+    """v̂, at least 10⁻³⁰.  Divides before it multiplies: the product R · C underflows first."""
+    if isinstance(v, RowColumn):
+        v = (v.row / jnp.mean(v.row)) * v.column
+    return jnp.maximum(v / remainder(decay, age), f32(constants.SQUARE_FLOOR))
+
+
+def confidence(
+    r: Array | RowColumn, e: Array, decay: Decay, age: Array, plan: StatePlan
+) -> tuple[Array, Array | RowColumn]:
+    """r̂ and the new `exp_avg_res`; one pseudo-observation of 1 keeps the first steps from being over-confident.
+
+    Row and column statistics are read as they were before this step, so that one pass over the data is enough.
+    """
+    complement = f32(decay.complement)
+    if isinstance(r, RowColumn):
+        estimate = (r.row / jnp.maximum(jnp.mean(r.row), f32(constants.SQUARE_FLOOR))) * r.column
+        r_hat = (estimate + complement) / (complement + remainder(decay, age - 1))
+        return r_hat, average_moment(decay, r, e, plan)
+    r = average(decay, r, e)
+    return (r + complement) / (complement + remainder(decay, age)), r
+
+
+class Torque(NamedTuple):
+    """d after the torque and the states it leaves."""
+
+    d: Array
+    s: Array
+    torque_mean: Array
+
+
+def torque(d: Array, u: Array, s: Array | None, decay: Decay, warming: Array, torque_mean: Array) -> Torque:
+    """d · τ / τ̄ with τ = (1 + s) / 2: elements whose momentum and gradient agree keep their step.
+
+    Args:
+        d, u: step and normalized gradient.
+        s: the smoothed agreement, or None where none is kept.
+        decay: γ.
+        warming: boolean scalar; afterwards s is this step's agreement.
+        torque_mean: τ̄, the mean of τ at the array's previous step.
+    """
+    x = d * u
+    a = x / (jnp.abs(x) + f32(constants.TORQUE_SOFTNESS))
+    s = a if s is None else jnp.where(warming, average(decay, s, a), a)
+    tau = (1 + s) * f32(0.5)
+    d = d * tau / jnp.maximum(torque_mean, f32(constants.TORQUE_MEAN_FLOOR))
+    return Torque(d, s, jnp.mean(tau))
+
+
+def spatial_factor(spatial_variance: Array) -> Array:
+    """κ from the row variances of the array's previous step; 1 where their mean is 0, so at its first step."""
+    mean = jnp.mean(spatial_variance)
+    ratio = jnp.sqrt(mean / jnp.maximum(spatial_variance, f32(constants.SPATIAL_FLOOR)))
+    low, high = constants.SPATIAL_LIMITS
+    return jnp.where(mean == 0, f32(1), jnp.clip(ratio, f32(low), f32(high)))
+
+
+def row_variance(d: Array, plan: StatePlan) -> Array:
+    """Population variance over the columns: a row statistic."""
+    return row_mean(jnp.square(d - row_mean(d, plan)), plan)
+
+
+def background(
+    v: Array | RowColumn, root: Array, background_scale: Array, decay: Decay, age: Array
+) -> tuple[Array, Array]:
+    """b = 2 / (1 + exp(4z)) with z = √v̂ / mean(√v̂) − 1, and the new `background_scale`.
+
+    Args:
+        v: `exp_avg_sq` after this step.
+        root: √v̂.
+        background_scale: mean of √v̂ at the array's previous step, 0 before the first.  Row and column statistics
+            give the mean of this step, and leave it as it is.
+    """
+    if isinstance(v, RowColumn):
+        mean = jnp.mean(jnp.sqrt(v.row)) * jnp.mean(jnp.sqrt(v.column)) / jnp.sqrt(jnp.mean(v.row))
+        mean, new_scale = mean / jnp.sqrt(remainder(decay, age)), background_scale
+    else:
+        mean, new_scale = background_scale, jnp.mean(root)
+    z = root / jnp.where(mean > 0, mean, f32(1)) - 1
+    b = f32(2) / (1 + jnp.exp(f32(constants.BACKGROUND_SLOPE) * z))
+    return jnp.where(mean > 0, b, f32(1)), new_scale

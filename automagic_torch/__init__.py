@@ -1,0 +1,18 @@
+"""Automagic CameAMP 8-bit for PyTorch.  Works without bitsandbytes too, then with 32-bit states."""
+
+from automagic_core import Config, OptimizationProfiles
+from automagic_torch.codec import BITSANDBYTES_AVAILABLE
+from automagic_torch.optimizer import (
+    AutomagicCameAMP8bit,
+    Automagic_CameAMP_Improved_8Bit,
+    create_improved_8bit_optimizer,
+)
+
+__all__ = [
+    "BITSANDBYTES_AVAILABLE",
+    "AutomagicCameAMP8bit",
+    "Automagic_CameAMP_Improved_8Bit",
+    "Config",
+    "OptimizationProfiles",
+    "create_improved_8bit_optimizer",
+]

@@ -1,0 +1,132 @@
+"""The learning-rate mask and the rates of section 5: votes of gradient polarities, `lr_scale`, `lr_mask`.
+
+Everything stays on its device; rates are 0-d float32 tensors, made once per call, group and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from automagic_core import Config, StatePlan
+from automagic_core.constants import ROW_LIMIT, ROW_SHRINKAGE
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device, without making the host wait where that is safe."""
+    # A copy to the host must be waited for: its values would be read too early.
+    return x.to(device, non_blocking=device.type != "cpu")
+
+
+def starting_rate(lr: float | Tensor, device: torch.device) -> Tensor:
+    """η₀ as 0-d float32."""
+    if isinstance(lr, Tensor):
+        return moved(lr.detach().reshape(()).float(), device)
+    return torch.full((), float(lr), device=device)
+
+
+class Rates(NamedTuple):
+    """What every array of a group on one device shares (0-d float32)."""
+
+    eta: Tensor
+    """η: η₀ with the ramp of the warm-up."""
+    ell: Tensor
+    """ℓ before this step."""
+    array: Tensor
+    """η̂."""
+    lower: Tensor
+    upper: float
+
+    def rows(self, delta: Tensor | None, kappa: Tensor | float) -> Tensor:
+        """ηᵢ, one per row; 0-d for arrays without row states.
+
+        Args:
+            delta: `lr_mask` before this step, or None.
+            kappa: spatial factor.
+        """
+        exponent = self.ell if delta is None else self.ell + delta
+        return _limited(self.eta * exponent.exp() * kappa, self.eta, self.lower, self.upper)
+
+
+def rates(lr: float | Tensor, lr_scale: Tensor, step: int, config: Config, device: torch.device) -> Rates:
+    """The shared rates at step t."""
+    eta = starting_rate(lr, device)
+    ell = moved(lr_scale, device)
+    lower = torch.full_like(eta, config.min_lr)
+    if step <= config.warmup_steps:
+        eta = eta * (step / config.warmup_steps)
+        lower = torch.minimum(lower, eta)
+    array = _limited(eta * ell.exp(), eta, lower, config.max_lr)
+    return Rates(eta, ell, array, lower, config.max_lr)
+
+
+def _limited(rate: Tensor, eta: Tensor, lower: Tensor, upper: float) -> Tensor:
+    # A schedule that says 0 means 0, not min_lr.
+    return torch.where(eta == 0, 0.0, rate.clamp(min=lower).clamp(max=upper))
+
+
+class Vote(NamedTuple):
+    """How far one array's gradient agrees with its last one."""
+
+    rows: Tensor | None
+    """aᵢ, `StatePlan.row_shape`; None for arrays without rows."""
+    row_weight: Tensor | None
+    """Σⱼ |gᵢⱼ|."""
+    array: Tensor
+    """ā, 0-d."""
+    counts: Tensor
+    """0-d bool: the array takes part in the pooled vote."""
+    size: int
+
+
+def vote(g: Tensor, last_negative: Tensor, took_a_step: Tensor, plan: StatePlan) -> Vote:
+    """One array's vote at step t ≥ 2.
+
+    Args:
+        g: the gradient after section 4, float32.
+        last_negative: bool, sign bits of the last gradient, the shape of g.
+        took_a_step: 0-d bool, the array has an earlier gradient and is not skipped now.
+        plan: the array's rows.
+    """
+    weight = g.abs()
+    weighted = torch.where(g.signbit() == last_negative, weight, -weight)
+    total = weight.sum()
+    rows = row_weight = None
+    if plan.has_lr_mask:
+        row_weight = weight.sum(dim=plan.column_axes, keepdim=True)
+        rows = weighted.sum(dim=plan.column_axes, keepdim=True) / row_weight
+    return Vote(rows, row_weight, weighted.sum() / total, took_a_step & (total > 0), g.numel())
+
+
+def new_polarity(g: Tensor, last_negative: Tensor) -> Tensor:
+    """The sign bits to keep: those of g, the old ones where g = 0."""
+    return torch.where(g == 0, last_negative, g.signbit())
+
+
+def pooled(votes: Sequence[Vote], device: torch.device) -> tuple[Tensor, Tensor]:
+    """â of a group and whether any array counts, both 0-d on `device`."""
+    total = torch.zeros((), device=device)
+    size = torch.zeros((), device=device)
+    for v in votes:
+        total = total + moved(torch.where(v.counts, v.size * v.array, 0.0), device)
+        size = size + moved(v.counts * float(v.size), device)
+    return total / size, size > 0
+
+
+def new_lr_scale(lr_scale: Tensor, a_hat: Tensor, any_counts: Tensor, lr: float | Tensor, config: Config) -> Tensor:
+    """ℓ after the vote: never below 0, never above what takes η₀ to `max_lr`."""
+    eta0 = starting_rate(lr, lr_scale.device).clamp(min=config.min_lr)
+    limit = (config.max_lr / eta0).log().clamp(min=0.0)
+    raised = torch.minimum((lr_scale + config.lr_mask_gain * a_hat).clamp(min=0.0), limit)
+    return torch.where(any_counts, raised, lr_scale)
+
+
+def new_lr_mask(lr_mask: Tensor, v: Vote, a_hat: Tensor, plan: StatePlan, config: Config) -> Tensor:
+    """δ after the vote, `StatePlan.row_shape`."""
+    assert v.rows is not None and v.row_weight is not None
+    shrinkage = plan.columns / (plan.columns + ROW_SHRINKAGE)
+    moved_mask = lr_mask + config.lr_mask_gain * (v.rows - moved(a_hat, lr_mask.device)) * shrinkage
+    return torch.where(v.counts & (v.row_weight > 0), moved_mask.clamp(-ROW_LIMIT, ROW_LIMIT), lr_mask)

@@ -1,0 +1,132 @@
+"""Checks a saved state as a whole before anything of it is taken over."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automagic_core import FIELD_NAMES, MAX_STEP, Config
+from automagic_torch import codec
+from automagic_torch.groups import can_store_8bit, group_config, parameter_name, plan_of
+from automagic_torch.states import WARM_UP_ONLY, States, state_forms
+
+Group = dict[str, Any]
+
+
+def checked_state(
+    groups: Sequence[Group], state_dict: Mapping[str, Any]
+) -> tuple[list[Group], defaultdict[Tensor, States]]:
+    """What an optimizer with `groups` holds after loading: new groups, and copies of the states on their devices.
+
+    Saved hyperparameters replace the present ones, as everywhere in torch; what they plan decides which states are
+    right.  Dtypes are those that were saved.
+
+    Raises:
+        ValueError: says what does not fit.  Nothing was changed.
+    """
+    saved_groups = deepcopy(_entry(state_dict, "param_groups"))
+    if len(saved_groups) != len(groups):
+        raise ValueError(f"the saved state has {len(saved_groups)} parameter groups, the optimizer {len(groups)}")
+    for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        _check_group(group, saved, index)
+    ids = chain.from_iterable(saved["params"] for saved in saved_groups)
+    saved_states = dict(_entry(state_dict, "state"))
+    unknown = set(saved_states) - set(ids)
+    if unknown:
+        raise ValueError(f"the saved state has entries for unknown parameters: {sorted(unknown, key=str)}")
+
+    states: defaultdict[Tensor, States] = defaultdict(dict)
+    for group_index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
+            if saved_states.get(key):
+                name = parameter_name(group, group_index, index)
+                states[p] = _checked_array(p, saved_states[key], saved, name)
+    return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
+
+
+def _entry(state_dict: Mapping[str, Any], name: str) -> Any:
+    if name not in state_dict:
+        raise ValueError(f"the saved state has no {name!r}")
+    return state_dict[name]
+
+
+def _check_group(group: Group, saved: Group, index: int) -> None:
+    missing = [name for name in ("params", "layout", "step", "lr_scale", *FIELD_NAMES) if name not in saved]
+    if missing:
+        raise ValueError(f"group {index} of the saved state lacks {', '.join(missing)}")
+    if len(saved["params"]) != len(group["params"]):
+        raise ValueError(
+            f"group {index} has {len(saved['params'])} parameters in the saved state, "
+            f"{len(group['params'])} in the optimizer"
+        )
+    if saved["layout"] != group["layout"]:
+        raise ValueError(
+            f"group {index} was saved with layout {saved['layout']!r}, the optimizer has {group['layout']!r}"
+        )
+    step, lr_scale = saved["step"], saved["lr_scale"]
+    if not isinstance(step, int) or not 0 <= step <= MAX_STEP:
+        raise ValueError(f"group {index} has step = {step!r} in the saved state; valid: an integer in [0, {MAX_STEP}]")
+    if not isinstance(lr_scale, Tensor) or lr_scale.shape != () or lr_scale.dtype != torch.float32:
+        raise ValueError(
+            f"group {index} has lr_scale = {lr_scale!r} in the saved state; valid: a float32 scalar tensor"
+        )
+    try:
+        group_config(saved)
+    except ValueError as error:
+        raise ValueError(f"group {index} of the saved state: {error}") from error
+
+
+def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str) -> States:
+    config = group_config(group)
+    warming = group["step"] < config.warmup_steps
+    # What the warm-up no longer needs may still be there: a checkpoint that was read into a fresh optimizer's tensors.
+    kept = {key: value for key, value in saved.items() if warming or key not in WARM_UP_ONLY}
+    plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
+    forms = state_forms(plan, warming)
+    _check_bits(kept, plan.quantized, config, name)
+    differing = sorted(set(kept) ^ set(forms))
+    if differing:
+        listed = ", ".join(f"{key} ({'unknown' if key in kept else 'missing'})" for key in differing)
+        raise ValueError(f"the saved state of {name} does not fit: {listed}")
+    for key, form in forms.items():
+        value = kept[key]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"the saved state of {name} has {key} = {value!r}; valid: a tensor")
+        if (tuple(value.shape), value.dtype) != form:
+            raise ValueError(
+                f"the saved state of {name} has {key} of shape {tuple(value.shape)} and {value.dtype}; "
+                f"valid: {form.shape} and {form.dtype}"
+            )
+    return {key: _copied(kept[key], p.device) for key in forms}
+
+
+def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: str) -> None:
+    held = "exp_avg_absmax" in saved
+    if held == planned:
+        return
+    if planned:
+        hint = "its hyperparameters plan 8 bits here; save from the same device, or set optim_bits to 32 in it"
+    elif not codec.BITSANDBYTES_AVAILABLE:
+        hint = "8 bits need bitsandbytes, which is not installed"
+    elif config.optim_bits == 8 and not config.force_8bit:
+        hint = "its hyperparameters plan 32 bits here; outside CUDA 8 bits need force_8bit=True in it"
+    else:
+        hint = "its hyperparameters plan 32 bits here"
+    raise ValueError(f"the saved state of {name} holds {8 if held else 32} bits: {hint}")
+
+
+def _copied(value: Tensor, device: torch.device) -> Tensor:
+    return value.detach().to(device, copy=True, memory_format=torch.contiguous_format)
+
+
+def _merged(group: Group, saved: Group) -> Group:
+    merged = {**saved, "params": group["params"]}
+    if "param_names" in group:
+        merged.setdefault("param_names", group["param_names"])
+    return merged

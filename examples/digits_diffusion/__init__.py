@@ -1,0 +1,1 @@
+"""A denoising diffusion model of handwritten digits, fine-tuned through LoRA adapters."""

@@ -1,0 +1,295 @@
+"""Sections 1, 5 and 6 of ALGORITHM.md in float64 with 32-bit states: no codec, no gradient stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+DEFAULTS: dict[str, Any] = {
+    "lr": 1e-6,
+    "min_lr": 1e-7,
+    "max_lr": 1e-3,
+    "weight_decay": 5e-4,
+    "warmup_steps": 500,
+    "betas": (0.9, 0.99, 0.999),
+    "update_clip": 3.0,
+    "confidence_floor": 0.01,
+    "factored": "second_moment",
+    "torque": True,
+    "torque_decay": 0.0,
+    "lr_mask_gain": 0.2,
+    "background_regularization": True,
+    "spatial_awareness": True,
+}
+# Section 7's other fields: some change nothing at 32 bits, some may only be given switched off.
+WITHOUT_EFFECT = {"min_8bit_size", "block_size", "block_wise", "stable_emb", "force_8bit", "verbose"}
+WITHOUT_EFFECT |= {"stochastic_rounding", "stochastic_rounding_params", "edge_penalty", "edge_threshold"}
+WITHOUT_EFFECT |= {"rank_penalty_strength", "low_rank_emphasis"}
+OFF = {"optim_bits": 32, "percentile_clipping": 100, "frequency_penalty": 0}
+OFF |= {"edge_suppression": False, "lora_rank_penalty": False}
+FEATURES = {"update_clip", "confidence", "torque", "torque_mean", "lr_mask", "row_rates", "max_lr"}
+FEATURES |= {"spatial", "background", "weight_decay", "warmup_ramp", "bias_correction", "nonfinite"}
+EPS = 1e-30
+LARGEST_GRADIENT = 1e15
+
+
+class CameampOracle:
+    """One parameter group. `disable` switches single features off, to show that a parity test notices."""
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        *,
+        layout: str = "torch",
+        embedding: Sequence[bool] | None = None,
+        decay_mask: Sequence[bool] | None = None,
+        disable: frozenset[str] | set[str] = frozenset(),
+        **fields: Any,
+    ) -> None:
+        known = {name: value for name, value in fields.items() if name in DEFAULTS}
+        for name in set(fields) - set(known) - WITHOUT_EFFECT:
+            if name not in OFF or fields[name] != OFF[name]:
+                raise ValueError(f"not what this oracle computes: {name} = {fields[name]!r}")
+        if set(disable) - FEATURES or layout not in ("torch", "flax"):
+            raise ValueError(f"unknown feature or layout: {disable}, {layout}")
+        self.cfg = SimpleNamespace(**{**DEFAULTS, **known})
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.layout = layout
+        self.embedding = list(embedding or [False] * len(self.shapes))
+        self.decay_mask = list(decay_mask or [True] * len(self.shapes))
+        self.disable = frozenset(disable)
+        self.use_torque: bool = self.cfg.torque and "torque" not in disable
+        self.use_mask: bool = self.cfg.lr_mask_gain > 0 and "lr_mask" not in disable
+        self.use_spatial: bool = self.cfg.spatial_awareness and "spatial" not in disable
+        self.use_background: bool = self.cfg.background_regularization and "background" not in disable
+        self.step = 0
+        self.lr_scale = 0.0  # log
+        self.state = [self._initial_state(i) for i in range(len(self.shapes))]
+
+    # -------------------------------------------------------------- layout
+
+    def _row_axis(self, i: int) -> int:
+        # Embeddings are (num, features) in both layouts.
+        return 0 if self.layout == "torch" or self.embedding[i] else len(self.shapes[i]) - 1
+
+    def _row_mean(self, i: int, x: Array) -> Array:
+        """One value per row, kept dims: e.g. (out, 1, 1, 1)."""
+        columns = tuple(axis for axis in range(x.ndim) if axis != self._row_axis(i))
+        return x.mean(axis=columns, keepdims=True)
+
+    def _column_mean(self, i: int, x: Array) -> Array:
+        """The mean over the row axis, kept dims."""
+        return x.mean(axis=self._row_axis(i), keepdims=True)
+
+    def _row_shape(self, i: int) -> tuple[int, ...]:
+        return tuple(n if axis == self._row_axis(i) else 1 for axis, n in enumerate(self.shapes[i]))
+
+    def _column_shape(self, i: int) -> tuple[int, ...]:
+        return tuple(1 if axis == self._row_axis(i) else n for axis, n in enumerate(self.shapes[i]))
+
+    # -------------------------------------------------------------- state
+
+    def _initial_state(self, i: int) -> dict[str, Any]:
+        shape = self.shapes[i]
+        has_rows = len(shape) >= 2
+        pair = has_rows and (np.zeros(self._row_shape(i)), np.zeros(self._column_shape(i)))
+        factored_sq = has_rows and self.cfg.factored in ("second_moment", "all")
+        factored_res = has_rows and self.cfg.factored == "all"
+        warming = self.cfg.warmup_steps > 0
+        return {
+            "age": 0,
+            "skipped_steps": 0,
+            "exp_avg": np.zeros(shape),
+            "exp_avg_sq": pair if factored_sq else np.zeros(shape),
+            "exp_avg_res": pair if factored_res else np.zeros(shape),
+            "s": np.zeros(shape) if self.use_torque and self.cfg.torque_decay > 0 and warming else None,
+            "last_polarity": np.zeros(shape, dtype=bool) if self.use_mask and warming else None,
+            "lr_mask": np.zeros(self._row_shape(i)) if self.use_mask and has_rows else None,
+            "spatial_variance": np.zeros(self._row_shape(i)) if self.use_spatial and has_rows else None,
+            "torque_mean": 1.0,
+            "background_scale": 0.0,
+        }
+
+    def step_(self, grads: Sequence[Any], params: Sequence[Any]) -> list[Array]:
+        """Advance by one call; the updates are to be ADDED to the parameters."""
+        self.step = t = min(self.step + 1, 2**31 - 1)
+        base_lr = float(self.cfg.lr(t - 1)) if callable(self.cfg.lr) else float(self.cfg.lr)
+        self._drop_warmup_states()
+        updates = [np.zeros(shape) for shape in self.shapes]
+        taking_part: dict[int, Array] = {}
+        for i, grad in enumerate(grads):
+            # An empty array takes no part: its state does not change and it does not age.
+            if grad is None or np.size(grad) == 0:
+                continue
+            g = np.asarray(grad).astype(np.float64)
+            assert g.shape == self.shapes[i]
+            if not np.all(np.isfinite(g)) or np.any(np.abs(g) > LARGEST_GRADIENT):
+                if "nonfinite" not in self.disable:
+                    self.state[i]["skipped_steps"] += 1  # it does not age, the global t has grown
+                    continue
+                g = np.zeros_like(g)
+            taking_part[i] = g
+        for i, g in taking_part.items():
+            # Rates use lr_scale and lr_mask of before this step; the votes below enter the next one.
+            updates[i] = self._update(i, g, np.asarray(params[i]).astype(np.float64), base_lr)
+        if self.use_mask and t <= self.cfg.warmup_steps:
+            self._vote(taking_part, base_lr)
+        return updates
+
+    def _drop_warmup_states(self) -> None:
+        """At the first t > warmup_steps, for every array, whether or not it takes part."""
+        if self.step > self.cfg.warmup_steps:
+            for state in self.state:
+                state["s"] = state["last_polarity"] = None
+
+    def _beta_power(self, beta: float, exponent: int) -> float:
+        """beta ** exponent (0 ** 0 is 1); 0, its limit, without bias correction."""
+        return 0.0 if "bias_correction" in self.disable else float(beta) ** exponent
+
+    def _update(self, i: int, g: Array, w: Array, base_lr: float) -> Array:
+        state = self.state[i]
+        beta1 = self.cfg.betas[0]
+        # Bias corrections and every "1 at t = 1" mean the array's own first step, hence its age.
+        state["age"] = age = state["age"] + 1
+
+        v_hat, decay_factor = self._second_moment(i, g)
+        u = g / np.sqrt(v_hat)
+        if "update_clip" not in self.disable:
+            u = np.clip(u, -self.cfg.update_clip, self.cfg.update_clip)
+
+        state["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * u
+        m_hat = state["exp_avg"] / (1 - self._beta_power(beta1, age))
+
+        r_hat = self._residual(i, (u - m_hat) ** 2)
+        d = m_hat if "confidence" in self.disable else m_hat / np.sqrt(r_hat + self.cfg.confidence_floor)
+        if self.use_torque:
+            d = self._apply_torque(state, d, u)
+        kappa = self._spatial_factor(i, d)
+        array_rate, row_rate = self._rates(state, base_lr, kappa)
+        update = -(row_rate * d)
+        if self.decay_mask[i] and "weight_decay" not in self.disable:
+            update -= array_rate * self.cfg.weight_decay * decay_factor * w
+        return np.asarray(update)
+
+    def _second_moment(self, i: int, g: Array) -> tuple[Array, Array | float]:
+        """v-hat and the background factor b of the weight decay."""
+        state = self.state[i]
+        beta2 = self.cfg.betas[1]
+        q = g**2 + EPS
+        correction = 1 - self._beta_power(beta2, state["age"])
+        if isinstance(state["exp_avg_sq"], tuple):
+            row, column = state["exp_avg_sq"]
+            row = beta2 * row + (1 - beta2) * self._row_mean(i, q)
+            column = beta2 * column + (1 - beta2) * self._column_mean(i, q)
+            state["exp_avg_sq"] = (row, column)
+            v = row / row.mean() * column
+            root_mean = np.sqrt(row).mean() * np.sqrt(column).mean() / np.sqrt(row.mean())
+            # Neither v nor its mean is bias-corrected here (it cancels), so the floor does not apply.
+            b = self._background(np.sqrt(v), root_mean)
+            return np.maximum(v / correction, EPS), b
+        state["exp_avg_sq"] = beta2 * state["exp_avg_sq"] + (1 - beta2) * q
+        v_hat = np.maximum(state["exp_avg_sq"] / correction, EPS)
+        b = 1.0 if state["age"] == 1 else self._background(np.sqrt(v_hat), state["background_scale"])
+        if self.use_background:
+            state["background_scale"] = float(np.sqrt(v_hat).mean())  # for the next step, decay or not
+        return v_hat, b
+
+    def _background(self, root: Array, root_mean: float) -> Array | float:
+        if not self.use_background:
+            return 1.0
+        with np.errstate(over="ignore"):  # exp overflows to inf, and b is rightly 0
+            return 2 / (1 + np.exp(4 * (root / root_mean - 1)))
+
+    def _residual(self, i: int, e: Array) -> Array:
+        """r-hat. Elementwise it uses the r of this step, factored the EMAs of the step before."""
+        state = self.state[i]
+        beta3, age = self.cfg.betas[2], state["age"]
+        if isinstance(state["exp_avg_res"], tuple):
+            row, column = state["exp_avg_res"]
+            r = row / max(row.mean(), EPS) * column
+            state["exp_avg_res"] = (
+                beta3 * row + (1 - beta3) * self._row_mean(i, e),
+                beta3 * column + (1 - beta3) * self._column_mean(i, e),
+            )
+            return (r + 1 - beta3) / (2 - beta3 - self._beta_power(beta3, age - 1))
+        r = state["exp_avg_res"] = beta3 * state["exp_avg_res"] + (1 - beta3) * e
+        return (r + 1 - beta3) / (2 - beta3 - self._beta_power(beta3, age))
+
+    def _apply_torque(self, state: dict[str, Any], d: Array, u: Array) -> Array:
+        x = d * u
+        s = x / (np.abs(x) + 0.01)
+        if state["s"] is not None:  # only while t <= warmup_steps and torque_decay > 0
+            s = state["s"] = self.cfg.torque_decay * state["s"] + (1 - self.cfg.torque_decay) * s
+        tau = (1 + s) / 2
+        last_mean = 1.0 if "torque_mean" in self.disable else max(state["torque_mean"], 0.05)
+        state["torque_mean"] = float(tau.mean())  # stored as it is, floored when used
+        return d * tau / last_mean
+
+    def _spatial_factor(self, i: int, d: Array) -> Array | float:
+        """kappa of the variances of the step before; then this step's variance of d joins the EMA."""
+        state = self.state[i]
+        last = state["spatial_variance"]
+        if last is None:
+            return 1.0
+        variance = self._row_mean(i, (d - self._row_mean(i, d)) ** 2)
+        state["spatial_variance"] = 0.99 * last + 0.01 * variance
+        if state["age"] == 1 or last.mean() == 0:
+            return 1.0
+        return np.clip(np.sqrt(last.mean() / np.maximum(last, EPS)), 0.5, 2.0)
+
+    def _rates(self, state: dict[str, Any], base_lr: float, kappa: Array | float) -> tuple[Any, Any]:
+        """The array's rate and the row's (the same where there are no rows)."""
+        eta, low = base_lr, self.cfg.min_lr
+        if self.step <= self.cfg.warmup_steps:
+            if "warmup_ramp" not in self.disable:
+                eta *= min(1.0, self.step / self.cfg.warmup_steps)
+            low = min(self.cfg.min_lr, eta)
+        if eta == 0:
+            return 0.0, 0.0
+        delta = 0.0 if state["lr_mask"] is None else state["lr_mask"]
+        array_rate = eta * math.exp(self.lr_scale)
+        row_rate = eta * np.exp(self.lr_scale + delta) * kappa
+        if "max_lr" in self.disable:
+            return array_rate, row_rate
+        return np.clip(array_rate, low, self.cfg.max_lr), np.clip(row_rate, low, self.cfg.max_lr)
+
+    # -------------------------------------------------------------- learning-rate mask
+
+    def _vote(self, taking_part: dict[int, Array], base_lr: float) -> None:
+        """Pool the votes into lr_scale, move each row's lr_mask, and remember the signs."""
+        sum_of_votes = sum_of_sizes = 0.0
+        voters: list[tuple[int, Array, Array]] = []
+        for i, g in taking_part.items():
+            state = self.state[i]
+            vote = np.where(g == 0, 0.0, np.where(np.signbit(g) == state["last_polarity"], 1.0, -1.0))
+            # Set means negative; where g = 0 the stored bit stays.
+            state["last_polarity"] = np.where(g == 0, state["last_polarity"], np.signbit(g))
+            weight = np.abs(g)
+            # An array without a last gradient stores its signs but has no vote yet.
+            if state["age"] < 2 or weight.sum() == 0:
+                continue
+            sum_of_votes += g.size * float((weight * vote).sum() / weight.sum())
+            sum_of_sizes += g.size
+            voters.append((i, weight, vote))
+        if not voters:
+            return  # lr_scale stays
+        mean_vote = sum_of_votes / sum_of_sizes
+        limit = max(0.0, math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)))
+        self.lr_scale = min(max(self.lr_scale + self.cfg.lr_mask_gain * mean_vote, 0.0), limit)
+        for i, weight, vote in voters:
+            delta = self.state[i]["lr_mask"]
+            if delta is None or "row_rates" in self.disable:
+                continue
+            columns = weight.size // delta.size
+            row_weight = self._row_mean(i, weight)
+            seen = row_weight > 0  # lr_mask stays where the row has no gradient
+            row_vote = self._row_mean(i, weight * vote) / np.where(seen, row_weight, 1.0)
+            moved = delta + self.cfg.lr_mask_gain * (row_vote - mean_vote) * columns / (columns + 256)
+            self.state[i]["lr_mask"] = np.where(seen, np.clip(moved, -math.log(3), math.log(3)), delta)
