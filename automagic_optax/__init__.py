@@ -5,6 +5,7 @@ from automagic_optax._nearest import nearest_code
 from automagic_optax.cameamp import scale_by_cameamp
 from automagic_optax.cameamp_state import ScaleByCameampState
 from automagic_optax.codec import QuantizedArray, dequantize, quantize
+from automagic_optax.flax_serialization import register as _register_with_flax
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.random_bits import mix32, random_unit
 from automagic_optax.reports import finish_warmup, memory_report
@@ -14,6 +15,7 @@ from automagic_optax.round_to_parameters import (
     round_to_parameters,
 )
 from automagic_optax.stored import RowColumn
+from automagic_optax.torch_state import from_torch_state, to_torch_state
 
 __all__ = [
     "Config",
@@ -25,6 +27,7 @@ __all__ = [
     "automagic_8bit",
     "dequantize",
     "finish_warmup",
+    "from_torch_state",
     "memory_report",
     "mix32",
     "nearest_code",
@@ -33,4 +36,7 @@ __all__ = [
     "round_stochastically",
     "round_to_parameters",
     "scale_by_cameamp",
+    "to_torch_state",
 ]
+
+_register_with_flax()

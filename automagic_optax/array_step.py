@@ -50,8 +50,8 @@ def step_array(
         shared: what all arrays have in common.
 
     Returns:
-        The update in float32 with its sign and learning rate; where a gradient element is not finite, zeros, the old
-        states and one more skipped step (section 6).
+        The update in float32 with its sign and learning rate; where a gradient element is not finite, negative zeros
+        (which leave a parameter of −0.0 as it is), the old states and one more skipped step (section 6).
     """
     config, rates, writer = shared.config, shared.rates, shared.writer
     beta1, beta2, beta3 = map(decay, config.betas)
@@ -73,7 +73,8 @@ def step_array(
     m_hat = m / section5.remainder(beta1, t)
 
     # Confidence
-    e = jnp.square(u - m_hat)
+    # At its first step an array's m̂ is u itself; what float32 leaves of the difference is noise.
+    e = jnp.where(age == 1, f32(0), jnp.square(u - m_hat))
     r_hat, r = section5.confidence(read_nonnegative(old.exp_avg_res), e, beta3, t, plan)
     d = m_hat / jnp.sqrt(r_hat + f32(config.confidence_floor))
 
@@ -122,7 +123,7 @@ def step_array(
     )
     new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
     skipped_steps = old.skipped_steps + (~finite).astype(jnp.int32)
-    return jnp.where(finite, -delta, f32(0)), new._replace(skipped_steps=skipped_steps), vote
+    return jnp.where(finite, -delta, f32(-0.0)), new._replace(skipped_steps=skipped_steps), vote
 
 
 def _is_zero(weight_decay: Any) -> bool:

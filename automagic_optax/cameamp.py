@@ -108,7 +108,7 @@ def scale_by_cameamp(
             if g is not None and plan.size > 0
             else (_no_step(g), old, None)
             for g, w, old, plan, is_decayed in zip(
-                gradients, weights, scatter_states(params, state), plans, decayed, strict=True
+                gradients, weights, scatter_states(params, state, config.absmax_block_size), plans, decayed, strict=True
             )
         ]
         new_updates = [u for u, _, _ in stepped]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import optax
+from optax._src.base import NO_PARAMS_MSG  # optax has no public name for it
 
 from automagic_optax.marks import leaf_name
 
@@ -26,4 +26,4 @@ def check_dtypes(params: Any) -> None:
 def check_params(params: Any) -> None:
     """Raises optax's own error if an update was called without the parameters."""
     if params is None:
-        raise ValueError(optax.base.NO_PARAMS_MSG)
+        raise ValueError(NO_PARAMS_MSG)

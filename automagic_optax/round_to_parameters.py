@@ -63,7 +63,7 @@ def round_to_parameters(stochastic: bool = True) -> optax.GradientTransformation
             else:
                 new = new.astype(w.dtype)
             # A parameter that does not move keeps its bits, the sign of a zero included.
-            return jnp.where(u == 0, np.float32(0), new.astype(jnp.float32) - old)
+            return jnp.where(u == 0, np.float32(-0.0), new.astype(jnp.float32) - old)
 
         leaves = flatten_like(params, updates)
         new_updates = [rounded(u, w) for u, w in zip(leaves, jax.tree.leaves(params), strict=True)]

@@ -3,8 +3,8 @@
 from automagic_core import Config, OptimizationProfiles
 from automagic_torch.codec import BITSANDBYTES_AVAILABLE
 from automagic_torch.optimizer import (
-    AutomagicCameAMP8bit,
     Automagic_CameAMP_Improved_8Bit,
+    AutomagicCameAMP8bit,
     create_improved_8bit_optimizer,
 )
 

@@ -100,7 +100,8 @@ def confidence(
     u: Tensor, m_hat: Tensor, old: States, age: Tensor, plan: StatePlan, beta: Decay
 ) -> tuple[Tensor, States]:
     """r̂: how far u strays from the momentum, with one pseudo-observation of 1."""
-    e = (u - m_hat) ** 2
+    # At its first step an array's m̂ is u itself; what float32 leaves of the difference is noise.
+    e = torch.where(age == 1, 0.0, (u - m_hat) ** 2)
     if plan.factored_res:
         # Of the step before, so that e is read once.
         R, C = old["exp_avg_res_row"], old["exp_avg_res_col"]

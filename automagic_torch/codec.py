@@ -118,7 +118,7 @@ def _moved_to_neighbour(y: Tensor, codes: Tensor, codebook: Tensor, r: Tensor) -
     error = y - codebook[k]
     neighbour = (k + error.sign().int()).clamp(0, 255)
     gap = (codebook[neighbour] - codebook[k]).abs()
-    # Past the end of the map the neighbour is k itself and the quotient infinite; without an error it is NaN: both stay.
+    # Past the end of the map the neighbour is k itself, the quotient infinite; without an error it is NaN: both stay.
     move = r < error.abs() / gap
     return torch.where(move, neighbour, k).to(torch.uint8)
 

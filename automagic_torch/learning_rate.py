@@ -126,7 +126,8 @@ def new_lr_scale(lr_scale: Tensor, a_hat: Tensor, any_counts: Tensor, lr: float 
 
 def new_lr_mask(lr_mask: Tensor, v: Vote, a_hat: Tensor, plan: StatePlan, config: Config) -> Tensor:
     """δ after the vote, `StatePlan.row_shape`."""
-    assert v.rows is not None and v.row_weight is not None
+    assert v.rows is not None
+    assert v.row_weight is not None
     shrinkage = plan.columns / (plan.columns + ROW_SHRINKAGE)
     moved_mask = lr_mask + config.lr_mask_gain * (v.rows - moved(a_hat, lr_mask.device)) * shrinkage
     return torch.where(v.counts & (v.row_weight > 0), moved_mask.clamp(-ROW_LIMIT, ROW_LIMIT), lr_mask)

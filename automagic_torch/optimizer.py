@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from automagic_core import MAX_STEP, ArrayMemory, Config, StatePlan, memory_report
+from automagic_core import MAX_STEP, ArrayMemory, StatePlan, memory_report
 from automagic_torch import codec
-from automagic_torch.cameamp import scale_by_cameamp
+from automagic_torch.call import Array, Call, finish, update_array
 from automagic_torch.gradients import gradient_stages, is_usable
 from automagic_torch.groups import (
     can_store_8bit,
@@ -26,56 +25,9 @@ from automagic_torch.groups import (
     refuse_dtypes,
     refuse_sparse,
 )
-from automagic_torch.learning_rate import (
-    Rates,
-    Vote,
-    moved,
-    new_lr_mask,
-    new_lr_scale,
-    new_polarity,
-    pooled,
-    rates,
-    vote,
-)
+from automagic_torch.learning_rate import moved
 from automagic_torch.loading import checked_state
-from automagic_torch.parameters import add_update
-from automagic_torch.states import WARM_UP_ONLY, States, new_state, read_state, state_forms, write_state
-
-
-@dataclass
-class _Call:
-    """One group in one call of the optimizer."""
-
-    group: dict[str, Any]
-    config: Config
-    step: int
-    rates: dict[torch.device, Rates] = field(default_factory=dict)
-    votes: list[tuple[_Array, Vote]] = field(default_factory=list)
-
-    @property
-    def warming(self) -> bool:
-        return self.step <= self.config.warmup_steps
-
-    @property
-    def voting(self) -> bool:
-        return self.warming and self.step >= 2 and self.config.lr_mask_gain > 0
-
-    def rates_on(self, device: torch.device) -> Rates:
-        if device not in self.rates:
-            lr, lr_scale = self.group["lr"], self.group["lr_scale"]
-            self.rates[device] = rates(lr, lr_scale, self.step, self.config, device)
-        return self.rates[device]
-
-
-@dataclass
-class _Array:
-    """One parameter in one call: it has a gradient and at least one element."""
-
-    param: Tensor
-    state: States
-    plan: StatePlan
-    ok: Tensor
-    call: _Call
+from automagic_torch.states import new_state, state_forms
 
 
 class AutomagicCameAMP8bit(Optimizer):
@@ -148,19 +100,19 @@ class AutomagicCameAMP8bit(Optimizer):
                 loss = closure()
         for index, group in enumerate(self.param_groups):
             refuse_sparse(group, index)
-        calls = [_Call(group, group_config(group), min(group["step"] + 1, MAX_STEP)) for group in self.param_groups]
+        calls = [Call(group, group_config(group), min(group["step"] + 1, MAX_STEP)) for group in self.param_groups]
         arrays = [array for index, call in enumerate(calls) for array in self._arrays(call, index)]
         for call in calls:
             call.group["step"] = call.step
             call.group["lr_scale"] = moved(call.group["lr_scale"], _device_of(call.group))
         for array, g in zip(arrays, gradient_stages(arrays), strict=True):
-            self._update(array, g)
+            update_array(array, g, self._on_update)
         for call in calls:
-            _finish(call, self.state)
+            finish(call, self.state)
         self._tell(calls)
         return loss
 
-    def _arrays(self, call: _Call, group_index: int) -> list[_Array]:
+    def _arrays(self, call: Call, group_index: int) -> list[Array]:
         """The arrays of a group that take part, with their states; a new array gets one."""
         arrays = []
         for index, p in enumerate(call.group["params"]):
@@ -178,32 +130,8 @@ class AutomagicCameAMP8bit(Optimizer):
                     f"the state of {name} does not fit its group's fields: "
                     "fields that decide which states there are cannot change after the first step"
                 )
-            arrays.append(_Array(p, state, plan, is_usable(p), call))
+            arrays.append(Array(p, state, plan, is_usable(p), call))
         return arrays
-
-    def _update(self, array: _Array, g: Tensor) -> None:
-        """Sections 5 and 6 for one array: states, vote and parameter."""
-        p, plan, ok, call = array.param, array.plan, array.ok, array.call
-        old = read_state(array.state, plan)
-        w = p.detach().float().contiguous()
-        direction = scale_by_cameamp(g, old, plan, call.config)
-        eta = call.rates_on(p.device)
-        eta_rows = eta.rows(old.get("lr_mask"), direction.kappa)
-        decay = eta.array * call.config.weight_decay * direction.b
-        delta = torch.where(ok, -(eta_rows * direction.d + decay * w), 0.0)
-
-        new = direction.states
-        if "last_polarity" in old:
-            if call.voting:
-                ballot = vote(g, old["last_polarity"], ok & (old["age"] >= 1), plan)
-                call.votes.append((array, ballot))
-            new["last_polarity"] = new_polarity(g, old["last_polarity"])
-        write_state(array.state, new, ok, plan, call.step, call.config.stochastic_rounding)
-        array.state["skipped_steps"] = _counted_up(array.state["skipped_steps"], ~ok)
-
-        if self._on_update is not None:
-            self._on_update(p, delta)
-        add_update(p, delta, ok, call.step, call.config.stochastic_rounding_params)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a saved state: hyperparameters, step counters and states, in the dtypes that were saved.
@@ -255,7 +183,7 @@ class AutomagicCameAMP8bit(Optimizer):
         for i, j in places:
             self.param_groups[i]["params"][j]._is_embedding = True
 
-    def _tell_about_fallback(self, p: Tensor, plan: StatePlan, call: _Call) -> None:
+    def _tell_about_fallback(self, p: Tensor, plan: StatePlan, call: Call) -> None:
         """Says once that states which could have been 8-bit are not."""
         wanted = plan_of(p, call.config, call.group["layout"], eight_bit=True)
         if self._told_about_fallback or plan.quantized or not wanted.quantized:
@@ -267,7 +195,7 @@ class AutomagicCameAMP8bit(Optimizer):
             reason = f"the parameters are on {p.device.type}; force_8bit=True stores 8 bits there too"
         warnings.warn(f"optimizer states are stored in 32 bits: {reason}", stacklevel=2)
 
-    def _tell(self, calls: list[_Call]) -> None:
+    def _tell(self, calls: list[Call]) -> None:
         if any(call.config.verbose and call.step == 1 for call in calls):
             report = self.get_memory_efficiency_report()
             print(f"{type(self).__name__}: " + ", ".join(f"{key} {value}" for key, value in report.items()))
@@ -285,27 +213,6 @@ def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **ov
 
 
 Automagic_CameAMP_Improved_8Bit = AutomagicCameAMP8bit
-
-
-def _finish(call: _Call, states: Mapping[Tensor, States]) -> None:
-    """What a group does after its arrays: the pooled vote, and the end of the warm-up."""
-    if call.votes:
-        group = call.group
-        a_hat, any_counts = pooled([ballot for _, ballot in call.votes], group["lr_scale"].device)
-        for array, ballot in call.votes:
-            if array.plan.has_lr_mask:
-                lr_mask = array.state["lr_mask"]
-                array.state["lr_mask"] = new_lr_mask(lr_mask, ballot, a_hat, array.plan, call.config)
-        group["lr_scale"] = new_lr_scale(group["lr_scale"], a_hat, any_counts, group["lr"], call.config)
-    if call.step >= call.config.warmup_steps:
-        for p in call.group["params"]:
-            if p in states:
-                for name in WARM_UP_ONLY:
-                    states[p].pop(name, None)
-
-
-def _counted_up(counter: Tensor, condition: Tensor) -> Tensor:
-    return counter + (condition & (counter < MAX_STEP))
 
 
 def _device_of(group: Mapping[str, Any]) -> torch.device:

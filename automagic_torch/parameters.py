@@ -22,11 +22,8 @@ def add_update(p: Tensor, delta: Tensor, ok: Tensor, step: int, stochastic: bool
         step: t, for the random bits.
         stochastic: round half-precision parameters stochastically, else to nearest.
     """
-    if p.dtype == torch.float64:
-        # Formed in float64: a passage through float32 would move the weight even when delta is 0.
-        new = p + delta.double()
-    else:
-        new = p.float() + delta
+    # A float64 weight is not passed through float32, which would move it even when delta is 0.
+    new = p + delta.double() if p.dtype == torch.float64 else p.float() + delta
     if p.dtype in HALF_DTYPES:
         key = rounding_key(step, Slot.parameters, p.numel())
         new = stochastically_rounded(new, p.dtype, key) if stochastic else new.to(p.dtype)

@@ -167,7 +167,10 @@ class CameampOracle:
         state["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * u
         m_hat = state["exp_avg"] / (1 - self._beta_power(beta1, age))
 
-        r_hat = self._residual(i, (u - m_hat) ** 2)
+        e = (u - m_hat) ** 2
+        if age == 1 and "bias_correction" not in self.disable:
+            e = np.zeros_like(e)  # m-hat is u itself at an array's first step; what is left is rounding
+        r_hat = self._residual(i, e)
         d = m_hat if "confidence" in self.disable else m_hat / np.sqrt(r_hat + self.cfg.confidence_floor)
         if self.use_torque:
             d = self._apply_torque(state, d, u)

@@ -1,0 +1,28 @@
+"""Lets ``flax.serialization`` save and restore 8-bit states, where flax is installed.
+
+flax knows named tuples but not our `QuantizedArray`; its codebook and block size come from the state that is restored
+into, as shapes and dtypes do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from automagic_optax.codec import QuantizedArray
+
+
+def register() -> None:
+    """Makes `QuantizedArray` known to flax; does nothing without flax."""
+    try:
+        from flax import serialization
+    except ImportError:
+        return
+
+    def to_state_dict(array: QuantizedArray) -> dict[str, Any]:
+        return {"codes": array.codes, "absmax": array.absmax}
+
+    def from_state_dict(target: QuantizedArray, state: dict[str, Any]) -> QuantizedArray:
+        return dataclasses.replace(target, codes=state["codes"], absmax=state["absmax"])
+
+    serialization.register_serialization_state(QuantizedArray, to_state_dict, from_state_dict, override=True)

@@ -1,0 +1,41 @@
+"""Where results go and what is said of the machine they were measured on."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions and date, as they stand at the head of every result."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind if device.platform != "cpu" else _processor(),
+        "backend": device.platform,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("jax", "optax", "numpy")}},
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Writes a JSON file under `environment`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"environment": environment(), **results}, indent=2) + "\n")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

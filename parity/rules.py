@@ -1,0 +1,34 @@
+"""Which rule the JAX codec rounds by, so that it stands beside bitsandbytes as it really is on a device."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core import dynamic_codebook
+from automagic_optax import nearest_code
+from automagic_optax.codec import NearestCode
+from parity.cpu_rule import cpu_code_borders
+
+
+@cache
+def _borders(signed: bool) -> np.ndarray:
+    return cpu_code_borders(dynamic_codebook(signed))
+
+
+def cpu_nearest_code(y: jax.Array, signed: bool) -> jax.Array:
+    """The code that bitsandbytes' CPU kernel gives y: its grid of 65,536 points as borders between codes.
+
+    Args:
+        y: float32 in [−1, 1].
+        signed: which codebook.
+    """
+    return jnp.searchsorted(jnp.asarray(_borders(signed)), y, side="right").astype(jnp.int32)
+
+
+def nearest_rule(device: str) -> NearestCode:
+    """The rule of bitsandbytes' kernel on a torch device: its grid on a CPU, the exact one on CUDA."""
+    return cpu_nearest_code if device == "cpu" else nearest_code

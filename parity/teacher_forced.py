@@ -1,0 +1,151 @@
+"""Step parity: at each step both sides start from the same state and see the same gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from automagic_optax.cameamp_state import ScaleByCameampState, scatter_states
+from automagic_optax.torch_tensors import flat_fields
+from parity import streams
+from parity.checks import Check, distance
+from parity.sides import Arrays, JaxSide, TorchSide
+
+UPDATE_BOUND = 2e-6
+"""About 16 float32 roundings; sums of thousands of elements differ by a few."""
+CODE_BOUND = 0.9999
+ELEMENT_BOUND = 0.999
+_ULP_BITS = {"bfloat16": 16, "float16": 0}
+
+BASE = {
+    "lr": 1e-3,
+    "max_lr": 1e-1,
+    "warmup_steps": 100,
+    "weight_decay": 0.1,
+    "torque_decay": 0.5,
+    "min_8bit_size": 1024,
+    "force_8bit": True,
+}
+"""Every feature on; half of the steps inside the warm-up."""
+
+
+class Comparison:
+    """The largest differences over all steps so far."""
+
+    def __init__(self) -> None:
+        self.update = 0.0
+        self.state = 0.0
+        self.codes = self.codes_equal = 0
+        self.code_step = 0
+        self.elements = self.elements_equal = 0
+        self.element_step = 0
+
+    def add(self, theirs: Arrays, ours: Arrays, torch_states: dict[int, Any], state: ScaleByCameampState) -> None:
+        """One step's updates and states."""
+        self.update = max(self.update, *(distance(a, b) for a, b in zip(ours, theirs, strict=True)))
+        arrays = scatter_states(ours, state)
+        for index, array in enumerate(arrays):
+            self._add_states(torch_states[index], {k: np.asarray(v) for k, v in flat_fields(array).items()})
+
+    def _add_states(self, theirs: dict[str, Any], ours: dict[str, np.ndarray]) -> None:
+        for name, value in theirs.items():
+            value = value.numpy()
+            if name == "last_polarity" or value.dtype == np.int32:
+                self.state = max(self.state, float(np.any(value != ours[name])))
+            elif value.dtype == np.uint8:
+                apart = np.abs(value.astype(int) - ours[name].astype(int))
+                self.codes += apart.size
+                self.codes_equal += int((apart == 0).sum())
+                self.code_step = max(self.code_step, int(apart.max(initial=0)))
+            else:
+                self.state = max(self.state, distance(ours[name], value))
+
+    def add_weights(self, theirs: Arrays, ours: Arrays, dtype: str) -> None:
+        """One step's low-precision parameters: how many are equal, how many units apart the others are."""
+        for a, b in zip(theirs, ours, strict=True):
+            apart = np.abs(_ordered(a, dtype) - _ordered(b, dtype))
+            self.elements += apart.size
+            self.elements_equal += int((apart == 0).sum())
+            self.element_step = max(self.element_step, int(apart.max(initial=0)))
+
+
+def compare(
+    fields: dict[str, Any],
+    *,
+    steps: int,
+    device: str = "cpu",
+    dtype: str = "float32",
+    ours: dict[str, Any] | None = None,
+    edit: Callable[[Any], Any] = lambda state: state,
+    shapes: tuple[tuple[int, ...], ...] = streams.SHAPES,
+) -> Comparison:
+    """Runs the torch side and lets the JAX side take each step from the torch side's state.
+
+    Args:
+        fields: hyperparameters of both sides.
+        steps: how many.
+        device, dtype: of the torch side's parameters.
+        ours: hyperparameters that differ on the JAX side, to show that a difference is noticed.
+        edit: changes the JAX side's states before each step, to the same end.
+        shapes: of the arrays.
+    """
+    torch_side = TorchSide(streams.weights(0, shapes), fields, device, dtype)
+    jax_side = JaxSide({**fields, **(ours or {})}, device, dtype)
+    found = Comparison()
+    before = jax_side.init(torch_side.weights())
+    for g in streams.gradients(1, steps, shapes):
+        weights = torch_side.weights()
+        step = jax_side.step(g, edit(before), weights)
+        theirs = torch_side.step(g)
+        saved = torch_side.state_dict()
+        found.add(theirs, step.updates, saved["state"], step.state[0])
+        found.state = max(found.state, _scalar_distance(step.state[0].lr_scale, saved["param_groups"][0]["lr_scale"]))
+        if dtype != "float32":
+            found.add_weights(torch_side.weights(), step.weights, dtype)
+        before = jax_side.from_torch(saved, weights)
+    return found
+
+
+def suite(device: str, steps: int = 200) -> Iterable[Check]:
+    """The checks of the report."""
+    name = "Step parity, teacher-forced"
+    for factored in ("none", "second_moment", "all"):
+        found = compare({**BASE, "factored": factored}, steps=steps, device=device)
+        yield from _checks(name, f"factored {factored}", found)
+    found = compare({**BASE, "optim_bits": 32}, steps=steps, device=device)
+    yield Check(name, "32-bit states: updates", found.update, UPDATE_BOUND)
+    yield Check(name, "32-bit states: states", found.state, UPDATE_BOUND)
+    found = compare({**BASE, "block_wise": False, "factored": "none"}, steps=steps, device=device)
+    yield from _checks(name, "block_wise False", found)
+    for dtype in ("bfloat16", "float16"):
+        for stochastic in (True, False):
+            fields = {**BASE, "stochastic_rounding_params": stochastic}
+            found = compare(fields, steps=steps, device=device, dtype=dtype)
+            kind = f"{dtype} parameters, {'stochastic' if stochastic else 'nearest'}"
+            yield from _checks(name, kind, found)
+            equal = found.elements_equal / found.elements
+            yield Check(name, f"{kind}: equal elements", equal, ELEMENT_BOUND, at_least=True)
+            yield Check(name, f"{kind}: units apart", found.element_step, 1)
+
+
+def _checks(suite: str, kind: str, found: Comparison) -> Iterable[Check]:
+    yield Check(suite, f"{kind}: updates", found.update, UPDATE_BOUND)
+    yield Check(suite, f"{kind}: float32 states", found.state, UPDATE_BOUND)
+    yield Check(suite, f"{kind}: equal codes", found.codes_equal / found.codes, CODE_BOUND, at_least=True)
+    yield Check(suite, f"{kind}: codes apart", found.code_step, 1)
+
+
+def _scalar_distance(ours: jax.Array, theirs: Any) -> float:
+    return abs(float(ours) - float(theirs)) / max(abs(float(theirs)), 1.0)
+
+
+def _ordered(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Integers in the order of the values of a half-precision dtype, one apart where the values are neighbours."""
+    if dtype == "float16":
+        bits = x.astype(np.float16).view(np.int16).astype(np.int64)
+    else:
+        bits = (x.astype(np.float32).view(np.int32) >> 16).astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFF), bits)

@@ -1,0 +1,86 @@
+"""Section 5 in PyTorch with 32-bit states against the float64 oracle: every update and every state of every step."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from automagic_torch import AutomagicCameAMP8bit
+from tests.oracle.cameamp import CameampOracle
+
+SHAPES = ((), (5,), (8, 6), (4, 3, 5), (4, 3, 3, 3), (2, 3, 3, 2, 2))
+BASE: dict[str, Any] = {"lr": 1e-3, "max_lr": 1e-2, "warmup_steps": 30, "weight_decay": 0.1}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "torque memory": {"torque_decay": 0.9},
+    "no torque, no mask": {"torque": False, "lr_mask_gain": 0.0},
+    "no spatial, no background": {"spatial_awareness": False, "background_regularization": False},
+    "no warm-up": {"warmup_steps": 0},
+    "zero and extreme betas": {"betas": (0.0, 0.0, 0.9999)},
+    "flax layout": {"layout": "flax"},
+    "low limit": {"max_lr": 1.2e-3, "min_lr": 9e-4, "update_clip": 1.0, "confidence_floor": 0.5},
+}
+
+
+def distance(ours: torch.Tensor, theirs: Any, least: float = 1e-30) -> float:
+    """Relative, in the norm of the array, which counts as at least `least`."""
+    theirs = np.asarray(theirs, dtype=np.float64)
+    assert ours.shape == theirs.shape
+    error = float(np.linalg.norm(ours.detach().double().numpy() - theirs))
+    return error / max(float(np.linalg.norm(theirs)), least)
+
+
+def differences(state: dict[str, torch.Tensor], oracle: dict[str, Any]) -> dict[str, float]:
+    """Of every float state the two have; integers and signs must be equal."""
+    found = {}
+    # In the first step u and m̂ agree: residuals are squares of rounding errors, beside a floor of 0.01.
+    least = {"exp_avg_res": 1e-3}
+    for name, theirs in oracle.items():
+        if name == "last_polarity" or theirs is None:
+            continue
+        if name in ("age", "skipped_steps"):
+            assert state[name].item() == theirs
+        elif isinstance(theirs, tuple):
+            for part, values in zip(("_row", "_col"), theirs, strict=True):
+                found[name + part] = distance(state[name + part], values, least.get(name, 1e-30))
+        elif name in state:
+            found[name] = distance(state[name], theirs, least.get(name, 1e-30))
+    return found
+
+
+def gradient(rng: np.random.Generator, shape: tuple[int, ...], step: int, index: int) -> np.ndarray | None:
+    if step > 3 and rng.random() < 0.05:
+        return None
+    g = np.asarray(10.0 ** rng.uniform(-3, 3) * (0.4 + rng.standard_normal(shape)), dtype=np.float32)
+    if rng.random() < 0.05:
+        g = g * np.float32(rng.choice([0.0, np.nan]))
+    if g.ndim > 1 and rng.random() < 0.2:
+        g[0] = 0.0
+    return g
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
+def test_updates_and_states_are_the_oracles(factored: str, variant: str) -> None:
+    fields = BASE | {"factored": factored} | VARIANTS[variant]
+    rng = np.random.default_rng(7)
+    params = [torch.nn.Parameter(torch.tensor(rng.standard_normal(s), dtype=torch.float32)) for s in SHAPES]
+    optimizer = AutomagicCameAMP8bit(params, optim_bits=32, **fields)
+    oracle = CameampOracle(SHAPES, **fields)
+    updates: dict[torch.Tensor, torch.Tensor] = {}
+    optimizer._on_update = updates.__setitem__
+    for step in range(1, 51):
+        grads = [gradient(rng, shape, step, index) for index, shape in enumerate(SHAPES)]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = None if g is None else torch.tensor(g)
+        expected = oracle.step_(grads, [p.detach().numpy() for p in params])
+        updates.clear()
+        optimizer.step()
+        for index, (p, theirs) in enumerate(zip(params, expected, strict=True)):
+            update = updates.get(p, torch.zeros(p.shape))
+            assert distance(update, theirs) < 1e-5, (step, SHAPES[index], distance(update, theirs))
+            if p in optimizer.state:
+                off = {k: v for k, v in differences(optimizer.state[p], oracle.state[index]).items() if v >= 1e-5}
+                assert not off, (step, SHAPES[index])
+        assert optimizer.param_groups[0]["lr_scale"].item() == pytest.approx(oracle.lr_scale, rel=1e-5, abs=1e-6)
