@@ -131,7 +131,7 @@ def scatter_states(params: Any, state: ScaleByCameampState, block_size: int | No
 
 
 def _whole(stored: Any, name: str, block_size: int | None) -> Any:
-    """A state in its own type: after an update ``nnx.Optimizer`` holds one of several parts as a mapping of the parts."""
+    """A state in its own type: after an update ``nnx.Optimizer`` holds one of several parts as a mapping."""
     if not isinstance(stored, Mapping):
         return stored
     if "codes" in stored:

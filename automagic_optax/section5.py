@@ -16,6 +16,7 @@ import numpy as np
 
 from automagic_core import Decay, StatePlan, constants
 from automagic_optax.stored import RowColumn
+from automagic_optax.sums import accurate_mean
 
 Array = jax.Array
 f32 = np.float32
@@ -33,7 +34,7 @@ def average(decay: Decay, old: Array, new: Array) -> Array:
 
 def row_mean(x: Array, plan: StatePlan) -> Array:
     """Mean over the columns: a row statistic."""
-    return jnp.mean(x, axis=plan.column_axes, keepdims=True)
+    return accurate_mean(x, plan.column_axes)
 
 
 def column_mean(x: Array, plan: StatePlan) -> Array:
@@ -52,7 +53,7 @@ def average_moment(decay: Decay, old: Array | RowColumn, x: Array, plan: StatePl
 def second_moment(v: Array | RowColumn, decay: Decay, age: Array) -> Array:
     """v̂, at least 10⁻³⁰.  Divides before it multiplies: the product R · C underflows first."""
     if isinstance(v, RowColumn):
-        v = (v.row / jnp.mean(v.row)) * v.column
+        v = (v.row / accurate_mean(v.row)) * v.column
     return jnp.maximum(v / remainder(decay, age), f32(constants.SQUARE_FLOOR))
 
 
@@ -65,7 +66,7 @@ def confidence(
     """
     complement = f32(decay.complement)
     if isinstance(r, RowColumn):
-        estimate = (r.row / jnp.maximum(jnp.mean(r.row), f32(constants.SQUARE_FLOOR))) * r.column
+        estimate = (r.row / jnp.maximum(accurate_mean(r.row), f32(constants.SQUARE_FLOOR))) * r.column
         r_hat = (estimate + complement) / (complement + remainder(decay, age - 1))
         return r_hat, average_moment(decay, r, e, plan)
     r = average(decay, r, e)
@@ -95,12 +96,12 @@ def torque(d: Array, u: Array, s: Array | None, decay: Decay, warming: Array, to
     s = a if s is None else jnp.where(warming, average(decay, s, a), a)
     tau = (1 + s) * f32(0.5)
     d = d * tau / jnp.maximum(torque_mean, f32(constants.TORQUE_MEAN_FLOOR))
-    return Torque(d, s, jnp.mean(tau))
+    return Torque(d, s, accurate_mean(tau))
 
 
 def spatial_factor(spatial_variance: Array) -> Array:
     """κ from the row variances of the array's previous step; 1 where their mean is 0, so at its first step."""
-    mean = jnp.mean(spatial_variance)
+    mean = accurate_mean(spatial_variance)
     ratio = jnp.sqrt(mean / jnp.maximum(spatial_variance, f32(constants.SPATIAL_FLOOR)))
     low, high = constants.SPATIAL_LIMITS
     return jnp.where(mean == 0, f32(1), jnp.clip(ratio, f32(low), f32(high)))
@@ -123,10 +124,10 @@ def background(
             give the mean of this step, and leave it as it is.
     """
     if isinstance(v, RowColumn):
-        mean = jnp.mean(jnp.sqrt(v.row)) * jnp.mean(jnp.sqrt(v.column)) / jnp.sqrt(jnp.mean(v.row))
+        mean = accurate_mean(jnp.sqrt(v.row)) * accurate_mean(jnp.sqrt(v.column)) / jnp.sqrt(accurate_mean(v.row))
         mean, new_scale = mean / jnp.sqrt(remainder(decay, age)), background_scale
     else:
-        mean, new_scale = background_scale, jnp.mean(root)
+        mean, new_scale = background_scale, accurate_mean(root)
     z = root / jnp.where(mean > 0, mean, f32(1)) - 1
     b = f32(2) / (1 + jnp.exp(f32(constants.BACKGROUND_SLOPE) * z))
     return jnp.where(mean > 0, b, f32(1)), new_scale

@@ -91,8 +91,13 @@ def verdict(check: Check) -> str:
     return "ok" if check.passed else "EXCEEDED"
 
 
-def distance(a: Any, b: Any) -> float:
-    """‖a − b‖ / ‖b‖, formed in float64; ‖a‖ where b is all zeros."""
+def distance(a: Any, b: Any, floor: float = 0.0) -> float:
+    """‖a − b‖ / ‖b‖, formed in float64; ‖a‖ where b is all zeros.
+
+    Args:
+        a, b: arrays of one shape.
+        floor: ‖b‖ counts as at least that of an array which is `floor` everywhere.
+    """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    norm = float(np.linalg.norm(b))
+    norm = max(float(np.linalg.norm(b)), floor * float(np.sqrt(b.size)))
     return float(np.linalg.norm(a - b)) / norm if norm > 0 else float(np.linalg.norm(a))

@@ -29,6 +29,11 @@ def cpu_nearest_code(y: jax.Array, signed: bool) -> jax.Array:
     return jnp.searchsorted(jnp.asarray(_borders(signed)), y, side="right").astype(jnp.int32)
 
 
-def nearest_rule(device: str) -> NearestCode:
-    """The rule of bitsandbytes' kernel on a torch device: its grid on a CPU, the exact one on CUDA."""
-    return cpu_nearest_code if device == "cpu" else nearest_code
+def nearest_rule(device: str, block_wise: bool = True) -> NearestCode:
+    """The rule that the torch side rounds by.
+
+    Args:
+        device: bitsandbytes rounds through its grid on a CPU, exactly on CUDA.
+        block_wise: without blocks the torch side uses a codec of its own, which is exact everywhere.
+    """
+    return cpu_nearest_code if device == "cpu" and block_wise else nearest_code

@@ -82,9 +82,9 @@ class JaxSide:
     """
 
     def __init__(self, fields: dict[str, Any], device: str, dtype: str, layout: Any = "torch") -> None:
-        config = Config(**fields)
+        self.config = config = Config(**fields)
         self.dtype = jnp.dtype(dtype)
-        self.scale = scale_by_cameamp(config=config, layout=layout, nearest=nearest_rule(device))
+        self.scale = scale_by_cameamp(config=config, layout=layout, nearest=nearest_rule(device, config.block_wise))
         self.round = round_to_parameters(config.stochastic_rounding_params)
         self._step = jax.jit(self._one_step)
 

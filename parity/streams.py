@@ -24,9 +24,7 @@ def weights(seed: int, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[np.
     return [np.asarray(0.1 * rng.standard_normal(shape), np.float32) for shape in shapes]
 
 
-def gradients(
-    seed: int, steps: int, shapes: tuple[tuple[int, ...], ...] = SHAPES
-) -> Iterator[list[np.ndarray]]:
+def gradients(seed: int, steps: int, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> Iterator[list[np.ndarray]]:
     """Gradients like a network's: scales that differ between rows and columns, a slow drift, noise, exact zeros.
 
     The drift keeps a scalar's momentum away from zero, where the relative distance of one number has no bound.

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from automagic_core import dynamic_codebook
 from automagic_optax.cameamp_state import ScaleByCameampState, scatter_states
 from automagic_optax.torch_tensors import flat_fields
 from parity import streams
@@ -18,7 +19,13 @@ UPDATE_BOUND = 2e-6
 """About 16 float32 roundings; sums of thousands of elements differ by a few."""
 CODE_BOUND = 0.9999
 ELEMENT_BOUND = 0.999
-_ULP_BITS = {"bfloat16": 16, "float16": 0}
+STATE_FLOORS = {"exp_avg_res": 1e-3, "lr_mask": 0.2}
+"""Two states are differences that cancel, so that a relative distance of their own has no bound; they count relative to
+what they are added to or made of.  `exp_avg_res`, the mean of (u − m̂)², enters as r + 1 − β₃; `lr_mask` sums votes of
+both signs, each worth up to the gain."""
+GRID_STEP = 2 / 65535
+"""Between points of bitsandbytes' CPU grid.  Near zero it is coarser than the codes, so neighbouring points are several
+codes apart; pairs within two of its steps count as neighbours."""
 
 BASE = {
     "lr": 1e-3,
@@ -33,9 +40,19 @@ BASE = {
 
 
 class Comparison:
-    """The largest differences over all steps so far."""
+    """The largest differences over all steps so far.
 
-    def __init__(self) -> None:
+    Attributes:
+        grid: codes come through bitsandbytes' CPU grid.
+        update, state: largest distance of an update and of a float32 state.
+        codes, codes_equal, code_step, on_grid: how many codes, how many equal, how many codes apart at most, and how
+            many pairs are several codes but not more than two steps of the grid apart.
+        elements, elements_equal, element_step: the same of low-precision parameters, in units in the last place.
+    """
+
+    def __init__(self, grid: bool) -> None:
+        self.grid = grid
+        self.on_grid = 0
         self.update = 0.0
         self.state = 0.0
         self.codes = self.codes_equal = 0
@@ -51,17 +68,26 @@ class Comparison:
             self._add_states(torch_states[index], {k: np.asarray(v) for k, v in flat_fields(array).items()})
 
     def _add_states(self, theirs: dict[str, Any], ours: dict[str, np.ndarray]) -> None:
-        for name, value in theirs.items():
-            value = value.numpy()
+        if theirs.keys() != ours.keys():
+            self.state = float("inf")
+        for name in theirs.keys() & ours.keys():
+            value = theirs[name].numpy()
             if name == "last_polarity" or value.dtype == np.int32:
                 self.state = max(self.state, float(np.any(value != ours[name])))
             elif value.dtype == np.uint8:
-                apart = np.abs(value.astype(int) - ours[name].astype(int))
-                self.codes += apart.size
-                self.codes_equal += int((apart == 0).sum())
-                self.code_step = max(self.code_step, int(apart.max(initial=0)))
+                self._add_codes(value, ours[name], signed=name in ("exp_avg", "s"))
             else:
-                self.state = max(self.state, distance(ours[name], value))
+                floor = STATE_FLOORS.get(name.removesuffix("_row").removesuffix("_col"), 0.0)
+                self.state = max(self.state, distance(ours[name], value, floor))
+
+    def _add_codes(self, theirs: np.ndarray, ours: np.ndarray, signed: bool) -> None:
+        values = dynamic_codebook(signed).astype(np.float64)
+        apart = np.abs(theirs.astype(int) - ours.astype(int))
+        self.codes += apart.size
+        self.codes_equal += int((apart == 0).sum())
+        on_grid = (apart > 1) & (np.abs(values[theirs] - values[ours]) <= 2 * GRID_STEP) & self.grid
+        self.on_grid += int(on_grid.sum())
+        self.code_step = max(self.code_step, int(np.where(on_grid, 1, apart).max(initial=0)))
 
     def add_weights(self, theirs: Arrays, ours: Arrays, dtype: str) -> None:
         """One step's low-precision parameters: how many are equal, how many units apart the others are."""
@@ -94,7 +120,7 @@ def compare(
     """
     torch_side = TorchSide(streams.weights(0, shapes), fields, device, dtype)
     jax_side = JaxSide({**fields, **(ours or {})}, device, dtype)
-    found = Comparison()
+    found = Comparison(grid=device == "cpu" and jax_side.config.block_wise)
     before = jax_side.init(torch_side.weights())
     for g in streams.gradients(1, steps, shapes):
         weights = torch_side.weights()

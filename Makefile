@@ -1,0 +1,41 @@
+# Every target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+RUN := .venv/bin/python
+SOURCES := automagic_core automagic_torch automagic_optax parity benchmarks examples tests
+
+# Arrays in tests are small: a second thread costs more than it brings.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-all lint parity bench rates clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## trains the digits diffusion model and writes out/demo/*.png
+	OMP_NUM_THREADS=2 $(RUN) -m examples.digits_diffusion
+
+lint: .venv/installed
+	$(RUN) -m ruff check $(SOURCES)
+	$(RUN) -m ruff format --check $(SOURCES)
+	$(RUN) -m mypy
+
+test: lint  ## lint, format check, type check and every test but the slow ones
+	$(RUN) -m pytest -n 2 -m 'not slow'
+
+test-all: lint  ## the slow ones too
+	$(RUN) -m pytest -n 2
+
+parity: .venv/installed  ## PyTorch against JAX; writes out/parity/report.md
+	$(RUN) -m parity
+
+bench: .venv/installed  ## speed and temporary memory of one update on a CPU
+	OMP_NUM_THREADS=2 $(RUN) -m benchmarks.cpu_speed
+
+rates: .venv/installed  ## final loss against starting learning rate, about 10 minutes
+	OMP_NUM_THREADS=2 $(RUN) -m benchmarks.find_rate
+
+clean:
+	rm -rf .venv out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Holds the PyTorch and the JAX optimizer against each other: ``python -m parity``."""

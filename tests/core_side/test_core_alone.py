@@ -1,0 +1,105 @@
+"""`automagic_core` needs numpy only, and its small tools say what they say."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from automagic_core import ArrayMemory, Config, decay, memory_report, state_plan
+
+BLOCKED = """
+import sys
+for name in ("torch", "jax", "jaxlib", "optax", "flax", "bitsandbytes", "automagic_torch", "automagic_optax"):
+    sys.modules[name] = None  # an import of it now raises ImportError
+import automagic_core
+automagic_core.Config(profile="balanced")
+automagic_core.dynamic_codebook(True)
+automagic_core.random_unit(1, 0, 5)
+print("alone")
+"""
+
+
+def test_import_without_any_framework() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "alone", done.stderr
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.99, 0.999, 0.9999999])
+def test_decay_keeps_digits_that_float32_would_lose(beta: float) -> None:
+    constants = decay(beta)
+    assert constants.beta == beta
+    assert constants.complement == 1 - beta
+    # 1 − βᵗ by expm1 in float64 against the direct power: equal up to float64 rounding (1e-16 / (1 − β)).
+    assert -math.expm1(7 * constants.log) == pytest.approx(1 - beta**7, rel=1e-8)
+
+
+def test_decay_of_zero() -> None:
+    assert -math.expm1(0 * decay(0.0).log) == 0  # 0⁰ = 1
+    assert -math.expm1(1 * decay(0.0).log) == 1
+
+
+def test_memory_report_adds_up() -> None:
+    report = memory_report([ArrayMemory(1000, True, 2050), ArrayMemory(24, False, 300)], shared_bytes=8)
+    assert report == {
+        "total_parameters": 1024,
+        "8bit_parameters": 1000,
+        "32bit_parameters": 24,
+        "memory_saved_mb": (8 * 1024 - 2358) / 1e6,
+        "compression_ratio": 1000 / 1024,
+        "state_bytes": 2358,
+        "adam_state_bytes": 8192,
+        "state_bytes_per_parameter": 2358 / 1024,
+    }
+    empty = memory_report([], shared_bytes=8)
+    assert (empty["compression_ratio"], empty["state_bytes_per_parameter"], empty["state_bytes"]) == (0, 0, 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields", "expected"),
+    [
+        ((64, 64), {}, True),
+        ((63, 65), {}, False),  # 4095 elements
+        ((63, 65), {"min_8bit_size": 4095}, True),
+        ((64, 64), {"optim_bits": 32}, False),
+        ((4096,), {}, True),
+    ],
+)
+def test_which_arrays_are_8_bit(shape: tuple[int, ...], fields: dict, expected: bool) -> None:
+    config = Config(**fields)
+    assert state_plan(shape, config, "flax").quantized is expected
+    assert state_plan(shape, config, "flax", eight_bit=False).quantized is False
+    assert state_plan(shape, config, "flax", embedding=True).quantized is expected
+    config.stable_emb = True
+    assert state_plan(shape, config, "flax", embedding=True).quantized is False
+    assert state_plan(shape, config, "flax", embedding=False).quantized is expected
+
+
+@pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
+def test_which_states_an_array_keeps(factored: str) -> None:
+    config = Config(factored=factored, torque_decay=0.5)
+    matrix, vector = state_plan((4, 6), config, "flax"), state_plan((6,), config, "flax")
+    assert matrix.factored_sq is (factored != "none")
+    assert matrix.factored_res is (factored == "all")
+    assert not vector.factored_sq
+    assert not vector.factored_res
+    assert matrix.has_background_scale is (factored == "none")
+    assert vector.has_background_scale
+    assert matrix.has_s
+    assert matrix.has_last_polarity
+    assert (matrix.has_lr_mask, vector.has_lr_mask) == (True, False)
+    assert (matrix.has_spatial_variance, vector.has_spatial_variance) == (True, False)
+    assert matrix.columns == 4
+    assert state_plan((4, 6), config, "torch").columns == 6
+
+    plain = Config(torque_decay=0.0, lr_mask_gain=0, spatial_awareness=False, background_regularization=False)
+    plan = state_plan((4, 6), plain, "flax")
+    kept = (plan.has_s, plan.has_last_polarity, plan.has_lr_mask, plan.has_spatial_variance, plan.has_background_scale)
+    assert not any(kept)
+    no_warmup = state_plan((4, 6), Config(torque_decay=0.5, warmup_steps=0), "flax")
+    assert not no_warmup.has_s
+    assert not no_warmup.has_last_polarity
+    assert no_warmup.has_lr_mask
+    assert not state_plan((4, 6), Config(torque=False, torque_decay=0.5), "flax").has_s

@@ -1,0 +1,196 @@
+"""Runs of `scale_by_cameamp` with 32-bit states, recorded step by step, to be held against the float64 oracle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core import Config
+from automagic_optax import RowColumn, finish_warmup, scale_by_cameamp
+from automagic_optax.cameamp_state import ArrayState, scatter_states
+from tests.oracle.cameamp import CameampOracle
+
+# In PyTorch's order (out, in, *spatial); the last one is marked as an embedding.
+SHAPES: list[tuple[int, ...]] = [(), (5,), (8, 6), (4, 3, 5), (4, 3, 3, 3), (2, 3, 3, 2, 2), (40, 70)]
+EMBEDDING = [False] * 6 + [True]
+DECAYED = [True, False, True, True, False, True, True]
+STEPS = 50
+WARMUP = 20
+# Stages 1 to 4 of section 2 stand in front of this transformation and are no part of the oracle.
+STAGES_OFF: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
+
+
+def schedule(count: Any) -> Any:
+    """A learning rate for numpy and JAX alike."""
+    return 2e-3 * (1 - count / 100)
+
+
+# Everything on, with other than default constants; max_lr limits some rows' rates.
+EVERYTHING: dict[str, Any] = {
+    "optim_bits": 32,
+    "lr": schedule,
+    "min_lr": 1e-6,
+    "max_lr": 2.8e-3,
+    "weight_decay": 0.3,
+    "warmup_steps": WARMUP,
+    "betas": (0.85, 0.95, 0.99),
+    "update_clip": 2.5,
+    "confidence_floor": 0.02,
+    "torque_decay": 0.6,
+    **STAGES_OFF,
+}
+
+
+class Step(NamedTuple):
+    """What went into one step and what came out."""
+
+    grads: list[Any]
+    params: list[np.ndarray]
+    updates: list[Any]
+    lr_scale: float
+    states: list[dict[str, Any]]
+
+
+class Run(NamedTuple):
+    """A recorded run and what the oracle needs to repeat it."""
+
+    steps: list[Step]
+    oracle: Callable[..., CameampOracle]
+
+
+def to_flax(x: np.ndarray, embedding: bool = False) -> np.ndarray:
+    """(out, in, *spatial) → (*spatial, in, out); embeddings and arrays of fewer than two axes stay."""
+    return x if x.ndim < 2 or embedding else x.transpose(*range(2, x.ndim), 1, 0)
+
+
+def gradients(shapes: Sequence[tuple[int, ...]], seed: int, interrupt: bool) -> list[list[Any]]:
+    """Gradients of every step, in PyTorch's order of axes.
+
+    The relative error of one number has no bound where it crosses zero.  So the gradients of arrays of up to five
+    elements drift, which keeps their momentum away from zero, and alternate about the drift, which does the same for
+    the residual u − m̂.  Larger arrays have elements that turn round (votes disagree), zeros, now and then far larger
+    gradients (which meet the clip), and for some steps a row without any gradient.
+    """
+    rng = np.random.default_rng(seed)
+    drifts = [rng.choice([-1.0, 1.0], shape) * rng.uniform(0.7, 1.5, shape) for shape in shapes]
+    every = []
+    for t in range(1, STEPS + 1):
+        grads: list[Any] = []
+        for shape, drift in zip(shapes, drifts, strict=True):
+            if drift.size <= 5:
+                grads.append(np.asarray(drift + (-1) ** t * rng.uniform(0.3, 0.5, shape), np.float32))
+                continue
+            turn = np.where(rng.random(shape) < 0.3, -1.0, 1.0)
+            noise = 0.7 * rng.standard_normal(shape) * (8 if t % 11 == 0 else 1)
+            g = np.asarray(drift * turn + noise, np.float32)
+            g[rng.random(shape) < 0.05] = 0
+            if 5 <= t <= 9:
+                g[1] = 0
+            grads.append(g)
+        if interrupt:
+            last = len(shapes) - 1
+            if t in (1, 2, 14, 33):
+                grads[t % len(shapes)] = None
+            if t in (3, 15, 16, 40):
+                bad = grads[last - t % 3]
+                bad[(0,) * bad.ndim] = {3: np.nan, 15: np.inf, 16: -np.inf, 40: 3e15}[t]
+        every.append(grads)
+    return every
+
+
+def run(
+    fields: Mapping[str, Any],
+    layout: str,
+    *,
+    arrays: Sequence[int] | None = None,
+    jit: bool = False,
+    interrupt: bool = True,
+    seed: int = 0,
+) -> Run:
+    """Runs `STEPS` steps; `interrupt` puts in steps without a gradient and with one that is not finite."""
+    chosen = list(range(len(SHAPES)) if arrays is None else arrays)
+    embedding, decayed = [EMBEDDING[i] for i in chosen], [DECAYED[i] for i in chosen]
+    turn = to_flax if layout == "flax" else lambda x, embedding: x
+    rng = np.random.default_rng(seed + 1)
+    weights = [turn(rng.standard_normal(SHAPES[i]).astype(np.float32), EMBEDDING[i]) for i in chosen]
+    config = Config(**fields)
+    tx = scale_by_cameamp(config=config, layout=layout, embedding=embedding, weight_decay_mask=decayed)
+    update = jax.jit(tx.update) if jit else tx.update
+    params = [jnp.asarray(w) for w in weights]
+    state = tx.init(params)
+    steps = []
+    for t, grads in enumerate(gradients([SHAPES[i] for i in chosen], seed, interrupt), start=1):
+        grads = [None if g is None else turn(g, mark) for g, mark in zip(grads, embedding, strict=True)]
+        updates, state = update([None if g is None else jnp.asarray(g) for g in grads], state, params)
+        if t == config.warmup_steps and not jit:
+            # The oracle drops them at the next step, for every array.
+            recorded = _record(params, state, warming=True)
+            state = finish_warmup(state)
+        else:
+            recorded = _record(params, state, warming=t <= config.warmup_steps)
+        values = [None if u is None else np.asarray(u) for u in updates]
+        steps.append(Step(grads, [np.asarray(w) for w in params], values, float(state.lr_scale), recorded))
+        params = [w if u is None else w + u for w, u in zip(params, updates, strict=True)]
+
+    def oracle(**changes: Any) -> CameampOracle:
+        arguments = {"layout": layout, "embedding": embedding, "decay_mask": decayed, **fields, **changes}
+        return CameampOracle([w.shape for w in weights], **arguments)
+
+    return Run(steps, oracle)
+
+
+def _record(params: Any, state: Any, warming: bool) -> list[dict[str, Any]]:
+    return [_plain(array, w.shape, warming) for array, w in zip(scatter_states(params, state), params, strict=True)]
+
+
+def _plain(array: ArrayState, shape: tuple[int, ...], warming: bool) -> dict[str, Any]:
+    """The states in the oracle's form."""
+    found = {}
+    for name, value in array._asdict().items():
+        found[name] = tuple(map(np.asarray, value)) if isinstance(value, RowColumn) else value
+        if value is not None and not isinstance(value, RowColumn):
+            found[name] = np.asarray(value)
+    if not warming:
+        found["s"] = found["last_polarity"] = None
+    if found["last_polarity"] is not None:
+        bits = np.unpackbits(found["last_polarity"], axis=-1, bitorder="little")
+        found["last_polarity"] = bits[..., : (shape or (1,))[-1]].reshape(shape).astype(bool)
+    return found
+
+
+def relative(ours: Any, theirs: Any) -> float:
+    """‖a − b‖ / ‖b‖; below 1e-20 lie only the float64 oracle's own roundings of exact zeros."""
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape or not np.all(np.isfinite(a)):
+        return math.inf
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-20))
+
+
+def worst_errors(recorded: Run, **changes: Any) -> dict[str, float]:
+    """The largest relative error over all steps and arrays, for the update and for every state by its name."""
+    oracle = recorded.oracle(**changes)
+    worst: dict[str, float] = {}
+
+    def note(name: str, ours: Any, theirs: Any) -> None:
+        if ours is None or theirs is None:
+            # A feature that is off may have no state on one side; without `changes` both must agree.
+            assert changes or (ours is None and theirs is None), name
+            return
+        for a, b in zip(ours, theirs, strict=True) if isinstance(theirs, tuple) else [(ours, theirs)]:
+            worst[name] = max(worst.get(name, 0.0), relative(a, b))
+
+    for step in recorded.steps:
+        updates = oracle.step_(step.grads, step.params)
+        for g, ours, theirs in zip(step.grads, step.updates, updates, strict=True):
+            note("update", np.zeros_like(theirs) if g is None and ours is None else ours, theirs)
+        note("lr_scale", step.lr_scale, oracle.lr_scale)
+        for ours, theirs in zip(step.states, oracle.state, strict=True):
+            assert set(ours) == set(theirs)
+            for name in ours:
+                note(name, ours[name], theirs[name])
+    return worst

@@ -1,0 +1,108 @@
+"""`optax.inject_hyperparams(automagic_8bit, static_args=("lora", "embedding"))`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from automagic_optax import automagic_8bit, finish_warmup, memory_report
+from tests.optax_side.small import assert_same_bits, find_state, grads, params
+
+inject = optax.inject_hyperparams(automagic_8bit, static_args=("lora", "embedding"))
+MARKS: dict[str, Any] = {"dense": {"kernel": False, "bias": False}, "table": True, "scale": False}
+
+
+def follow(tx: Any, steps: int = 3) -> tuple[list[Any], Any]:
+    """The updates of some steps, operation by operation, and the last state."""
+    weights, found = params(), []
+    state = tx.init(weights)
+    for t in range(steps):
+        updates, state = tx.update(grads(t), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        found.append(updates)
+    return found, state
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "numbers": {"learning_rate": 1e-4, "weight_decay": 0.1},
+    "schedules": {
+        "learning_rate": optax.linear_schedule(1e-4, 1e-5, 10),
+        "weight_decay": 0.1,
+    },
+    "overrides": {"learning_rate": 1e-4, "weight_decay": 0.1, "warmup_steps": 2, "max_lr": 0.01, "block_size": 64},
+    "profile": {"learning_rate": 1e-4, "profile": "memory_optimized", "layout": "torch"},
+    "marks": {"learning_rate": 1e-4, "weight_decay": 0.1, "lora": MARKS, "embedding": MARKS},
+    "predicates": {
+        "learning_rate": 1e-4,
+        "lora": lambda path, leaf: leaf.ndim == 2,
+        "embedding": lambda path, leaf: "table" in jax.tree_util.keystr(path),
+    },
+    "decay mask": {"learning_rate": 1e-4, "weight_decay": 0.1, "weight_decay_mask": MARKS},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_transformation_that_was_not_injected(name: str) -> None:
+    arguments = CASES[name]
+    injected, state = follow(inject(**arguments))
+    plain, plain_state = follow(automagic_8bit(**arguments))
+    # The injected rate is a float32 scalar, which the plain number becomes as well: the same bits.
+    assert_same_bits(injected, plain)
+    assert_same_bits(state.inner_state, plain_state)
+    assert set(state.hyperparams) == {"learning_rate", "weight_decay"}
+
+
+def test_overrides_pass_through() -> None:
+    _, state = follow(inject(learning_rate=1e-4, warmup_steps=0, optim_bits=32, lr_mask_gain=0.0))
+    cameamp = find_state(state)
+    assert cameamp.last_polarity is None
+    assert cameamp.lr_mask is None
+    assert cameamp.exp_avg["dense"]["kernel"].dtype == np.float32
+    with pytest.raises(ValueError, match="block_size = 100"):
+        inject(learning_rate=1e-4, block_size=100).init(params())
+    with pytest.raises(ValueError, match="warmup_stepz = 5"):
+        inject(learning_rate=1e-4, warmup_stepz=5).init(params())
+
+
+def test_injected_values_can_be_changed_between_steps_without_compiling_again() -> None:
+    tx = inject(learning_rate=1e-4, weight_decay=0.1, warmup_steps=0, lr_mask_gain=0.0)
+    update = jax.jit(tx.update)
+    weights, state = params(), tx.init(params())
+    before, state = update(grads(0), state, weights)
+    state.hyperparams["learning_rate"] = jnp.float32(0.0)
+    nothing, _ = update(grads(1), state, weights)
+    assert not any(np.asarray(u).any() for u in jax.tree.leaves(nothing))
+    state.hyperparams["learning_rate"] = jnp.float32(1e-4)
+    with_decay, _ = update(grads(1), state, weights)
+    state.hyperparams["weight_decay"] = jnp.float32(0.0)
+    without, _ = update(grads(1), state, weights)
+    difference = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), with_decay, without)
+    assert all(x > 0 for x in jax.tree.leaves(difference))
+    assert update._cache_size() == 1
+    assert all(np.asarray(u).any() for u in jax.tree.leaves(before))
+
+
+def test_a_schedule_is_followed() -> None:
+    tx = inject(learning_rate=lambda count: 1e-4 * (count + 1), weight_decay=optax.linear_schedule(0.4, 0.0, 4))
+    state = tx.init(params())
+    for t in range(3):
+        _, state = tx.update(grads(t), state, params())
+        assert float(state.hyperparams["learning_rate"]) == pytest.approx(1e-4 * (t + 1))
+        assert float(state.hyperparams["weight_decay"]) == pytest.approx(0.4 - 0.1 * t)
+
+
+def test_reports_look_inside() -> None:
+    tx = inject(learning_rate=1e-4, warmup_steps=2)
+    _, state = follow(tx)
+    plain = automagic_8bit(1e-4, warmup_steps=2).init(params())
+    report = memory_report(state)
+    assert report["total_parameters"] == memory_report(plain)["total_parameters"] == 4096 + 7 + 45 + 1
+    finished = finish_warmup(state)
+    assert memory_report(finished)["state_bytes"] == report["state_bytes"] - (16 * 32 + 1 + 9 + 1)
+    weights = params()
+    assert_same_bits(tx.update(grads(9), finished, weights)[0], tx.update(grads(9), state, weights)[0])

@@ -1,0 +1,49 @@
+"""32-bit states: each feature alone against the float64 oracle, for every way of factoring and both layouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.optax_side.oracle_runs import STAGES_OFF, run, worst_errors
+
+PLAIN: dict[str, Any] = {
+    "optim_bits": 32,
+    "lr": 1e-3,
+    "max_lr": 1.0,
+    "weight_decay": 0.0,
+    "warmup_steps": 0,
+    "torque": False,
+    "torque_decay": 0.0,
+    "lr_mask_gain": 0.0,
+    "background_regularization": False,
+    "spatial_awareness": False,
+    **STAGES_OFF,
+}
+ALONE: dict[str, dict[str, Any]] = {
+    "ramp": {"warmup_steps": 20},
+    "torque": {"torque": True},
+    "torque_decay": {"torque": True, "warmup_steps": 30, "torque_decay": 0.8},
+    "lr_mask": {"warmup_steps": 30, "lr_mask_gain": 0.2},
+    "spatial": {"spatial_awareness": True},
+    "weight_decay": {"weight_decay": 0.3},
+    "background": {"weight_decay": 0.3, "background_regularization": True},
+}
+# A vector, a matrix and a convolution; test_oracle_everything has all shapes.
+ARRAYS = [1, 2, 4]
+
+
+@pytest.mark.parametrize("layout", ["torch", "flax"])
+@pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
+@pytest.mark.parametrize("feature", ALONE)
+def test_feature_alone(feature: str, factored: str, layout: str) -> None:
+    recorded = run({**PLAIN, **ALONE[feature], "factored": factored}, layout, arrays=ARRAYS, seed=3)
+    errors = worst_errors(recorded)
+    # As in test_oracle_everything: float32 roundings of fifty steps.
+    assert max(errors.values()) <= 1e-5, errors
+    assert errors["update"] > 0
+    # It is this feature that was compared: without it in the oracle the update differs.
+    last = list(ALONE[feature])[-1]
+    without = {last: PLAIN[last]}
+    assert worst_errors(recorded, **without)["update"] > 1e-3

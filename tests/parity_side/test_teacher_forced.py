@@ -1,0 +1,100 @@
+"""Step parity on a few steps, and that taking any one feature out of one side is noticed."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from parity.streams import SHAPES
+from parity.teacher_forced import BASE, CODE_BOUND, ELEMENT_BOUND, UPDATE_BOUND, Comparison, compare
+
+STEPS = 12
+# Half of the steps in the warm-up: the votes, s and the ramp on one side of it, their absence on the other.
+FIELDS = {**BASE, "warmup_steps": 6}
+FEW = (SHAPES[0], SHAPES[1], SHAPES[6])  # 8-bit with either kind of blocks, and 32-bit
+# To take a feature out: all of the steps in the warm-up, where every feature is at work.
+ALL_ON = {**BASE, "warmup_steps": 7, "factored": "none"}
+TWO = (SHAPES[1], SHAPES[6])
+
+
+def is_equal(found: Comparison) -> bool:
+    """Whether a comparison keeps the bounds of the report."""
+    codes = found.codes == 0 or (found.codes_equal / found.codes >= CODE_BOUND and found.code_step <= 1)
+    return found.update <= UPDATE_BOUND and found.state <= UPDATE_BOUND and codes
+
+
+@pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
+def test_each_step_is_the_same(factored):
+    found = compare({**FIELDS, "factored": factored}, steps=STEPS)
+    assert found.codes > 100_000 or factored == "all"
+    assert found.update <= UPDATE_BOUND
+    assert found.state <= UPDATE_BOUND
+    assert found.codes_equal / found.codes >= CODE_BOUND
+    assert found.code_step <= 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"block_wise": False, "factored": "none"}, {"optim_bits": 32}, {"betas": (0, 0, 0)}]
+)
+def test_each_step_is_the_same_in_other_forms(fields):
+    assert is_equal(compare({**FIELDS, **fields}, steps=STEPS, shapes=FEW))
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_parameters_are_the_same(dtype, stochastic):
+    fields = {**FIELDS, "stochastic_rounding_params": stochastic}
+    found = compare(fields, steps=STEPS, dtype=dtype, shapes=FEW)
+    assert is_equal(found)
+    assert found.elements_equal / found.elements >= ELEMENT_BOUND
+    assert found.element_step <= 1
+
+
+WITHOUT = {
+    "torque": {"torque": False},
+    "torque_decay": {"torque_decay": 0.9},
+    "background_regularization": {"background_regularization": False},
+    "weight_decay": {"weight_decay": 0.0},
+    "update_clip": {"update_clip": 1e6},
+    "confidence_floor": {"confidence_floor": 1e-6},
+    "stochastic_rounding": {"stochastic_rounding": False},
+    "warm-up ramp": {"warmup_steps": 9},
+    "max_lr": {"max_lr": 1e-3},
+    "lr_mask_gain": {"lr_mask_gain": 0.1},
+    "beta1": {"betas": (0.8, 0.99, 0.999)},
+    "beta2": {"betas": (0.9, 0.98, 0.999)},
+    "beta3": {"betas": (0.9, 0.99, 0.99)},
+}
+
+
+@pytest.mark.parametrize("feature", WITHOUT)
+def test_a_feature_missing_on_one_side_is_noticed(feature):
+    assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, ours=WITHOUT[feature]))
+
+
+def test_without_a_change_the_sides_are_equal():
+    assert is_equal(compare(ALL_ON, steps=6, shapes=TWO))
+
+
+def _edited(**fields):
+    def edit(state):
+        new = {name: fields[name](getattr(state[0], name)) for name in fields}
+        return (state[0]._replace(**new), *state[1:])
+
+    return edit
+
+
+EDITS = {
+    "spatial factor": _edited(spatial_variance=lambda tree: [None for _ in tree]),
+    "row rates": _edited(lr_mask=lambda tree: jax.tree.map(jnp.zeros_like, tree)),
+    "lr_scale": _edited(lr_scale=jnp.zeros_like),
+    "bias correction": _edited(age=lambda tree: jax.tree.map(lambda age: age + 1, tree)),
+    "torque mean": _edited(torque_mean=lambda tree: jax.tree.map(jnp.ones_like, tree)),
+    "random bits": _edited(step=lambda step: jnp.where(step > 3, step + 1, step)),
+    "background scale": _edited(background_scale=lambda tree: jax.tree.map(jnp.zeros_like, tree)),
+    "votes": _edited(last_polarity=lambda tree: None if tree is None else jax.tree.map(jnp.zeros_like, tree)),
+}
+
+
+@pytest.mark.parametrize("feature", EDITS)
+def test_a_state_that_does_nothing_on_one_side_is_noticed(feature):
+    assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, edit=EDITS[feature]))

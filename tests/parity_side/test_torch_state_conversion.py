@@ -1,0 +1,109 @@
+"""States carried from PyTorch to JAX and back: bit for bit, and refused by name where they do not fit."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from automagic_optax import QuantizedArray, automagic_8bit, from_torch_state, to_torch_state
+from automagic_torch import AutomagicCameAMP8bit
+
+FIELDS = {"force_8bit": True, "min_8bit_size": 512, "warmup_steps": 4, "torque_decay": 0.5}
+SHAPES = {"layer.kernel": (40, 48), "layer.bias": (40,), "head.kernel": (8, 40)}
+
+
+def torch_run(steps, named=True, **fields):
+    torch.manual_seed(0)
+    params = {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in SHAPES.items()}
+    optimizer = AutomagicCameAMP8bit(params.items() if named else params.values(), lr=1e-3, **(FIELDS | fields))
+    for _ in range(steps):
+        for p in params.values():
+            p.grad = torch.randn(p.shape)
+        optimizer.step()
+    tree = {"layer": {"kernel": params["layer.kernel"], "bias": params["layer.bias"]}}
+    tree["head"] = {"kernel": params["head.kernel"]}
+    return optimizer, jax.tree.map(lambda p: jnp.asarray(p.detach().numpy()), tree)
+
+
+@pytest.mark.parametrize("steps", [2, 6])  # within the warm-up, and after it
+@pytest.mark.parametrize("fields", [{}, {"factored": "none"}, {"factored": "all"}, {"optim_bits": 32}])
+def test_there_and_back_keeps_every_bit(steps, fields):
+    optimizer, params = torch_run(steps, **fields)
+    saved = copy.deepcopy(optimizer.state_dict())
+    fresh, _ = torch_run(0, **fields)
+    back = to_torch_state(from_torch_state(saved, params), params, like=fresh.state_dict())
+    assert back["param_groups"][0]["step"] == steps
+    assert torch.equal(back["param_groups"][0]["lr_scale"], saved["param_groups"][0]["lr_scale"])
+    for index, states in saved["state"].items():
+        assert back["state"][index].keys() == states.keys()
+        for name, value in states.items():
+            assert back["state"][index][name].dtype == value.dtype
+            assert torch.equal(back["state"][index][name], value), name
+    fresh.load_state_dict(back)
+
+
+def test_the_state_has_the_structure_of_init():
+    optimizer, params = torch_run(2)
+    config = {name: value for name, value in FIELDS.items() if name != "lr"}
+    state = automagic_8bit(1e-3, layout="torch", **config).init(params)
+    carried = from_torch_state(optimizer.state_dict(), params)
+    assert jax.tree.structure(state) == jax.tree.structure(carried)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), carried)
+    assert isinstance(carried[0].exp_avg["layer"]["kernel"], QuantizedArray)
+
+
+def test_leaves_are_found_by_name_by_position_and_on_request():
+    optimizer, params = torch_run(2)
+    by_name = from_torch_state(optimizer.state_dict(), params)
+    unnamed, _ = torch_run(2, named=False)
+    as_list = [params["layer"]["kernel"], params["layer"]["bias"], params["head"]["kernel"]]
+    by_position = from_torch_state(unnamed.state_dict(), as_list)
+    assert jnp.array_equal(by_name[0].exp_avg["head"]["kernel"].codes, by_position[0].exp_avg[2].codes) is not False
+    names = {"layer": {"kernel": 0, "bias": 1}, "head": {"kernel": 2}}
+    on_request = from_torch_state(unnamed.state_dict(), params, names=names)
+    for a, b in zip(jax.tree.leaves(by_name), jax.tree.leaves(on_request), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="cannot tell which leaf"):
+        from_torch_state(unnamed.state_dict(), params)
+    with pytest.raises(ValueError, match=r"head\.kernel.*'nose'"):
+        from_torch_state(optimizer.state_dict(), params, names={**names, "head": {"kernel": "nose"}})
+    with pytest.raises(ValueError, match="one to one"):
+        from_torch_state(optimizer.state_dict(), params, names={**names, "head": {"kernel": 1}})
+
+
+def _with(change):
+    optimizer, params = torch_run(2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    change(saved)
+    return saved, params
+
+
+MISFITS = {
+    r"layer\.kernel lacks exp_avg_absmax|unknown entries": lambda s: s["state"][0].pop("exp_avg_absmax"),
+    r"layer\.bias lacks age": lambda s: s["state"][1].pop("age"),
+    r"head\.kernel has unknown entries: nose": lambda s: s["state"][2].update(nose=torch.zeros(1)),
+    r"layer\.kernel has exp_avg of shape \(40, 48\) and float32; expected \(40, 48\) and uint8": lambda s: s["state"][
+        0
+    ].update(exp_avg=torch.zeros(40, 48)),
+    r"layer\.kernel has lr_mask of shape \(3, 1\)": lambda s: s["state"][0].update(lr_mask=torch.zeros(3, 1)),
+    "lacks betas": lambda s: s["param_groups"][0].pop("betas"),
+    "2 parameter groups": lambda s: s["param_groups"].append(s["param_groups"][0]),
+    "has no 'state'": lambda s: s.pop("state"),
+    r"block_size = 100": lambda s: s["param_groups"][0].update(block_size=100),
+}
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_a_state_that_does_not_fit_is_refused_by_name(message):
+    saved, params = _with(MISFITS[message])
+    with pytest.raises(ValueError, match=message):
+        from_torch_state(saved, params)
+
+
+def test_a_missing_optimizer_state_is_refused():
+    optimizer, params = torch_run(0)
+    with pytest.raises(ValueError, match="expected one ScaleByCameampState"):
+        to_torch_state({"nothing": jnp.zeros(3)}, params, like=optimizer.state_dict())
