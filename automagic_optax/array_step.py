@@ -116,7 +116,7 @@ def step_array(
         exp_avg=writer.signed(m, old.exp_avg, Slot.exp_avg),
         exp_avg_sq=writer.nonnegative(v, old.exp_avg_sq, Slot.exp_avg_sq),
         exp_avg_res=writer.nonnegative(r, old.exp_avg_res, Slot.exp_avg_res),
-        s=None if old.s is None or s is None else writer.signed(s, old.s, Slot.s),
+        s=old.s if old.s is None or s is None else writer.signed(s, old.s, Slot.s),
         last_polarity=last_polarity,
         lr_mask=old.lr_mask,
         spatial_variance=spatial_variance,

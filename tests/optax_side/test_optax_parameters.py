@@ -78,7 +78,7 @@ def test_scale_by_cameamp_takes_a_config() -> None:
 
 
 def test_an_empty_tree() -> None:
-    for empty in ({}, [], (), None):
+    for empty in ({}, [], (), {"none": None}):
         state = TX.init(empty)
         updates, state = TX.update(empty, state, empty)
         assert jax.tree.leaves(updates) == []
@@ -86,7 +86,7 @@ def test_an_empty_tree() -> None:
 
 
 def test_none_leaves_scalars_and_arrays_without_elements() -> None:
-    Pair = collections.namedtuple("Pair", "left right")  # noqa: PYI024
+    Pair = collections.namedtuple("Pair", "left right")
     weights = {
         "none": None,
         "scalar": jnp.float32(2.0),

@@ -54,7 +54,7 @@ WITHOUT = {
     "torque_decay": {"torque_decay": 0.9},
     "background_regularization": {"background_regularization": False},
     "weight_decay": {"weight_decay": 0.0},
-    "update_clip": {"update_clip": 1e6},
+    "update_clip": {"update_clip": 1.0},
     "confidence_floor": {"confidence_floor": 1e-6},
     "stochastic_rounding": {"stochastic_rounding": False},
     "warm-up ramp": {"warmup_steps": 9},
