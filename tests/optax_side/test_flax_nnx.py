@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
 
 from automagic_optax import automagic_8bit, finish_warmup, memory_report
@@ -19,11 +18,9 @@ class Model(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.embed = nnx.Embed(20, 64, rngs=rngs)
         self.hidden = nnx.Linear(64, 64, rngs=rngs)
-        self.norm = nnx.LayerNorm(64, rngs=rngs)
-        self.out = nnx.Linear(64, 5, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.out(self.norm(nnx.relu(self.hidden(self.embed(x)))))
+        return nnx.relu(self.hidden(self.embed(x)))[:, :5]
 
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 20, 64))
@@ -45,9 +42,9 @@ def pure(model: Model) -> Any:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-@pytest.mark.parametrize("fields", [{"profile": "balanced", "torque_decay": 0.5}, {"profile": "memory_optimized"}])
-def test_training_is_the_plain_loops_and_continues_after_the_warmup(fields: dict[str, Any]) -> None:
-    tx = automagic_8bit(3e-3, warmup_steps=4, max_lr=0.1, min_8bit_size=1024, **fields)
+def test_training_is_the_plain_loops_and_continues_after_the_warmup() -> None:
+    # 8-bit states of both maps, row and column statistics, packed signs, and arrays without some of them.
+    tx = automagic_8bit(1e-2, warmup_steps=4, max_lr=0.1, min_8bit_size=1024, torque_decay=0.5)
     model = Model(nnx.Rngs(0))
     graph, _ = nnx.split(model, nnx.Param)
 
@@ -102,7 +99,7 @@ def test_a_subset_of_the_parameters() -> None:
     wrt = nnx.All(nnx.Param, nnx.PathContains("hidden"))
     optimizer = nnx.Optimizer(model, automagic_8bit(1e-3), wrt=wrt)
     assert memory_report(optimizer.opt_state)["total_parameters"] == 64 * 64 + 64
-    frozen = pure(model)["out"]["kernel"]
+    frozen = pure(model)["embed"]["embedding"]
     for _ in range(2):
         optimizer.update(model, nnx.grad(loss, argnums=nnx.DiffState(0, wrt))(model))
-    assert (pure(model)["out"]["kernel"] == frozen).all()
+    assert (pure(model)["embed"]["embedding"] == frozen).all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from automagic_torch import AutomagicCameAMP8bit
-from tests.oracle.cameamp import CameampOracle
+from tests.oracle.cameamp import FEATURES, CameampOracle
 
 SHAPES = ((), (5,), (8, 6), (4, 3, 5), (4, 3, 3, 3), (2, 3, 3, 2, 2))
 BASE: dict[str, Any] = {"lr": 1e-3, "max_lr": 1e-2, "warmup_steps": 30, "weight_decay": 0.1}
@@ -49,7 +49,7 @@ def differences(state: dict[str, torch.Tensor], oracle: dict[str, Any]) -> dict[
     return found
 
 
-def gradient(rng: np.random.Generator, shape: tuple[int, ...], step: int, index: int) -> np.ndarray | None:
+def gradient(rng: np.random.Generator, shape: tuple[int, ...], step: int) -> np.ndarray | None:
     if step > 3 and rng.random() < 0.05:
         return None
     g = np.asarray(10.0 ** rng.uniform(-3, 3) * (0.4 + rng.standard_normal(shape)), dtype=np.float32)
@@ -60,18 +60,17 @@ def gradient(rng: np.random.Generator, shape: tuple[int, ...], step: int, index:
     return g
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
-def test_updates_and_states_are_the_oracles(factored: str, variant: str) -> None:
-    fields = BASE | {"factored": factored} | VARIANTS[variant]
+def largest_distance(fields: dict[str, Any], *, steps: int = 50, disable: frozenset[str] = frozenset()) -> float:
+    """Over all updates and states of all steps; infinite where one side has what the other has not."""
     rng = np.random.default_rng(7)
     params = [torch.nn.Parameter(torch.tensor(rng.standard_normal(s), dtype=torch.float32)) for s in SHAPES]
     optimizer = AutomagicCameAMP8bit(params, optim_bits=32, **fields)
-    oracle = CameampOracle(SHAPES, **fields)
+    oracle = CameampOracle(SHAPES, disable=disable, **fields)
     updates: dict[torch.Tensor, torch.Tensor] = {}
     optimizer._on_update = updates.__setitem__
-    for step in range(1, 51):
-        grads = [gradient(rng, shape, step, index) for index, shape in enumerate(SHAPES)]
+    largest = 0.0
+    for step in range(1, steps + 1):
+        grads = [gradient(rng, shape, step) for shape in SHAPES]
         for p, g in zip(params, grads, strict=True):
             p.grad = None if g is None else torch.tensor(g)
         expected = oracle.step_(grads, [p.detach().numpy() for p in params])
@@ -79,8 +78,25 @@ def test_updates_and_states_are_the_oracles(factored: str, variant: str) -> None
         optimizer.step()
         for index, (p, theirs) in enumerate(zip(params, expected, strict=True)):
             update = updates.get(p, torch.zeros(p.shape))
-            assert distance(update, theirs) < 1e-5, (step, SHAPES[index], distance(update, theirs))
-            if p in optimizer.state:
-                off = {k: v for k, v in differences(optimizer.state[p], oracle.state[index]).items() if v >= 1e-5}
-                assert not off, (step, SHAPES[index])
-        assert optimizer.param_groups[0]["lr_scale"].item() == pytest.approx(oracle.lr_scale, rel=1e-5, abs=1e-6)
+            found = differences(optimizer.state[p], oracle.state[index]) if p in optimizer.state else {}
+            largest = max(largest, distance(update, theirs), *found.values())
+        ell = optimizer.param_groups[0]["lr_scale"].item()
+        largest = max(largest, abs(ell - oracle.lr_scale) / max(1.0, abs(oracle.lr_scale)))
+    return largest
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
+def test_updates_and_states_are_the_oracles(factored: str, variant: str) -> None:
+    # 50 steps of float32 against float64: about a hundred roundings of 6e-8 on the way to an update.
+    assert largest_distance(BASE | {"factored": factored} | VARIANTS[variant]) < 1e-5
+
+
+@pytest.mark.parametrize("feature", sorted(FEATURES))
+def test_a_feature_taken_out_of_the_oracle_is_noticed(feature: str) -> None:
+    fields = BASE | {"factored": "none"} | VARIANTS["low limit" if feature == "max_lr" else "torque memory"]
+    try:
+        found = largest_distance(fields, steps=20, disable=frozenset({feature}))
+    except AssertionError:  # a count of skipped steps differs
+        found = np.inf
+    assert not found < 1e-4

@@ -1,0 +1,58 @@
+"""What `automagic_optax` may import: not PyTorch, and nothing that it does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+BLOCK = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None  # an import of it now raises ImportError
+"""
+USE = """
+import jax.numpy as jnp
+import automagic_optax
+tx = automagic_optax.automagic_8bit(1e-4)
+weights = {"kernel": jnp.ones((64, 64))}
+updates, state = tx.update(weights, tx.init(weights), weights)
+automagic_optax.memory_report(automagic_optax.finish_warmup(state))
+print("works", float(updates["kernel"][0, 0]) < 0)
+loaded = {name.partition(".")[0] for name in sys.modules if sys.modules[name] is not None}
+print("automagic_torch" in loaded, "torch" in loaded, "bitsandbytes" in loaded)
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "blocked",
+    [
+        ("torch", "bitsandbytes", "automagic_torch"),
+        ("torch", "bitsandbytes", "automagic_torch", "flax"),
+    ],
+    ids=["without torch", "without torch and flax"],
+)
+def test_works_without(blocked: tuple[str, ...]) -> None:
+    check = "\ntry:\n    import torch\nexcept ImportError:\n    print('blocked')\n"
+    printed = run(BLOCK.format(blocked=blocked) + check + USE)
+    assert printed.split("\n")[:3] == ["blocked", "works True", "False False False"]
+
+
+def test_does_not_import_torch_where_it_is_installed() -> None:
+    assert run("import sys\n" + USE).split("\n")[:2] == ["works True", "False False False"]
+
+
+def test_every_public_name_is_there() -> None:
+    import automagic_optax
+
+    assert len(set(automagic_optax.__all__)) == len(automagic_optax.__all__)
+    for name in automagic_optax.__all__:
+        assert getattr(automagic_optax, name) is not None
+        assert name == "Config" or getattr(automagic_optax, name).__doc__
