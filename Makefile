@@ -6,7 +6,7 @@ SOURCES := automagic_core automagic_torch automagic_optax parity benchmarks exam
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint parity bench rates clean
+.PHONY: demo test test-all lint parity bench memory rates clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
@@ -33,6 +33,9 @@ parity: .venv/installed  ## PyTorch against JAX; writes out/parity/report.md
 
 bench: .venv/installed  ## speed and temporary memory of one update on a CPU
 	OMP_NUM_THREADS=2 $(RUN) -m benchmarks.cpu_speed
+
+memory: .venv/installed  ## what the states of three profiles hold, in JAX and in PyTorch
+	$(RUN) -m benchmarks.memory
 
 rates: .venv/installed  ## final loss against starting learning rate, about 10 minutes
 	OMP_NUM_THREADS=2 $(RUN) -m benchmarks.find_rate

@@ -63,7 +63,9 @@ class Contestant:
         started = time.perf_counter()
         self.compiled = step.lower(self.params, self.state, self.params).compile()
         self.compile_seconds = time.perf_counter() - started
-        self.temporary_bytes = int(self.compiled.memory_analysis().temp_size_in_bytes)
+        memory = self.compiled.memory_analysis()
+        assert memory is not None, "this backend does not tell what it holds"
+        self.temporary_bytes = int(memory.temp_size_in_bytes)
         self.seconds: list[float] = []
         self.processor_seconds: list[float] = []
 

@@ -58,9 +58,7 @@ def cosine(rate: Any, steps: int) -> Callable[[Any], Any]:
 def adamw(rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
     """`optax.adamw` with a ramp of `RAMP` steps."""
     schedule = cosine(rate, steps)
-    return optax.adamw(
-        lambda count: schedule(count) * jnp.minimum(1.0, (count + 1) / RAMP), weight_decay=WEIGHT_DECAY
-    )
+    return optax.adamw(lambda count: schedule(count) * jnp.minimum(1.0, (count + 1) / RAMP), weight_decay=WEIGHT_DECAY)
 
 
 def ours(rate: Any, steps: int, **overrides: Any) -> optax.GradientTransformationExtraArgs:
@@ -75,7 +73,7 @@ def ours(rate: Any, steps: int, **overrides: Any) -> optax.GradientTransformatio
     )
 
 
-NO_STAGES = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
+NO_STAGES: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
 """Moments and mask alone, without the gradient stages."""
 
 BY_HAND = (1e-3, 3e-3, 1e-2, 2e-2)
@@ -181,9 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(table(runs))
     settings = {"steps": options.steps, "batch": BATCH, "seed": SEED, "ramp_without_mask": RAMP}
     settings |= {"weight_decay": WEIGHT_DECAY, "model": byte_transformer.Shape()._asdict()}
-    results.write(
-        options.folder / "find_rate.json", {"settings": settings, "runs": [run._asdict() for run in runs]}
-    )
+    results.write(options.folder / "find_rate.json", {"settings": settings, "runs": [run._asdict() for run in runs]})
     plot(runs, options.folder / "find_rate.png")
 
 

@@ -22,7 +22,10 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind if device.platform != "cpu" else _processor(),
         "backend": device.platform,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("jax", "optax", "numpy")}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("jax", "optax", "numpy")},
+        },
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
 

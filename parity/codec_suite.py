@@ -50,8 +50,8 @@ def _one_block_size(device: str, signed: bool, block_size: int, size: int, kind:
         yield Check(SUITE, f"{kind}: codes off the grid rule", _differing(np.asarray(beside.codes), theirs), 0)
         differ = exact != theirs
         unexplained = differ & (_distance_to_midpoint(y, signed) > GRID_REACH)
-        yield Check(SUITE, f"{kind}: share of codes off the exact rule", float(differ.mean()), 1.0)
-        yield Check(SUITE, f"{kind}: of these not within 1/65,535 of a midpoint", int(unexplained.sum()), 0)
+        counted = f"{kind}: of {int(differ.sum()):,} codes ({differ.mean():.1%}) off the exact rule"
+        yield Check(SUITE, f"{counted}, not within 1/65,535 of a midpoint", int(unexplained.sum()), 0)
     else:
         differ = exact != theirs
         ulps = _distance_to_midpoint(y, signed) / np.spacing(np.abs(y))

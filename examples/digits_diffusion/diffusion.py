@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
-# At t = 1 nothing of the image is left, at t = 0 nothing of the noise: stop just short of both.
-EARLIEST, LATEST = 0.002, 0.998
+# At t = 1 nothing of the image is left to predict from; below t = 0.05 the noise is finer than one grey level.
+EARLIEST, LATEST = 0.05, 0.998
 
 
 def mixing(t: jax.Array) -> tuple[jax.Array, jax.Array]:

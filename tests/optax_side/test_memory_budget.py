@@ -13,7 +13,7 @@ import pytest
 from automagic_optax import automagic_8bit, finish_warmup, memory_report
 from tests.optax_side.small import find_state
 
-WIDTH, VOCABULARY, LAYERS = 320, 8000, 6
+WIDTH, VOCABULARY, LAYERS = 320, 8200, 6
 Tree = dict[str, Any]
 
 

@@ -1,0 +1,73 @@
+"""What the states of a 15 M-parameter transformer hold, in JAX and in PyTorch: ``python -m benchmarks.memory``
+
+Counted from the arrays really held, within the warm-up and after it, against Adam's two float32 moments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from automagic_core import PROFILES
+from automagic_optax import automagic_8bit, finish_warmup, memory_report
+from automagic_torch import create_improved_8bit_optimizer
+from benchmarks import results
+from benchmarks.cpu_speed import shapes
+
+LAYERS, WIDTH, WARM_UP = 3, 512, 2
+
+
+def share(report: dict[str, Any]) -> float:
+    """Percent of Adam's state."""
+    return 100 * report["state_bytes"] / report["adam_state_bytes"]
+
+
+def in_jax(profile: str) -> tuple[float, float]:
+    """Percent of Adam's state in the warm-up and after it."""
+    params = {name: jnp.full(shape, 0.01) for name, shape in shapes(LAYERS, WIDTH).items()}
+    tx = automagic_8bit(1e-4, profile=profile, warmup_steps=WARM_UP)
+    state = tx.init(params)
+    step = jax.jit(tx.update)
+    for _ in range(WARM_UP + 1):
+        _, state = step(params, state, params)
+    return share(memory_report(state)), share(memory_report(finish_warmup(state)))
+
+
+def in_torch(profile: str) -> tuple[float, float]:
+    """The same in PyTorch."""
+    params = [torch.nn.Parameter(torch.full(shape, 0.01)) for shape in shapes(LAYERS, WIDTH).values()]
+    fields: dict[str, Any] = {"lr": 1e-4, "warmup_steps": WARM_UP, "force_8bit": True}
+    optimizer = create_improved_8bit_optimizer(params, profile=profile, **fields)
+    shares = []
+    for _ in range(WARM_UP + 1):
+        for p in params:
+            p.grad = p.detach().clone()
+        optimizer.step()
+        shares.append(share(optimizer.get_memory_efficiency_report()))
+    return shares[0], shares[-1]
+
+
+def main() -> None:
+    """Prints the table and writes memory.json."""
+    like = shapes(LAYERS, WIDTH)
+    size = sum(torch.Size(shape).numel() for shape in like.values())
+    table = Table(title=f"State in percent of Adam's, {size:,} parameters in {len(like)} arrays", title_justify="left")
+    for column in ("profile", "JAX", "JAX, warm-up", "PyTorch", "PyTorch, warm-up"):
+        table.add_column(column, justify="left" if column == "profile" else "right")
+    rows = []
+    for profile in PROFILES:
+        (jax_warm, jax_after), (torch_warm, torch_after) = in_jax(profile), in_torch(profile)
+        shares = {"JAX": jax_after, "JAX, warm-up": jax_warm, "PyTorch": torch_after, "PyTorch, warm-up": torch_warm}
+        rows.append({"profile": profile, **shares})
+        table.add_row(profile, *(f"{value:.2f} %" for value in shares.values()))
+    Console().print(table)
+    results.write(results.FOLDER / "memory.json", {"parameters": size, "arrays": len(like), "percent_of_adam": rows})
+
+
+if __name__ == "__main__":
+    main()

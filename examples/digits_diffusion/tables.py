@@ -1,0 +1,61 @@
+"""What the demo prints: the classifier's counts, the runs side by side, the optimizer's memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from examples.digits_diffusion.data import NEW_CLASSES
+from examples.digits_diffusion.judge import Verdict
+from examples.digits_diffusion.training import Run
+
+# Wide enough that no table is folded where the output is a file.
+console = Console() if Console().is_terminal else Console(width=110)
+
+
+def show_counts(before: Verdict, after: Verdict) -> None:
+    table = Table(title="What the classifier calls the samples")
+    table.add_column("samples")
+    for digit in range(10):
+        table.add_column(str(digit), justify="right", style="bold" if digit in NEW_CLASSES else "")
+    table.add_column("5 to 9", justify="right")
+    for name, verdict in (("before the fine-tuning", before), ("after it", after)):
+        table.add_row(name, *map(str, verdict.counts), f"{verdict.new_share:.1%}")
+    console.print(table)
+
+
+def show_runs(ours: Run, adamw: Sequence[Run], starting_rate: float) -> None:
+    best = min(adamw, key=lambda run: run.final_loss)
+    table = Table(title="Fine-tuning the adapters: one run of ours, a grid of rates for AdamW")
+    for name in ("optimizer", "starting rate", "highest rate", "training loss", "held-out loss", "ms a step"):
+        table.add_column(name, justify="left" if name == "optimizer" else "right")
+    for run in (ours, *adamw):
+        tail = run.losses[-50:]
+        table.add_row(
+            run.name + (" (best of the grid)" if run is best else ""),
+            f"{starting_rate:g}" if run is ours else "its own",
+            f"{max(run.rates):.2g}",
+            f"{sum(tail) / len(tail):.4f}",
+            f"{run.final_loss:.4f}",
+            f"{run.step_seconds * 1e3:.0f}",
+            style="bold" if run in (ours, best) else "",
+        )
+    console.print(table)
+
+
+def show_memory(warming_up: dict[str, Any], afterwards: dict[str, Any]) -> None:
+    table = Table(title="Optimizer state")
+    for name in ("", "bytes", "bytes a parameter", "of Adam's"):
+        table.add_column(name, justify="left" if not name else "right")
+    adam = afterwards["adam_state_bytes"]
+    parameters = afterwards["total_parameters"]
+    table.add_row("Adam, 32-bit", f"{adam:,}", f"{adam / parameters:.2f}", "100 %")
+    for name, report in (("ours, while warming up", warming_up), ("ours, afterwards", afterwards)):
+        size = report["state_bytes"]
+        table.add_row(name, f"{size:,}", f"{report['state_bytes_per_parameter']:.2f}", f"{size / adam:.0%}")
+    console.print(table)
+    console.print(
+        f"{parameters:,} adapter parameters: {afterwards['8bit_parameters']:,} with 8-bit states, "
+        f"{afterwards['32bit_parameters']:,} in arrays too small for them."
+    )
