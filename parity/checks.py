@@ -76,7 +76,9 @@ class Report:
 
 
 def show(value: float) -> str:
-    """A figure in four digits."""
+    """A figure in four digits; a share close to 1 in as many as show what is missing."""
+    if 0.999 < value < 1:
+        return f"{value:.7f}"
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 

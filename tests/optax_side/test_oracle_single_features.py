@@ -47,3 +47,25 @@ def test_feature_alone(feature: str, factored: str, layout: str) -> None:
     last = list(ALONE[feature])[-1]
     without = {last: PLAIN[last]}
     assert worst_errors(recorded, **without)["update"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # Below min_lr: the warm-up ramps past it from below, ℓ's limit counts from min_lr, and later min_lr holds.
+        {"lr": lambda count: 1e-9 * (count + 1), "min_lr": 1e-6, "max_lr": 1.5e-6},
+        # Above max_lr: ℓ's limit is 0, every rate is max_lr.
+        {"lr": lambda count: 1e-2, "max_lr": 1e-3},
+        # A rate of exactly 0 stays 0, at the start, in the warm-up and after it.
+        {"lr": lambda count: 1e-4 * (count % 5), "max_lr": 1e-3},
+    ],
+    ids=["below min_lr", "above max_lr", "zeros"],
+)
+def test_rates_at_their_limits(fields: dict[str, Any]) -> None:
+    warming = {"warmup_steps": 20, "lr_mask_gain": 0.2, "weight_decay": 0.3, "spatial_awareness": True}
+    recorded = run({**PLAIN, **warming, **fields}, "flax", arrays=ARRAYS, seed=4)
+    errors = worst_errors(recorded)
+    assert max(errors.values()) <= 1e-5, errors
+    sizes = [max(float(abs(u).max()) for u in step.updates if u is not None) for step in recorded.steps]
+    rates = [float(fields["lr"](t)) for t in range(len(sizes))]
+    assert all((size == 0) == (rate == 0) for size, rate in zip(sizes, rates, strict=True))
