@@ -37,10 +37,36 @@ class Shared(NamedTuple):
     writer: Writer
 
 
+class ArrayStep(NamedTuple):
+    """What one array's step gives.
+
+    Attributes:
+        update: float32, to be added to the parameter; None where there is no gradient.
+        state: the array's new states.
+        vote: None where none is held.
+        skipped: int32, how many arrays were skipped so far in this call.
+    """
+
+    update: jax.Array | None
+    state: ArrayState
+    vote: Votes | None
+    skipped: jax.Array
+
+
 def step_array(
-    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared
-) -> tuple[jax.Array, ArrayState, Votes | None]:
-    """The update to add to one array, its new states and its vote.
+    g: jax.Array,
+    w: jax.Array,
+    old: ArrayState,
+    plan: StatePlan,
+    decayed: bool,
+    shared: Shared,
+    skipped: jax.Array,
+) -> ArrayStep:
+    """One array's step, or none where an element of its gradient is not finite (section 6).
+
+    A skipped array has negative zeros for its update, which leave a parameter of −0.0 as it is, its old states, and one
+    more of `skipped_steps`.  The count of skipped arrays is passed from array to array: so each waits for the one
+    before, and only one array's float32 values are in memory at a time.
 
     Args:
         g, w: gradient and parameter, in the same shape and any floating dtype.
@@ -48,22 +74,40 @@ def step_array(
         plan: how they are kept.
         decayed: whether weight decay applies to the array.
         shared: what all arrays have in common.
-
-    Returns:
-        The update in float32 with its sign and learning rate; where a gradient element is not finite, negative zeros
-        (which leave a parameter of −0.0 as it is), the old states and one more skipped step (section 6).
+        skipped: arrays skipped so far in this call.
     """
+    g = g.astype(jnp.float32)
+    # A maximum may pass over a NaN, a sum does not; both together are cheaper than a test of each element.
+    total = jnp.sum(g)
+    finite = (jnp.max(jnp.abs(g)) <= f32(constants.GRADIENT_LIMIT)) & (total == total)
+
+    def take(operands: tuple[jax.Array, jax.Array, ArrayState, jax.Array]) -> ArrayStep:
+        g, w, old, skipped = operands
+        return ArrayStep(*_take_step(g, w, old, plan, decayed, shared), skipped)
+
+    def skip(operands: tuple[jax.Array, jax.Array, ArrayState, jax.Array]) -> ArrayStep:
+        g, _, old, skipped = operands
+        vote = jax.eval_shape(take, operands).vote
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), vote)
+        state = old._replace(skipped_steps=old.skipped_steps + 1)
+        return ArrayStep(jnp.full(g.shape, -0.0, jnp.float32), state, nothing, skipped + 1)
+
+    return jax.lax.cond(finite, take, skip, (g, w, old, skipped))
+
+
+def _take_step(
+    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared
+) -> tuple[jax.Array, ArrayState, Votes | None]:
     config, rates, writer = shared.config, shared.rates, shared.writer
     beta1, beta2, beta3 = map(decay, config.betas)
-    g, w = g.astype(jnp.float32), w.astype(jnp.float32)
-    finite = jnp.all(jnp.abs(g) <= f32(constants.GRADIENT_LIMIT))  # false for NaN as well
+    w = w.astype(jnp.float32)
     age = jnp.minimum(old.age, MAX_STEP - 1) + 1
     t = age.astype(jnp.float32)
 
     # Second moment
     q = jnp.square(g) + f32(constants.SQUARE_FLOOR)
     v = section5.average_moment(beta2, read_nonnegative(old.exp_avg_sq), q, plan)
-    root = jnp.sqrt(section5.second_moment(v, beta2, t))
+    root = section5.root_second_moment(v, beta2, t)
 
     # Normalized gradient
     u = jnp.clip(g / root, -f32(config.update_clip), f32(config.update_clip))
@@ -104,7 +148,7 @@ def step_array(
     vote, last_polarity = None, None
     if old.last_polarity is not None:
         last_negative = unpack_bits(old.last_polarity, plan.shape)
-        vote = count_array(g, last_negative, finite & (old.age > 0), plan)
+        vote = count_array(g, last_negative, old.age > 0, plan)
         negative = jnp.where(g == 0, last_negative, g < 0)
         last_polarity = jnp.where(shared.warming, pack_bits(negative), old.last_polarity)
 
@@ -121,9 +165,7 @@ def step_array(
         lr_mask=old.lr_mask,
         spatial_variance=spatial_variance,
     )
-    new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
-    skipped_steps = old.skipped_steps + (~finite).astype(jnp.int32)
-    return jnp.where(finite, -delta, f32(-0.0)), new._replace(skipped_steps=skipped_steps), vote
+    return -delta, new, vote
 
 
 def _is_zero(weight_decay: Any) -> bool:

@@ -11,8 +11,7 @@ import optax
 
 from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, state_plan
 from automagic_optax import codec
-from automagic_optax._nearest import nearest_code
-from automagic_optax.array_step import Shared, step_array
+from automagic_optax.array_step import ArrayStep, Shared, step_array
 from automagic_optax.cameamp_state import (
     ArrayState,
     ScaleByCameampState,
@@ -21,7 +20,7 @@ from automagic_optax.cameamp_state import (
     scatter_states,
 )
 from automagic_optax.checks import check_dtypes, check_params
-from automagic_optax.lr_mask import count_votes, rates
+from automagic_optax.lr_mask import Votes, count_votes, rates
 from automagic_optax.marks import Mark, flatten_like, resolve_decay_mask, resolve_mark, unflatten_like
 from automagic_optax.stored import Writer
 
@@ -34,7 +33,7 @@ def scale_by_cameamp(
     layout: Layout = "flax",
     embedding: Mark = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
-    nearest: codec.NearestCode = nearest_code,
+    rule: codec.RoundingRule = codec.exact_rule,
 ) -> optax.GradientTransformationExtraArgs:
     """Moments, confidence, torque, learning-rate mask, spatial factor and weight decay (section 5).
 
@@ -52,7 +51,7 @@ def scale_by_cameamp(
         layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
         embedding: which arrays are embeddings: a predicate on (path, leaf), a tree of booleans, or None for none.
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
-        nearest: the codec's rule for the nearest code, as in `quantize`.
+        rule: how the codec rounds, as in `quantize`.
 
     Returns:
         A transformation whose update needs `params`.  Its state is a `ScaleByCameampState`.  Updates are float32 and
@@ -97,23 +96,28 @@ def scale_by_cameamp(
         step = jnp.minimum(state.step, MAX_STEP - 1) + 1
         warming = step <= config.warmup_steps
         now = rates(learning_rate, state.lr_scale, step, config)
-        writer = Writer(step, config.stochastic_rounding, nearest)
+        writer = Writer(step, config.stochastic_rounding, rule)
         shared = Shared(config, weight_decay, warming, now, writer)
 
         plans, weights = plans_of(params), jax.tree.leaves(params)
         gradients = flatten_like(params, updates)
         decayed = resolve_decay_mask(weight_decay_mask, params)
-        stepped = [
-            step_array(g, w, old, plan, is_decayed, shared)
-            if g is not None and plan.size > 0
-            else (_no_step(g), old, None)
-            for g, w, old, plan, is_decayed in zip(
-                gradients, weights, scatter_states(params, state, config.absmax_block_size), plans, decayed, strict=True
-            )
-        ]
-        new_updates = [u for u, _, _ in stepped]
-        arrays: list[ArrayState] = [new for _, new, _ in stepped]
-        votes = [vote for _, _, vote in stepped]
+        olds = scatter_states(params, state, config.absmax_block_size)
+        new_updates: list[jax.Array | None] = []
+        arrays: list[ArrayState] = []
+        votes: list[Votes | None] = []
+        skipped = jnp.zeros([], jnp.int32)
+        for g, w, old, plan, is_decayed in zip(gradients, weights, olds, plans, decayed, strict=True):
+            if g is None or plan.size == 0:
+                stepped = ArrayStep(_no_step(g), old, None, skipped)
+            else:
+                stepped = step_array(g, w, old, plan, is_decayed, shared, skipped)
+            new_updates.append(stepped.update)
+            arrays.append(stepped.state)
+            votes.append(stepped.vote)
+            skipped = stepped.skipped
+        # The count is never negative, which the compiler cannot know: using it here keeps the arrays in their order.
+        step = jnp.where(skipped < 0, 0, step)
 
         masks = [array.lr_mask for array in arrays]
         lr_scale, masks = count_votes(votes, masks, plans, now, warming & (step >= 2), config)

@@ -15,10 +15,15 @@ import numpy as np
 
 from automagic_core import absmax_shape, dynamic_codebook
 from automagic_core.constants import MIN_ABSMAX
-from automagic_optax._nearest import nearest_code, take
+from automagic_optax._nearest import nearest_code, stochastic_code, take
 
-NearestCode = Callable[[jax.Array, bool], jax.Array]
-"""(y, signed) → int32 codes; `nearest_code` is the exact rule."""
+RoundingRule = Callable[[jax.Array, bool, jax.Array | None], jax.Array]
+"""(y, signed, random) → int32 codes: y to nearest where random is None, else stochastically."""
+
+
+def exact_rule(y: jax.Array, signed: bool, random: jax.Array | None) -> jax.Array:
+    """Section 3's rule, which is that of bitsandbytes' CUDA kernel."""
+    return nearest_code(y, signed) if random is None else stochastic_code(y, signed, random)
 
 
 @functools.partial(
@@ -70,7 +75,7 @@ def quantize(
     signed: bool = True,
     block_size: int | None = 256,
     random: jax.Array | None = None,
-    nearest: NearestCode = nearest_code,
+    rule: RoundingRule = exact_rule,
 ) -> QuantizedArray:
     """Stores an array in 8 bits: y = x · (1 / absmax), then the nearest of 256 values.
 
@@ -81,7 +86,7 @@ def quantize(
         block_size: elements per scale in row-major order, or None for one scale of the whole array.
         random: r in [0, 1) for each element (`random_unit`) rounds stochastically: unbiased in expectation; None
             rounds to nearest.
-        nearest: the rule for the nearest code.  The parity suite passes the rule of another implementation here.
+        rule: how y becomes a code.  The parity suite passes the rule of another implementation here.
 
     Returns:
         The stored array.  A block whose largest magnitude is below 2⁻¹²⁰ is stored as zeros.
@@ -98,10 +103,7 @@ def quantize(
     scale = jnp.where(zero_block, np.float32(0), np.float32(1) / jnp.where(zero_block, np.float32(1), absmax))
     scale = _per_element(scale, x.shape, block_size)
     y = x * scale
-    codes = nearest(y, signed)
-    if random is not None:
-        codes = _move_to_neighbour(y, codes, signed, random)
-    codes = jnp.where(scale == 0, 0, codes).astype(jnp.uint8)
+    codes = jnp.where(scale == 0, 0, rule(y, signed, random)).astype(jnp.uint8)
     return QuantizedArray(codes, absmax, signed, block_size)
 
 
@@ -109,17 +111,6 @@ def zeros(shape: tuple[int, ...], signed: bool, block_size: int | None) -> Quant
     """The stored form of an array of zeros: every code and every scale 0."""
     scales = jnp.zeros(absmax_shape(shape, block_size), jnp.float32)
     return QuantizedArray(jnp.zeros(shape, jnp.uint8), scales, signed, block_size)
-
-
-def _move_to_neighbour(y: jax.Array, codes: jax.Array, signed: bool, random: jax.Array) -> jax.Array:
-    values = dynamic_codebook(signed)
-    nearest_value = take(values, codes)
-    error = y - nearest_value
-    neighbour = jnp.clip(codes + jnp.sign(error).astype(jnp.int32), 0, 255)
-    gap = jnp.abs(take(values, neighbour) - nearest_value)
-    # At either end of the map the neighbour is the code itself: gap 0, and the quotient's value does not matter.
-    probability = jnp.minimum(np.float32(1), jnp.abs(error) / gap)
-    return jnp.where(random < probability, neighbour, codes)
 
 
 def _block_absmax(x: jax.Array, block_size: int | None) -> jax.Array:

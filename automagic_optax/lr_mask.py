@@ -94,15 +94,16 @@ def count_array(g: Array, last_negative: Array, counts: Array, plan: StatePlan) 
     """
     weight = jnp.abs(g)
     agreement = jnp.where(last_negative, -g, g)  # |g| · vote, and 0 where g = 0
-    total = accurate_sum(weight)
-    counts_at_all = counts & (total > 0)  # a skipped array's sums are not finite
-    mean = jnp.where(counts_at_all, accurate_sum(agreement) / total, f32(0))
+    # The array's sums are those of its rows, so that the data is read once.
+    row_total = accurate_sum(weight, plan.column_axes) if plan.has_lr_mask else weight
+    row_agreement = accurate_sum(agreement, plan.column_axes) if plan.has_lr_mask else agreement
+    total = accurate_sum(row_total)
+    counts_at_all = counts & (total > 0)
+    mean = jnp.where(counts_at_all, accurate_sum(row_agreement) / total, f32(0))
     pool = jnp.where(counts_at_all, f32(plan.size), f32(0))
     if not plan.has_lr_mask:
         return Votes(None, None, mean, pool)
-    row_total = accurate_sum(weight, plan.column_axes)
     row_counts = counts & (row_total > 0)
-    row_agreement = accurate_sum(agreement, plan.column_axes)
     return Votes(jnp.where(row_counts, row_agreement / row_total, f32(0)), row_counts, mean, pool)
 
 

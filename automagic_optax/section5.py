@@ -50,11 +50,16 @@ def average_moment(decay: Decay, old: Array | RowColumn, x: Array, plan: StatePl
     return average(decay, old, x)
 
 
-def second_moment(v: Array | RowColumn, decay: Decay, age: Array) -> Array:
-    """v̂, at least 10⁻³⁰.  Divides before it multiplies: the product R · C underflows first."""
+def root_second_moment(v: Array | RowColumn, decay: Decay, age: Array) -> Array:
+    """√v̂, with v̂ at least 10⁻³⁰.
+
+    Of row and column statistics the roots are taken first, a few instead of one per element; R is divided by its mean
+    before it meets C, since the product R · C underflows.
+    """
     if isinstance(v, RowColumn):
-        v = (v.row / accurate_mean(v.row)) * v.column
-    return jnp.maximum(v / remainder(decay, age), f32(constants.SQUARE_FLOOR))
+        row = jnp.sqrt(v.row / accurate_mean(v.row) / remainder(decay, age))
+        return jnp.maximum(row * jnp.sqrt(v.column), f32(constants.SQUARE_FLOOR**0.5))
+    return jnp.sqrt(jnp.maximum(v / remainder(decay, age), f32(constants.SQUARE_FLOOR)))
 
 
 def confidence(
@@ -96,7 +101,7 @@ def torque(d: Array, u: Array, s: Array | None, decay: Decay, warming: Array, to
     s = a if s is None else jnp.where(warming, average(decay, s, a), a)
     tau = (1 + s) * f32(0.5)
     d = d * tau / jnp.maximum(torque_mean, f32(constants.TORQUE_MEAN_FLOOR))
-    return Torque(d, s, accurate_mean(tau))
+    return Torque(d, s, (1 + accurate_mean(s)) * f32(0.5))
 
 
 def spatial_factor(spatial_variance: Array) -> Array:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from automagic_core import Slot
 from automagic_optax import codec
-from automagic_optax._nearest import nearest_code
 from automagic_optax.random_bits import random_unit
 
 
@@ -45,21 +44,19 @@ class Writer(NamedTuple):
     Attributes:
         step: t, which the random bits depend on.
         stochastic: round stochastically, else to nearest.
-        nearest: the rule for the nearest code.
+        rule: how a normalized value becomes a code.
     """
 
     step: jax.Array
     stochastic: bool
-    nearest: codec.NearestCode = nearest_code
+    rule: codec.RoundingRule = codec.exact_rule
 
     def signed(self, value: jax.Array, like: Stored, slot: Slot) -> Stored:
         """Stores a signed state in the form of `like`."""
         if not isinstance(like, codec.QuantizedArray):
             return value
         random = random_unit(self.step, slot, value.shape) if self.stochastic else None
-        return codec.quantize(
-            value, signed=like.signed, block_size=like.block_size, random=random, nearest=self.nearest
-        )
+        return codec.quantize(value, signed=like.signed, block_size=like.block_size, random=random, rule=self.rule)
 
     def nonnegative(self, value: jax.Array | RowColumn, like: StoredMoment, slot: Slot) -> StoredMoment:
         """Stores a non-negative state in the form of `like`; row and column statistics stay float32."""

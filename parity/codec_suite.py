@@ -12,7 +12,7 @@ import torch
 from automagic_core import codebook_midpoints, dynamic_codebook
 from automagic_optax import QuantizedArray, quantize
 from parity.checks import Check
-from parity.rules import nearest_rule
+from parity.rules import rounding_rule
 
 SUITE = "Codec"
 GRID_REACH = 1 / 65535
@@ -39,7 +39,7 @@ def _one_block_size(device: str, signed: bool, block_size: int, size: int, kind:
     read = bnb.dequantize_blockwise(codes, state).cpu().numpy()
     theirs, absmax = codes.cpu().numpy(), state.absmax.cpu().numpy()
 
-    beside = quantize(jnp.asarray(x), signed=signed, block_size=block_size, nearest=nearest_rule(device))
+    beside = quantize(jnp.asarray(x), signed=signed, block_size=block_size, rule=rounding_rule(device))
     ours = QuantizedArray(jnp.asarray(theirs), jnp.asarray(absmax), signed, block_size).dequantize()
     yield Check(SUITE, f"{kind}: values read that differ", _differing(np.asarray(ours), read), 0)
     yield Check(SUITE, f"{kind}: scales that differ", _differing(np.asarray(beside.absmax), absmax), 0)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_core import dynamic_codebook
-from automagic_optax import nearest_code
-from automagic_optax.codec import NearestCode
+from automagic_optax.codec import RoundingRule, exact_rule
 from parity.cpu_rule import cpu_code_borders
 
 
@@ -29,11 +28,24 @@ def cpu_nearest_code(y: jax.Array, signed: bool) -> jax.Array:
     return jnp.searchsorted(jnp.asarray(_borders(signed)), y, side="right").astype(jnp.int32)
 
 
-def nearest_rule(device: str, block_wise: bool = True) -> NearestCode:
+def cpu_rule(y: jax.Array, signed: bool, random: jax.Array | None) -> jax.Array:
+    """The nearest code on the grid, moved to a neighbour as section 3 says where `random` is given."""
+    codes = cpu_nearest_code(y, signed)
+    if random is None:
+        return codes
+    values = jnp.asarray(dynamic_codebook(signed))
+    error = y - values[codes]
+    neighbour = jnp.clip(codes + jnp.sign(error).astype(jnp.int32), 0, 255)
+    gap = jnp.abs(values[neighbour] - values[codes])
+    # At either end of the map the neighbour is the code itself: gap 0, and the quotient's value does not matter.
+    return jnp.where(random < jnp.minimum(np.float32(1), jnp.abs(error) / gap), neighbour, codes)
+
+
+def rounding_rule(device: str, block_wise: bool = True) -> RoundingRule:
     """The rule that the torch side rounds by.
 
     Args:
         device: bitsandbytes rounds through its grid on a CPU, exactly on CUDA.
         block_wise: without blocks the torch side uses a codec of its own, which is exact everywhere.
     """
-    return cpu_nearest_code if device == "cpu" and block_wise else nearest_code
+    return cpu_rule if device == "cpu" and block_wise else exact_rule

@@ -16,7 +16,7 @@ from automagic_core import Config
 from automagic_optax import from_torch_state, round_to_parameters, scale_by_cameamp
 from automagic_optax.cameamp_state import ScaleByCameampState
 from automagic_torch import AutomagicCameAMP8bit
-from parity.rules import nearest_rule
+from parity.rules import rounding_rule
 
 Arrays = list[np.ndarray]
 
@@ -84,7 +84,7 @@ class JaxSide:
     def __init__(self, fields: dict[str, Any], device: str, dtype: str, layout: Any = "torch") -> None:
         self.config = config = Config(**fields)
         self.dtype = jnp.dtype(dtype)
-        self.scale = scale_by_cameamp(config=config, layout=layout, nearest=nearest_rule(device, config.block_wise))
+        self.scale = scale_by_cameamp(config=config, layout=layout, rule=rounding_rule(device, config.block_wise))
         self.round = round_to_parameters(config.stochastic_rounding_params)
         self._step = jax.jit(self._one_step)
 

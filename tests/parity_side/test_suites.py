@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from automagic_optax.codec import exact_rule
 from parity import __main__ as command
 from parity import codec_suite, free_running, model_runs
 from parity.checks import Check, Report, distance
@@ -18,10 +19,7 @@ def test_the_codec_is_that_of_bitsandbytes():
 
 def test_the_codec_suite_notices_another_rule(monkeypatch):
     # The exact rule beside bitsandbytes' CPU grid: differs near midpoints, so the suite must fail.
-    monkeypatch.setattr(codec_suite, "nearest_rule", lambda device: codec_suite.nearest_rule_on_cuda)
-    from automagic_optax import nearest_code
-
-    monkeypatch.setattr(codec_suite, "nearest_rule_on_cuda", nearest_code, raising=False)
+    monkeypatch.setattr(codec_suite, "rounding_rule", lambda device: exact_rule)
     failed = {check.name for check in codec_suite.suite("cpu", size=300_000) if not check.passed}
     assert any("off the grid rule" in name for name in failed)
 
