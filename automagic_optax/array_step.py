@@ -65,8 +65,8 @@ def step_array(
     """One array's step, or none where an element of its gradient is not finite (section 6).
 
     A skipped array has negative zeros for its update, which leave a parameter of −0.0 as it is, its old states, and one
-    more of `skipped_steps`.  The count of skipped arrays is passed from array to array: so each waits for the one
-    before, and only one array's float32 values are in memory at a time.
+    more of `skipped_steps`.  The count of skipped arrays is passed from array to array: so on a CPU each waits for the
+    one before, and only one array's float32 values are in memory at a time.
 
     Args:
         g, w: gradient and parameter, in the same shape and any floating dtype.
@@ -92,7 +92,13 @@ def step_array(
         state = old._replace(skipped_steps=old.skipped_steps + 1)
         return ArrayStep(jnp.full(g.shape, -0.0, jnp.float32), state, nothing, skipped + 1)
 
-    return jax.lax.cond(finite, take, skip, (g, w, old, skipped))
+    operands = (g, w, old, skipped)
+    if jax.default_backend() != "cpu":
+        # An accelerator would wait for the host at each branch; it computes both and selects.
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), take(operands), skip(operands))
+    if isinstance(finite, jax.core.Tracer):
+        return jax.lax.cond(finite, take, skip, operands)
+    return take(operands) if finite else skip(operands)  # outside jit a branch would be compiled anew at each call
 
 
 def _take_step(

@@ -36,18 +36,18 @@ def main(settings: Settings) -> int:
     recipes += [optimizers.adamw(rate, settings) for rate in settings.adamw_rates]
     ours, *adamw = (training.fine_tune(base, recipe, new.images, held_out, settings, tuning_key) for recipe in recipes)
 
-    classifier = judge.train_classifier(digits)
+    classifier, accuracy = judge.train_classifier(digits)
     samples = [draw(model, settings, sample_key) for model in (base, ours.model)]
     before, after = (judge.judge(classifier, images) for images in samples)
 
     print()
     tables.show_runs(ours, adamw, settings.starting_rate)
     tables.show_memory(fresh_memory(base, recipes[0], settings), memory_report(ours.optimizer.opt_state))
-    tables.show_counts(before, after)
+    tables.show_counts(before, after, accuracy)
 
     bands = [
-        (f"Before the fine-tuning, trained on 0 to 4: {before.new_share:.0%} called 5 to 9", samples[0]),
-        (f"After the fine-tuning, trained on 5 to 9: {after.new_share:.0%} called 5 to 9", samples[1]),
+        (f"Before the fine-tuning, trained on 0 to 4: {before.new_share:.1%} called 5 to 9", samples[0]),
+        (f"After the fine-tuning, trained on 5 to 9: {after.new_share:.1%} called 5 to 9", samples[1]),
         ("Real digits 5 to 9", new.images),
     ]
     figures.save_samples(bands, settings.output / "samples.png")
@@ -65,6 +65,8 @@ def draw(model: Denoiser, settings: Settings, key: jax.Array) -> np.ndarray:
     """Samples from the model, from the same noise for the same key."""
     sample = nnx.jit(diffusion.sample, static_argnames=("count", "pixels", "steps"))
     images = sample(model, key, count=settings.samples, pixels=data.PIXELS, steps=settings.sampling_steps)
+    if not np.isfinite(images).all():
+        sys.exit("FAILED: the model's samples are not finite")
     return data.to_grey_levels(np.asarray(images))
 
 

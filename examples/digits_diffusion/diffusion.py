@@ -1,7 +1,7 @@
-"""The diffusion process: a cosine schedule, the v-prediction loss and the ancestral sampler.
+"""The diffusion process: a cosine schedule, the denoising loss and the ancestral sampler.
 
 An image x and noise e are mixed on a quarter circle, z = cos(a) x + sin(a) e with a = t * pi / 2, and the network
-predicts v = cos(a) e - sin(a) x. Both x and e follow from z and v by a rotation, well conditioned at every t.
+predicts v = cos(a) e - sin(a) x. From z and v the image follows by a rotation, well conditioned at every t.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,21 @@ def noise_and_times(key: jax.Array, count: int, pixels: int) -> tuple[jax.Array,
     return noise, EARLIEST + (LATEST - EARLIEST) * strata
 
 
-def loss(model: Denoiser, images: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-    """Mean squared error of the predicted v."""
+def denoised(model: Denoiser, z: jax.Array, times: jax.Array) -> jax.Array:
+    """The image that the model sees behind the noise.
+
+    Clipped in training too: half of all pixels are pure white, and the network need not work out how to hit white
+    exactly if anything whiter counts as white.
+    """
     alpha, sigma = mixing(times[:, None])
-    v = alpha * noise - sigma * images
-    return jnp.mean((model(alpha * images + sigma * noise, times) - v) ** 2)
+    return jnp.clip(alpha * z - sigma * model(z, times), -1.0, 1.0)
+
+
+def loss(model: Denoiser, images: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+    """Mean squared error of the image over the noise's variance; but for the clipping, that of v."""
+    alpha, sigma = mixing(times[:, None])
+    error = denoised(model, alpha * images + sigma * noise, times) - images
+    return jnp.mean((error / sigma) ** 2)
 
 
 def sample(model: Denoiser, key: jax.Array, count: int, pixels: int, steps: int) -> jax.Array:
@@ -44,8 +54,7 @@ def sample(model: Denoiser, key: jax.Array, count: int, pixels: int, steps: int)
         now, then, step_key = inputs
         alpha, sigma = mixing(now)
         alpha_then, sigma_then = mixing(then)
-        v = model(z, jnp.full((count,), now))
-        x = jnp.clip(alpha * z - sigma * v, -1.0, 1.0)
+        x = denoised(model, z, jnp.full((count,), now))
         noise = (z - alpha * x) / sigma
         # The scatter of the true reverse process, q(z_then | z_now, x).
         fresh = sigma_then / sigma * jnp.sqrt(jnp.maximum(1 - (alpha / alpha_then) ** 2, 0.0))
@@ -54,5 +63,4 @@ def sample(model: Denoiser, key: jax.Array, count: int, pixels: int, steps: int)
 
     start = jax.random.normal(first_key, (count, pixels))
     z, _ = jax.lax.scan(step, start, (grid[:-1], grid[1:], jax.random.split(loop_key, steps)))
-    alpha, sigma = mixing(grid[-1])
-    return jnp.clip(alpha * z - sigma * model(z, jnp.full((count,), grid[-1])), -1.0, 1.0)
+    return denoised(model, z, jnp.full((count,), grid[-1]))

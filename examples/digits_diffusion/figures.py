@@ -45,10 +45,13 @@ def save_losses(ours: Run, adamw: Sequence[Run], path: Path) -> None:
     best = min(adamw, key=lambda run: run.final_loss)
     figure, (training, held_out, rate) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     runs = [(run, OTHER, 1.2, None) for run in adamw if run is not best]
-    runs += [(best, BEST, 2.0, f"{best.name}, the best of {len(adamw)} rates"), (ours, OURS, 2.0, ours.name)]
+    runs += [
+        (best, BEST, 2.0, f"{best.name}, the best of {len(adamw)} rates"),
+        (ours, OURS, 2.0, f"{ours.name}, found {max(ours.rates):.2g}"),
+    ]
     for run, colour, width, label in runs:
         if run is runs[0][0]:
-            label = "AdamW, the other rates"
+            label = "AdamW, the other rates of its grid"
         training.plot(_smooth(run.losses), color=colour, linewidth=width, label=label)
         held_out.plot(list(run.held_out), list(run.held_out.values()), color=colour, linewidth=width)
         rate.plot(run.rates, color=colour, linewidth=width)
@@ -67,7 +70,7 @@ def save_losses(ours: Run, adamw: Sequence[Run], path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlim(0, len(ours.losses))
-    training.set_ylabel("mean squared error of v")
+    training.set_ylabel("denoising loss")
     training.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=130)
     plt.close(figure)

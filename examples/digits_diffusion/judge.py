@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
 from examples.digits_diffusion.data import NEW_CLASSES, Digits
@@ -19,8 +20,11 @@ class Verdict(NamedTuple):
         return float(self.counts[list(NEW_CLASSES)].sum() / self.counts.sum())
 
 
-def train_classifier(digits: Digits) -> SVC:
-    return SVC(C=10.0, gamma="scale").fit(digits.images, digits.labels)
+def train_classifier(digits: Digits) -> tuple[SVC, float]:
+    """The classifier, and its accuracy on images that it has not seen."""
+    classifier = SVC(C=10.0, gamma="scale")
+    accuracy = cross_val_score(classifier, digits.images, digits.labels).mean()
+    return classifier.fit(digits.images, digits.labels), float(accuracy)
 
 
 def judge(classifier: SVC, samples: np.ndarray) -> Verdict:

@@ -21,7 +21,7 @@ class Recipe(NamedTuple):
     Attributes:
         name: for tables and legends.
         tx: the transformation.
-        rate: the learning rate of a step (from 0), given the optimizer state after it.
+        rate: the learning rate of a step (from 0), given the optimizer state before it.
         warmup_steps: after which `finish_warmup` applies, or None where there is no such thing.
     """
 

@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     base_steps: int = 800
     base_rate: float = 2e-3
 
-    tuning_steps: int = 500
+    tuning_steps: int = 400
     warmup_steps: int = 100
     weight_decay: float = 5e-4
     starting_rate: float = 1e-4  # far too low for AdamW here: the votes have to find the rate

@@ -14,8 +14,8 @@ from examples.digits_diffusion.training import Run
 console = Console() if Console().is_terminal else Console(width=110)
 
 
-def show_counts(before: Verdict, after: Verdict) -> None:
-    table = Table(title="What the classifier calls the samples")
+def show_counts(before: Verdict, after: Verdict, accuracy: float) -> None:
+    table = Table(title=f"What a classifier of real digits ({accuracy:.1%} right) calls the samples")
     table.add_column("samples")
     for digit in range(10):
         table.add_column(str(digit), justify="right", style="bold" if digit in NEW_CLASSES else "")
@@ -28,20 +28,23 @@ def show_counts(before: Verdict, after: Verdict) -> None:
 def show_runs(ours: Run, adamw: Sequence[Run], starting_rate: float) -> None:
     best = min(adamw, key=lambda run: run.final_loss)
     table = Table(title="Fine-tuning the adapters: one run of ours, a grid of rates for AdamW")
-    for name in ("optimizer", "starting rate", "highest rate", "training loss", "held-out loss", "ms a step"):
+    for name in ("optimizer", "highest learning rate", "training loss", "held-out loss", "ms a step"):
         table.add_column(name, justify="left" if name == "optimizer" else "right")
     for run in (ours, *adamw):
         tail = run.losses[-50:]
         table.add_row(
             run.name + (" (best of the grid)" if run is best else ""),
-            f"{starting_rate:g}" if run is ours else "its own",
-            f"{max(run.rates):.2g}",
+            f"found {max(run.rates):.2g}, from {starting_rate:g}" if run is ours else f"given {max(run.rates):g}",
             f"{sum(tail) / len(tail):.4f}",
             f"{run.final_loss:.4f}",
             f"{run.step_seconds * 1e3:.0f}",
             style="bold" if run in (ours, best) else "",
         )
     console.print(table)
+    console.print(
+        f"Held-out loss {ours.final_loss:.4f}, and {best.final_loss:.4f} of AdamW at the best of its rates; "
+        "same start, same batches, one seed."
+    )
 
 
 def show_memory(warming_up: dict[str, Any], afterwards: dict[str, Any]) -> None:
@@ -50,7 +53,7 @@ def show_memory(warming_up: dict[str, Any], afterwards: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if not name else "right")
     adam = afterwards["adam_state_bytes"]
     parameters = afterwards["total_parameters"]
-    table.add_row("Adam, 32-bit", f"{adam:,}", f"{adam / parameters:.2f}", "100 %")
+    table.add_row("Adam, 32-bit", f"{adam:,}", f"{adam / parameters:.2f}", "100%")
     for name, report in (("ours, while warming up", warming_up), ("ours, afterwards", afterwards)):
         size = report["state_bytes"]
         table.add_row(name, f"{size:,}", f"{report['state_bytes_per_parameter']:.2f}", f"{size / adam:.0%}")
