@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from examples.digits_diffusion.data import SIDE
 from examples.digits_diffusion.training import Run
@@ -19,12 +20,13 @@ COLUMNS, ROWS = 20, 3
 
 def save_samples(bands: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
     """One band of images under its title for each entry of `bands`."""
-    figure, axes = plt.subplots(len(bands), 1, figsize=(11, 2.1 * len(bands)), layout="constrained")
+    figure, axes = plt.subplots(
+        len(bands), 1, figsize=(11, 2.1 * len(bands)), layout=ConstrainedLayoutEngine(hspace=0.06)
+    )
     for axis, (title, images) in zip(axes, bands, strict=True):
         axis.imshow(_mosaic(images), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(title, loc="left", fontsize=12)
         axis.set_axis_off()
-    figure.get_layout_engine().set(hspace=0.06)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -44,7 +46,7 @@ def save_losses(ours: Run, adamw: Sequence[Run], path: Path) -> None:
     """Training loss, held-out loss and learning rate over the steps, of every run."""
     best = min(adamw, key=lambda run: run.final_loss)
     figure, (training, held_out, rate) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
-    runs = [(run, OTHER, 1.2, None) for run in adamw if run is not best]
+    runs: list[tuple[Run, str, float, str | None]] = [(run, OTHER, 1.2, None) for run in adamw if run is not best]
     runs += [
         (best, BEST, 2.0, f"{best.name}, the best of {len(adamw)} rates"),
         (ours, OURS, 2.0, f"{ours.name}, found {max(ours.rates):.2g}"),
