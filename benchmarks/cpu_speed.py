@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from rich.console import Console
 from rich.table import Table
 
 from automagic_optax import QuantizedArray, automagic_8bit, finish_warmup
@@ -184,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     like = shapes(options.layers)
     gradients = normal_tree(jax.random.key(1), like, 1e-3)
     scores = measure(contestants(like), gradients, options.repeats)
-    Console().print(table(scores))
+    results.console().print(table(scores))
     size = {"parameters": sum(x.size for x in gradients.values()), "arrays": len(like), "repeats": options.repeats}
     results.write(options.folder / "cpu_speed.json", {"tree": size, "scores": [score._asdict() for score in scores]})
     for score in scores:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
 from rich.table import Table
 
 from automagic_optax import automagic_8bit
@@ -171,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=results.FOLDER)
     options = parser.parse_args(arguments)
 
-    console = Console()
+    console = results.console()
     runs: list[Run] = []
     for entry in ENTRIES:
         with console.status(entry.name):

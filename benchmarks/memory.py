@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from automagic_core import PROFILES
@@ -65,7 +64,7 @@ def main() -> None:
         shares = {"JAX": jax_after, "JAX, warm-up": jax_warm, "PyTorch": torch_after, "PyTorch, warm-up": torch_warm}
         rows.append({"profile": profile, **shares})
         table.add_row(profile, *(f"{value:.2f} %" for value in shares.values()))
-    Console().print(table)
+    results.console().print(table)
     results.write(results.FOLDER / "memory.json", {"parameters": size, "arrays": len(like), "percent_of_adam": rows})
 
 

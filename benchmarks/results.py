@@ -6,11 +6,13 @@ import datetime
 import json
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -28,6 +30,11 @@ def environment() -> dict[str, Any]:
         },
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
+
+
+def console() -> Console:
+    """The terminal, or 130 columns where the output goes to a file, so that tables keep their headings."""
+    return Console(width=None if sys.stdout.isatty() else 130)
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

@@ -45,40 +45,39 @@ def _mosaic(images: np.ndarray) -> np.ndarray:
 def save_losses(ours: Run, adamw: Sequence[Run], path: Path) -> None:
     """Training loss, held-out loss and learning rate over the steps, of every run."""
     best = min(adamw, key=lambda run: run.final_loss)
+    others = [run for run in adamw if run is not best]
     figure, (training, held_out, rate) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
-    runs: list[tuple[Run, str, float, str | None]] = [(run, OTHER, 1.2, None) for run in adamw if run is not best]
-    runs += [
-        (best, BEST, 2.0, f"{best.name}, the best of {len(adamw)} rates"),
-        (ours, OURS, 2.0, f"{ours.name}, found {max(ours.rates):.2g}"),
-    ]
-    for run, colour, width, label in runs:
-        if run is runs[0][0]:
-            label = "AdamW, the other rates of its grid"
+
+    def draw(run: Run, colour: str, width: float, label: str | None) -> None:
         training.plot(_smooth(run.losses), color=colour, linewidth=width, label=label)
         held_out.plot(list(run.held_out), list(run.held_out.values()), color=colour, linewidth=width)
         rate.plot(run.rates, color=colour, linewidth=width)
 
-    training.set_title("Training loss, smoothed")
-    held_out.set_title("Loss on held-out digits 5 to 9, fixed noise")
-    rate.set_title("Learning rate")
-    rate.set_yscale("log")
-    highest = max(max(run.rates) for run in (ours, *adamw))
-    rate.set_ylim(highest / 3e4, highest * 2)
-    # The first steps are far above all that follows, and the same for all.
-    _show_from(training, [_smooth(run.losses) for run in (ours, *adamw)])
-    _show_from(held_out, [list(run.held_out.values()) for run in (ours, *adamw)])
+    draw(ours, OURS, 2.0, f"{ours.name}, one run: found {max(ours.rates):.2g}")
+    draw(best, BEST, 2.0, f"{best.name}, the best of {len(adamw)} rates")
+    for run in others:
+        draw(run, OTHER, 1.2, "AdamW, the other rates" if run is others[0] else None)
     for axis in (training, held_out, rate):
-        axis.set_xlabel("step")
+        for line in axis.lines[:2]:
+            line.set_zorder(3)
+
+    training.set(title="Training loss, smoothed", ylabel="denoising loss")
+    training.legend(frameon=False, loc="upper right")
+    held_out.set(title="Loss on held-out digits 5 to 9, fixed noise", ylabel="denoising loss")
+    highest = max(max(run.rates) for run in (ours, *adamw))
+    rate.set(title="Learning rate", yscale="log", ylim=(highest / 3e4, highest * 2))
+    # The first steps are far above all that follows, and much the same for all.
+    _leave_out_start(training, [_smooth(run.losses) for run in (ours, *adamw)])
+    _leave_out_start(held_out, [list(run.held_out.values()) for run in (ours, *adamw)])
+    for axis in (training, held_out, rate):
+        axis.set(xlabel="step", xlim=(0, len(ours.losses)))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.set_xlim(0, len(ours.losses))
-    training.set_ylabel("denoising loss")
-    training.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _show_from(axis: plt.Axes, curves: Sequence[Sequence[float]]) -> None:
+def _leave_out_start(axis: plt.Axes, curves: Sequence[Sequence[float]]) -> None:
     lowest = min(min(curve) for curve in curves)
     highest = max(curve[len(curve) // 10] for curve in curves)
     margin = 0.08 * (highest - lowest)
