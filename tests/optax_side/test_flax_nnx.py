@@ -68,30 +68,20 @@ def test_training_is_the_plain_loops_and_continues_after_the_warmup() -> None:
         if t == 6:
             before = memory_report(optimizer.opt_state)
             optimizer.opt_state = finish_warmup(optimizer.opt_state)
-            state = finish_warmup(state)
             after = memory_report(optimizer.opt_state)
             assert after["state_bytes"] < before["state_bytes"]
         step(model, optimizer)
         params, state = plain_step(params, state)
         # Two compiled programs: float32 rounding, and now and then a code that is rounded otherwise.
         assert_nearly_same(pure(model), params, 1e-4)
-        ours, theirs = memory_report(optimizer.opt_state), memory_report(state)
-        assert ours == theirs
+        # The plain loop keeps its warm-up states, which nothing reads any more.
+        ours = memory_report(optimizer.opt_state)
+        assert ours == memory_report(finish_warmup(state) if t >= 6 else state)
         assert ours["total_parameters"] == count
         assert ours["8bit_parameters"] == 64 * 64 + 20 * 64
     for _ in range(30):
         last = float(step(model, optimizer))
     assert last < 0.5 * first
-
-
-def test_operation_by_operation() -> None:
-    model = Model(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, automagic_8bit(1e-3, warmup_steps=2), wrt=nnx.Param)
-    before = pure(model)["hidden"]["kernel"]
-    for _ in range(3):
-        optimizer.update(model, nnx.grad(loss)(model))
-    assert (before != pure(model)["hidden"]["kernel"]).any()
-    assert memory_report(optimizer.opt_state)["8bit_parameters"] == 64 * 64
 
 
 def test_a_subset_of_the_parameters() -> None:

@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
         "weight_decay": 0.1,
     },
     "overrides": {"learning_rate": 1e-4, "weight_decay": 0.1, "warmup_steps": 2, "max_lr": 0.01, "block_size": 64},
-    "profile": {"learning_rate": 1e-4, "profile": "memory_optimized", "layout": "torch"},
+    "profile": {"learning_rate": 1e-4, "profile": "memory_optimized", "layout": "flax"},
     "marks": {"learning_rate": 1e-4, "weight_decay": 0.1, "lora": MARKS, "embedding": MARKS},
     "predicates": {
         "learning_rate": 1e-4,

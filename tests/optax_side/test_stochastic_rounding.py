@@ -30,10 +30,11 @@ def test_codes_of_a_million_values_are_the_oracles(signed: bool, block_size: int
     for step in (1, 2**31 - 1):
         codes, absmax = oracle.quantize_stochastic(x, signed, block_size, step, slot)
         assert_stored(run(x, jnp.int32(step)), codes, absmax)
-    eager = stochastic(jnp.asarray(x), 2**31 - 1, signed=signed, block_size=block_size, slot=slot)
-    assert_stored(eager, codes, absmax)
     nearest = oracle.quantize(x, signed, block_size)[0]
     assert (codes != nearest).mean() > 0.1  # so it was not rounding to nearest that was compared
+    if block_size == 256:  # and operation by operation
+        eager = stochastic(jnp.asarray(x), 2**31 - 1, signed=signed, block_size=block_size, slot=slot)
+        assert_stored(eager, codes, absmax)
 
 
 @pytest.mark.parametrize("signed", [True, False])
