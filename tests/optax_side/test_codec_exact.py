@@ -50,7 +50,7 @@ def test_ten_million_random_values(signed: bool) -> None:
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SIZES)  # 1,000,003 is below, with every block size
 def test_dtypes_and_sizes(dtype: type, size: int, signed: bool) -> None:
     x = random_values(size, signed, seed=size).astype(dtype)
     assert_as_oracle(quantizer(signed, 256, jit=True)(jnp.asarray(x)), x, signed, 256)

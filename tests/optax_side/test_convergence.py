@@ -45,8 +45,20 @@ def rosenbrock() -> Problem:
     return jnp.zeros(2), jnp.ones(2), value
 
 
-@pytest.mark.parametrize("fields", [{}, {"min_8bit_size": 1}], ids=["default", "8-bit even here"])
-@pytest.mark.parametrize("problem", [parabola, matrix_parabola, mixed_parabola, rosenbrock])
+EVEN_HERE_8_BIT = {"min_8bit_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("problem", "fields"),
+    [
+        (parabola, {}),
+        (matrix_parabola, {}),
+        (mixed_parabola, {}),
+        (rosenbrock, {}),
+        (mixed_parabola, EVEN_HERE_8_BIT),
+        (rosenbrock, EVEN_HERE_8_BIT),
+    ],
+)
 def test_reaches_the_minimum(problem: Callable[[], Problem], fields: dict[str, Any]) -> None:
     first, last, value = problem()
     tx = automagic_8bit(1e-2, max_lr=1.0, warmup_steps=0, **fields)

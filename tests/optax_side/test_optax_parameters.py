@@ -63,11 +63,9 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> Non
 
 
 def test_scale_by_cameamp_takes_a_config() -> None:
-    config = OptimizationProfiles.memory_optimized(lr=3e-4, weight_decay=0.2, min_8bit_size=1)
+    config = OptimizationProfiles.memory_optimized(lr=3e-4, weight_decay=0.2)
     tx = scale_by_cameamp(config=config)
-    named = automagic_8bit(
-        3e-4, weight_decay=0.2, profile="memory_optimized", min_8bit_size=1, stochastic_rounding_params=False
-    )
+    named = automagic_8bit(3e-4, weight_decay=0.2, profile="memory_optimized")
     weights = params()
     ours, theirs = (t.update(grads(), t.init(weights), weights)[0] for t in (tx, named))
     assert_same_bits(ours, theirs)
