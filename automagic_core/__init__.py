@@ -3,12 +3,14 @@
 from automagic_core.codebook import codebook_midpoints, dynamic_codebook
 from automagic_core.config import FIELD_NAMES, PROFILES, Config, check_names
 from automagic_core.decay import Decay, decay
+from automagic_core.frequencies import last_kept_frequency
 from automagic_core.layout import (
     Layout,
     absmax_shape,
     check_layout,
     column_axes,
     column_shape,
+    picture_axes,
     polarity_shape,
     row_axis,
     row_shape,
@@ -38,8 +40,10 @@ __all__ = [
     "column_shape",
     "decay",
     "dynamic_codebook",
+    "last_kept_frequency",
     "memory_report",
     "mix32",
+    "picture_axes",
     "polarity_shape",
     "random_unit",
     "rounding_key",

@@ -114,6 +114,27 @@ class Config:
         """Elements per scale, or None where one scale serves the whole array."""
         return self.block_size if self.block_wise else None
 
+    @property
+    def clips_by_percentile(self) -> bool:
+        """Stage 1 is on."""
+        return not _is_plainly(self.percentile_clipping, 100)
+
+    @property
+    def suppresses_edges(self) -> bool:
+        """Stage 2 is on; a strength that is not known yet counts as on."""
+        return self.edge_suppression and not _is_plainly(self.edge_penalty, 0)
+
+    @property
+    def suppresses_frequencies(self) -> bool:
+        """Stage 3 is on."""
+        return not _is_plainly(self.frequency_penalty, 0)
+
+    @property
+    def encourages_low_rank(self) -> bool:
+        """Stage 4 is on, for adapters."""
+        changes = not (_is_plainly(self.rank_penalty_strength, 0) and _is_plainly(self.low_rank_emphasis, 1))
+        return self.lora_rank_penalty and changes
+
 
 FIELD_NAMES: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Config))
 
@@ -131,3 +152,7 @@ def _check(name: str, value: Any) -> None:
     rule = RANGES[name]
     if not rule.accepts(value):
         raise ValueError(f"{name} = {value!r} is not valid; valid: {rule.text}")
+
+
+def _is_plainly(value: Any, number: float) -> bool:
+    return is_checkable(value) and bool(value == number)

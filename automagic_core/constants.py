@@ -1,4 +1,4 @@
-"""Fixed numbers of section 5 that are no hyperparameters."""
+"""Fixed numbers of sections 4 and 5 that are no hyperparameters."""
 
 SQUARE_FLOOR = 1e-30
 """Added to g² and the least value of v̂: keeps the division by √v̂ finite."""
@@ -17,3 +17,8 @@ SPATIAL_LIMITS = (0.5, 2.0)
 BACKGROUND_SLOPE = 4.0
 MIN_ABSMAX = 2.0**-120
 """A block whose largest magnitude is below this counts as a block of zeros: its reciprocal would leave float32."""
+NORM_HISTORY = 100
+"""How many values of n² the ring of `clip_by_percentile` holds."""
+EDGE_DECAY = 0.9
+LOW_RANK_FLOOR = 1e-2
+"""δ² relative to the largest eigenvalue: a float32 Gram matrix is exact to about 10⁻⁷ of it."""

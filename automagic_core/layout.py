@@ -46,6 +46,17 @@ def spatial_axes(ndim: int, layout: Layout) -> tuple[int, int] | None:
     return (ndim - 2, ndim - 1) if layout == "torch" else (ndim - 4, ndim - 3)
 
 
+def picture_axes(shape: Shape, layout: Layout) -> tuple[int, int] | None:
+    """The spatial axes over which the edge and frequency stages work; None for arrays that they leave alone.
+
+    Those have no spatial axes, fewer than three elements along one of them, or no elements at all.
+    """
+    axes = spatial_axes(len(shape), layout)
+    if axes is None or min(shape[axis] for axis in axes) < 3 or 0 in shape:
+        return None
+    return axes
+
+
 def row_shape(shape: Shape, layout: Layout, embedding: bool = False) -> Shape:
     """Shape of a row statistic: one value per row, broadcastable against the array, e.g. (1, 1, 1, out)."""
     row = row_axis(len(shape), layout, embedding)

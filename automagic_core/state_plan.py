@@ -15,6 +15,7 @@ from automagic_core.layout import (
     absmax_shape,
     column_axes,
     column_shape,
+    picture_axes,
     polarity_shape,
     row_axis,
     row_shape,
@@ -28,17 +29,19 @@ class StatePlan:
     Attributes:
         shape: the array's shape.
         row_axis, column_axes: section 1; None and () for arrays without rows.
+        spatial_axes: where the edge and frequency stages work; None where they leave the array alone.
         block_size: elements per 8-bit block, None for one block of the whole array.
         quantized: element-wise states are 8-bit, else float32.
         factored_sq, factored_res: `exp_avg_sq`, `exp_avg_res` are row and column statistics.
         has_s, has_last_polarity: kept while warming up.
-        has_lr_mask, has_spatial_variance: one value per row.
+        has_lr_mask, has_spatial_variance, has_edge_history: one value per row.
         has_background_scale: the mean of √v̂ is carried to the next step.
     """
 
     shape: Shape
     row_axis: int | None
     column_axes: tuple[int, ...]
+    spatial_axes: tuple[int, int] | None
     row_shape: Shape
     column_shape: Shape
     block_size: int | None
@@ -49,6 +52,7 @@ class StatePlan:
     has_last_polarity: bool
     has_lr_mask: bool
     has_spatial_variance: bool
+    has_edge_history: bool
     has_background_scale: bool
 
     @property
@@ -94,11 +98,13 @@ def state_plan(
     has_rows = rows is not None
     mask = config.lr_mask_gain > 0
     warming = config.warmup_steps > 0
+    spatial = picture_axes(shape, layout)
     factored_sq = has_rows and config.factored in ("second_moment", "all")
     return StatePlan(
         shape=shape,
         row_axis=rows,
         column_axes=column_axes(len(shape), layout, embedding),
+        spatial_axes=spatial,
         row_shape=row_shape(shape, layout, embedding),
         column_shape=column_shape(shape, layout, embedding),
         block_size=config.absmax_block_size,
@@ -112,5 +118,6 @@ def state_plan(
         has_last_polarity=mask and warming,
         has_lr_mask=mask and has_rows,
         has_spatial_variance=config.spatial_awareness and has_rows,
+        has_edge_history=config.suppresses_edges and spatial is not None,
         has_background_scale=config.background_regularization and not factored_sq,
     )
