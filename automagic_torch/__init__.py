@@ -7,6 +7,12 @@ from automagic_torch.optimizer import (
     AutomagicCameAMP8bit,
     create_improved_8bit_optimizer,
 )
+from automagic_torch.stages import (
+    clip_by_percentile,
+    encourage_low_rank,
+    suppress_edges,
+    suppress_high_frequencies,
+)
 
 __all__ = [
     "BITSANDBYTES_AVAILABLE",
@@ -14,5 +20,9 @@ __all__ = [
     "Automagic_CameAMP_Improved_8Bit",
     "Config",
     "OptimizationProfiles",
+    "clip_by_percentile",
     "create_improved_8bit_optimizer",
+    "encourage_low_rank",
+    "suppress_edges",
+    "suppress_high_frequencies",
 ]

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from automagic_core import MAX_STEP, Config, StatePlan
 from automagic_torch.cameamp import scale_by_cameamp
+from automagic_torch.gradients import raw_gradient
+from automagic_torch.groups import is_embedding, is_lora
 from automagic_torch.learning_rate import (
     Rates,
     Vote,
+    moved,
     new_lr_mask,
     new_lr_scale,
     new_polarity,
@@ -22,7 +25,11 @@ from automagic_torch.learning_rate import (
     vote,
 )
 from automagic_torch.parameters import add_update
+from automagic_torch.stages import encourage_low_rank, suppress_edges, suppress_high_frequencies
+from automagic_torch.stages.percentile import clipping_factor, recorded
 from automagic_torch.states import WARM_UP_ONLY, States, read_state, write_state
+
+NORM_STATES = ("norm_history", "norm_position")
 
 
 @dataclass
@@ -39,6 +46,7 @@ class Call:
     config: Config
     step: int
     _rates: dict[torch.device, Rates] = field(default_factory=dict)
+    _factor: Tensor | None = None
     votes: list[tuple[Array, Vote]] = field(default_factory=list)
 
     @property
@@ -57,6 +65,23 @@ class Call:
             lr, lr_scale = self.group["lr"], self.group["lr_scale"]
             self._rates[device] = rates(lr, lr_scale, self.step, self.config, device)
         return self._rates[device]
+
+    def clipping_factor(self, device: torch.device) -> Tensor | None:
+        """What stage 1 multiplies every gradient of the group by; None where it is off."""
+        return None if self._factor is None else moved(self._factor, device)
+
+    def clip(self, arrays: list[Array]) -> None:
+        """Stage 1 over the group's arrays: the new history, and the factor."""
+        if not self.config.clips_by_percentile:
+            return
+        history, position = (moved(self.group[name], self.group["lr_scale"].device) for name in NORM_STATES)
+        square_norm = torch.zeros_like(self.group["lr_scale"])
+        for array in arrays:
+            norm = torch.linalg.vector_norm(raw_gradient(array.param)).square()
+            square_norm = square_norm + moved(torch.where(array.ok, norm, torch.nan), history.device)
+        history, position = recorded(square_norm, history, position)
+        self.group["norm_history"], self.group["norm_position"] = history, position
+        self._factor = clipping_factor(square_norm, history, self.config.percentile_clipping)
 
 
 @dataclass
@@ -83,12 +108,23 @@ def update_array(array: Array, g: Tensor, on_update: Callable[[Tensor, Tensor], 
 
     Args:
         array: changed in place.
-        g: its gradient after section 4, finite float32.
+        g: its gradient after stage 1, finite float32.
         on_update: is shown the parameter and its update in float32 before the parameter changes.
     """
-    p, plan, ok, call = array.param, array.plan, array.ok, array.call
+    p, plan, ok, call, config = array.param, array.plan, array.ok, array.call, array.call.config
     old = read_state(array.state, plan)
     w = p.detach().float().contiguous()
+    marks: dict[str, Any] = {"layout": call.group["layout"], "embedding": is_embedding(p)}
+    edge_history = None
+    if config.suppresses_edges:
+        penalty, threshold = config.edge_penalty, config.edge_threshold
+        history, age = old.get("edge_history"), old["age"] + 1
+        g, edge_history = suppress_edges(g, history, age, penalty=penalty, threshold=threshold, **marks)
+    if config.suppresses_frequencies:
+        g = suppress_high_frequencies(g, penalty=config.frequency_penalty, layout=call.group["layout"])
+    if config.encourages_low_rank and is_lora(p):
+        strength, emphasis = config.rank_penalty_strength, config.low_rank_emphasis
+        g = encourage_low_rank(g, w, strength=strength, emphasis=emphasis, **marks)
     direction = scale_by_cameamp(g, old, plan, call.config)
     eta = call.rates(p.device)
     eta_rows = eta.rows(old.get("lr_mask"), direction.kappa)
@@ -96,6 +132,8 @@ def update_array(array: Array, g: Tensor, on_update: Callable[[Tensor, Tensor], 
     delta = torch.where(ok, delta, 0.0)
 
     new = direction.states
+    if edge_history is not None:
+        new["edge_history"] = edge_history
     if "last_polarity" in old:
         if call.voting:
             ballot = vote(g, old["last_polarity"], ok & (old["age"] >= 1), plan)

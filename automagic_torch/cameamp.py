@@ -21,6 +21,7 @@ from automagic_core.constants import (
     TORQUE_MEAN_FLOOR,
     TORQUE_SOFTNESS,
 )
+from automagic_torch.averages import ema, one_minus_power
 
 States = dict[str, Tensor]
 
@@ -154,16 +155,6 @@ def background(
         states = {"background_scale": root.mean()}
     b = 2 / (1 + torch.exp(BACKGROUND_SLOPE * (root / mean - 1)))
     return torch.where(mean > 0, b, 1.0), states
-
-
-def ema(old: Tensor, value: Tensor, beta: Decay) -> Tensor:
-    """β · old + (1 − β) · value."""
-    return beta.beta * old + beta.complement * value
-
-
-def one_minus_power(beta: Decay, age: Tensor) -> Tensor:
-    """1 − β^age, 0-d float32."""
-    return -torch.expm1(age * beta.log)
 
 
 def row_means(x: Tensor, plan: StatePlan) -> Tensor:

@@ -17,6 +17,17 @@ class HasGradient(Protocol):
     param: Tensor
     ok: Tensor
 
+    @property
+    def call(self) -> HasFactor:
+        """Its group's call."""
+
+
+class HasFactor(Protocol):
+    """What stage 1 decides for a group."""
+
+    def clipping_factor(self, device: torch.device) -> Tensor | None:
+        """0-d, or None where the stage is off."""
+
 
 def raw_gradient(p: Tensor) -> Tensor:
     """`p.grad` in float32, contiguous in the logical row-major order of p."""
@@ -33,8 +44,9 @@ def is_usable(p: Tensor) -> Tensor:
 def gradient_stages(arrays: Sequence[HasGradient]) -> Iterator[Tensor]:
     """The gradients of all arrays of a call, in order and one at a time, so that one float32 copy lives at once.
 
-    Section 4 belongs here: what needs all arrays (stage 1, the batches of stage 4) before the loop, the rest in it.
-    The gradient of a skipped array comes as zeros, so that no NaN travels further.
+    The gradient of a skipped array comes as zeros, so that no NaN travels further.  Stage 1 is done.
     """
     for array in arrays:
-        yield torch.where(array.ok, raw_gradient(array.param), 0.0)
+        g = torch.where(array.ok, raw_gradient(array.param), 0.0)
+        factor = array.call.clipping_factor(g.device)
+        yield g if factor is None else g * factor

@@ -22,6 +22,11 @@ def is_embedding(p: Tensor) -> bool:
     return bool(getattr(p, "_is_embedding", False))
 
 
+def is_lora(p: Tensor) -> bool:
+    """Whether the parameter was marked with ``p._is_lora_layer = True``; only 2-D arrays are adapters."""
+    return p.ndim == 2 and bool(getattr(p, "_is_lora_layer", False))
+
+
 def default_fields(lr: Any, layout: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """All fields of `Config` and the layout, as an optimizer's defaults.
 

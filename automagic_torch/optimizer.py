@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from automagic_core import MAX_STEP, ArrayMemory, StatePlan, memory_report
+from automagic_core.constants import NORM_HISTORY
 from automagic_torch import codec
 from automagic_torch.call import Array, Call, finish, update_array
 from automagic_torch.gradients import gradient_stages, is_usable
@@ -78,7 +79,10 @@ class AutomagicCameAMP8bit(Optimizer):
             self.param_groups.pop()
             raise
         group["step"] = 0
-        group["lr_scale"] = torch.zeros((), device=_device_of(group))
+        group["lr_scale"] = torch.zeros((), dtype=torch.float32, device=_device_of(group))
+        if group_config(group).clips_by_percentile:
+            group["norm_history"] = torch.zeros(NORM_HISTORY, dtype=torch.float32, device=_device_of(group))
+            group["norm_position"] = torch.zeros((), dtype=torch.int32, device=_device_of(group))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -105,6 +109,8 @@ class AutomagicCameAMP8bit(Optimizer):
         for call in calls:
             call.group["step"] = call.step
             call.group["lr_scale"] = moved(call.group["lr_scale"], _device_of(call.group))
+        for call in calls:
+            call.clip([array for array in arrays if array.call is call])
         for array, g in zip(arrays, gradient_stages(arrays), strict=True):
             update_array(array, g, self._on_update)
         for call in calls:

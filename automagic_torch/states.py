@@ -60,6 +60,8 @@ def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
         forms["lr_mask"] = Form(plan.row_shape, torch.float32)
     if plan.has_spatial_variance:
         forms["spatial_variance"] = Form(plan.row_shape, torch.float32)
+    if plan.has_edge_history:
+        forms["edge_history"] = Form(plan.row_shape, torch.float32)
     forms["age"] = forms["skipped_steps"] = Form((), torch.int32)
     forms["torque_mean"] = forms["background_scale"] = Form((), torch.float32)
     return forms

@@ -1,0 +1,45 @@
+"""Stage 3, `suppress_high_frequencies` (section 4): damps what changes faster than 0.3 cycles per sample."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from automagic_core import Layout, last_kept_frequency
+from automagic_torch.stages.axes import array_shape, spatial_from_end
+
+
+def suppress_high_frequencies(g: Tensor, *, penalty: float, layout: Layout = "torch", batched: bool = False) -> Tensor:
+    """Multiplies the energy above the cutoff by (1 − μ)² and leaves the rest as it is (section 4).
+
+    Args:
+        g: gradient, finite float32, of one array, or with `batched` of arrays stacked along a leading axis.
+        penalty: μ in [0, 1].
+        layout: which axes are spatial (section 1).
+        batched: the first axis of g counts arrays.
+
+    Returns:
+        The new gradient; g itself where there are no two spatial axes of length ≥ 3.
+    """
+    axes = spatial_from_end(array_shape(g, batched), layout)
+    if axes is None:
+        return g
+    lengths = [g.shape[axis] for axis in axes]
+    spectrum = torch.fft.rfft2(g, dim=axes)
+    is_high = _is_high(lengths[0], lengths[1], g.device)
+    factors = torch.ones_like(is_high, dtype=torch.float32).masked_fill_(is_high, 1.0 - penalty)
+    # The axes that follow the spatial ones, as in kernels of the Flax layout.
+    factors = factors.view(*factors.shape, *[1] * (-axes[1] - 1))
+    return torch.fft.irfft2(spectrum * factors, s=lengths, dim=axes)
+
+
+def _is_high(n1: int, n2: int, device: torch.device) -> Tensor:
+    """bool of shape (n1, n2 // 2 + 1): the entries of an rfft2 that are suppressed."""
+    return torch.arange(n2 // 2 + 1, device=device) > _last_kept(n1, n2, device)[:, None]
+
+
+@lru_cache(maxsize=256)
+def _last_kept(n1: int, n2: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(last_kept_frequency(n1, n2).copy()).to(device, non_blocking=True)
