@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.oracle import codec
-from tests.oracle.cameamp import FEATURES, CameampOracle
+from tests.oracle.cameamp import CameampOracle
+from tests.oracle.settings import FEATURES, STAGES, STAGES_OFF
 
 F = np.float32
 
@@ -128,6 +129,7 @@ def test_round_stochastic_to_low_precision() -> None:
 # ---------------------------------------------------------------- CameAMP
 
 PLAIN: dict[str, Any] = {"lr": 1e-3, "max_lr": 1.0, "min_lr": 1e-9, "warmup_steps": 0, "weight_decay": 0.0}
+PLAIN |= STAGES_OFF
 
 
 def test_two_steps_of_one_scalar_by_hand() -> None:
@@ -257,9 +259,9 @@ def test_rates_and_spatial_factor() -> None:
 def test_every_switch_changes_the_updates() -> None:
     def run(disable: frozenset[str]) -> np.ndarray:
         rng = np.random.default_rng(1)
-        oracle = CameampOracle(
-            [(6, 5), (4,)], lr=1.4e-5, max_lr=1.5e-5, warmup_steps=5, weight_decay=1.0, disable=disable
-        )
+        fields: dict[str, Any] = {"lr": 1.4e-5, "max_lr": 1.5e-5, "warmup_steps": 5, "weight_decay": 1.0}
+        fields |= {"percentile_clipping": 20, "lora": [True, False]}
+        oracle = CameampOracle([(6, 5), (4,)], disable=disable, **fields)
         w = [rng.normal(size=(6, 5)), rng.normal(size=4)]
         updates = []
         for t in range(8):
@@ -270,6 +272,6 @@ def test_every_switch_changes_the_updates() -> None:
         return np.array(updates)
 
     full = run(frozenset())
-    for name in sorted(FEATURES):
+    for name in sorted(FEATURES | STAGES):
         other = run(frozenset({name}))
         assert np.abs(other - full).max() > 1e-3 * np.abs(full).max(), name

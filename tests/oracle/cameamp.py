@@ -1,41 +1,17 @@
-"""Sections 1, 5 and 6 of ALGORITHM.md in float64 with 32-bit states: no codec, no gradient stages."""
+"""Sections 1, 2 and 4 to 7 of ALGORITHM.md in float64 with 32-bit states: everything but the codec."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from tests.oracle.chain import GradientStages
+from tests.oracle.settings import FEATURES, STAGES, settings
+from tests.oracle.stages import Array, row_axis
 
-DEFAULTS: dict[str, Any] = {
-    "lr": 1e-6,
-    "min_lr": 1e-7,
-    "max_lr": 1e-3,
-    "weight_decay": 5e-4,
-    "warmup_steps": 500,
-    "betas": (0.9, 0.99, 0.999),
-    "update_clip": 3.0,
-    "confidence_floor": 0.01,
-    "factored": "second_moment",
-    "torque": True,
-    "torque_decay": 0.0,
-    "lr_mask_gain": 0.2,
-    "background_regularization": True,
-    "spatial_awareness": True,
-}
-# Section 7's other fields: some change nothing at 32 bits, some may only be given switched off.
-WITHOUT_EFFECT = {"min_8bit_size", "block_size", "block_wise", "stable_emb", "force_8bit", "verbose"}
-WITHOUT_EFFECT |= {"stochastic_rounding", "stochastic_rounding_params", "edge_penalty", "edge_threshold"}
-WITHOUT_EFFECT |= {"rank_penalty_strength", "low_rank_emphasis"}
-OFF = {"optim_bits": 32, "percentile_clipping": 100, "frequency_penalty": 0}
-OFF |= {"edge_suppression": False, "lora_rank_penalty": False}
-FEATURES = {"update_clip", "confidence", "torque", "torque_mean", "lr_mask", "row_rates", "max_lr"}
-FEATURES |= {"spatial", "background", "weight_decay", "warmup_ramp", "bias_correction", "nonfinite"}
 EPS = 1e-30
 LARGEST_GRADIENT = 1e15
 
@@ -50,21 +26,22 @@ class CameampOracle:
         layout: str = "torch",
         embedding: Sequence[bool] | None = None,
         decay_mask: Sequence[bool] | None = None,
+        lora: Sequence[bool] | None = None,
         disable: frozenset[str] | set[str] = frozenset(),
         **fields: Any,
     ) -> None:
-        known = {name: value for name, value in fields.items() if name in DEFAULTS}
-        for name in set(fields) - set(known) - WITHOUT_EFFECT:
-            if name not in OFF or fields[name] != OFF[name]:
-                raise ValueError(f"not what this oracle computes: {name} = {fields[name]!r}")
-        if set(disable) - FEATURES or layout not in ("torch", "flax"):
+        if set(disable) - FEATURES - STAGES or layout not in ("torch", "flax"):
             raise ValueError(f"unknown feature or layout: {disable}, {layout}")
-        self.cfg = SimpleNamespace(**{**DEFAULTS, **known})
+        self.cfg = settings(fields)
         self.shapes = [tuple(shape) for shape in shapes]
         self.layout = layout
         self.embedding = list(embedding or [False] * len(self.shapes))
         self.decay_mask = list(decay_mask or [True] * len(self.shapes))
+        self.lora = list(lora or [False] * len(self.shapes))
         self.disable = frozenset(disable)
+        self.stages = GradientStages(
+            self.cfg, layout=layout, embedding=self.embedding, lora=self.lora, disable=self.disable
+        )
         self.use_torque: bool = self.cfg.torque and "torque" not in disable
         self.use_mask: bool = self.cfg.lr_mask_gain > 0 and "lr_mask" not in disable
         self.use_spatial: bool = self.cfg.spatial_awareness and "spatial" not in disable
@@ -76,8 +53,7 @@ class CameampOracle:
     # -------------------------------------------------------------- layout
 
     def _row_axis(self, i: int) -> int:
-        # Embeddings are (num, features) in both layouts.
-        return 0 if self.layout == "torch" or self.embedding[i] else len(self.shapes[i]) - 1
+        return row_axis(len(self.shapes[i]), self.layout, self.embedding[i])
 
     def _row_mean(self, i: int, x: Array) -> Array:
         """One value per row, kept dims: e.g. (out, 1, 1, 1)."""
@@ -115,6 +91,7 @@ class CameampOracle:
             "spatial_variance": np.zeros(self._row_shape(i)) if self.use_spatial and has_rows else None,
             "torque_mean": 1.0,
             "background_scale": 0.0,
+            **self.stages.initial_state(i, shape),
         }
 
     def step_(self, grads: Sequence[Any], params: Sequence[Any]) -> list[Array]:
@@ -124,6 +101,7 @@ class CameampOracle:
         self._drop_warmup_states()
         updates = [np.zeros(shape) for shape in self.shapes]
         taking_part: dict[int, Array] = {}
+        skipped = [False] * len(self.shapes)
         for i, grad in enumerate(grads):
             # An empty array takes no part: its state does not change and it does not age.
             if grad is None or np.size(grad) == 0:
@@ -132,10 +110,12 @@ class CameampOracle:
             assert g.shape == self.shapes[i]
             if not np.all(np.isfinite(g)) or np.any(np.abs(g) > LARGEST_GRADIENT):
                 if "nonfinite" not in self.disable:
+                    skipped[i] = True
                     self.state[i]["skipped_steps"] += 1  # it does not age, the global t has grown
                     continue
                 g = np.zeros_like(g)
             taking_part[i] = g
+        taking_part = self.stages(taking_part, skipped, self.state, params)
         for i, g in taking_part.items():
             # Rates use lr_scale and lr_mask of before this step; the votes below enter the next one.
             updates[i] = self._update(i, g, np.asarray(params[i]).astype(np.float64), base_lr)

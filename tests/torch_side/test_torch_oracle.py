@@ -8,9 +8,10 @@ import torch
 
 from automagic_torch import AutomagicCameAMP8bit
 from tests.oracle.cameamp import FEATURES, CameampOracle
+from tests.oracle.settings import STAGES_OFF
 
 SHAPES = ((), (5,), (8, 6), (4, 3, 5), (4, 3, 3, 3), (2, 3, 3, 2, 2))
-BASE: dict[str, Any] = {"lr": 1e-3, "max_lr": 1e-2, "warmup_steps": 30, "weight_decay": 0.1}
+BASE: dict[str, Any] = {"lr": 1e-3, "max_lr": 1e-2, "warmup_steps": 30, "weight_decay": 0.1, **STAGES_OFF}
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "torque memory": {"torque_decay": 0.9},
