@@ -1,5 +1,6 @@
 """What the PyTorch and the JAX optimizer share and neither framework owns.  Needs numpy only."""
 
+from automagic_core.adapter_names import LORA_NAMES, is_lora_name
 from automagic_core.codebook import codebook_midpoints, dynamic_codebook
 from automagic_core.config import FIELD_NAMES, PROFILES, Config, check_names
 from automagic_core.decay import Decay, decay
@@ -23,6 +24,7 @@ from automagic_core.state_plan import StatePlan, state_plan
 
 __all__ = [
     "FIELD_NAMES",
+    "LORA_NAMES",
     "MAX_STEP",
     "PROFILES",
     "ArrayMemory",
@@ -40,6 +42,7 @@ __all__ = [
     "column_shape",
     "decay",
     "dynamic_codebook",
+    "is_lora_name",
     "last_kept_frequency",
     "memory_report",
     "mix32",

@@ -6,6 +6,7 @@ from automagic_optax.cameamp import scale_by_cameamp
 from automagic_optax.cameamp_state import ScaleByCameampState
 from automagic_optax.codec import QuantizedArray, dequantize, quantize
 from automagic_optax.flax_serialization import register as _register_with_flax
+from automagic_optax.marks import found_marks
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.random_bits import mix32, random_unit
 from automagic_optax.reports import finish_warmup, memory_report
@@ -27,6 +28,7 @@ __all__ = [
     "automagic_8bit",
     "dequantize",
     "finish_warmup",
+    "found_marks",
     "from_torch_state",
     "memory_report",
     "mix32",

@@ -49,7 +49,8 @@ def scale_by_cameamp(
         weight_decay: a number or a traced scalar; by default ``config.weight_decay``.
         config: all other hyperparameters.
         layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
-        embedding: which arrays are embeddings: a predicate on (path, leaf), a tree of booleans, or None for none.
+        embedding: which arrays are embeddings: a predicate on (path, leaf), a tree of booleans, or None to find them
+            (`default_marks`).
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
         rule: how the codec rounds, as in `quantize`.
 

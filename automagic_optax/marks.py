@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.tree_util import keystr, tree_flatten_with_path
+
+from automagic_optax.default_marks import default_marks
+from automagic_optax.leaves import leaf_name, leaves_of
+from automagic_optax.lora_params import remember_lora_params
 
 Mark = Callable[[tuple, Any], bool] | Any | None
-"""A predicate on (path, leaf), a tree of booleans (or a prefix of one), or None."""
-
-
-def leaf_name(path: tuple) -> str:
-    """A leaf's path as a person would write it: ``layer.kernel``."""
-    return keystr(path, simple=True, separator=".") or "the parameter"
+"""A predicate on (path, leaf), a tree of booleans (or a prefix of one), or None for the default rule."""
 
 
 def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> list[bool]:
@@ -22,21 +20,26 @@ def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> l
 
     Args:
         mark: a predicate on (path, leaf); or a tree of booleans, of which `params` may lack leaves (those that
-            ``optax.masked`` takes out) and which may stop above the leaves; or None, for `default` everywhere.
-        params: tree of arrays.
-        what: name of the mark, for the error.
-        default: the value where no mark is given.
+            ``optax.masked`` takes out) and which may stop above the leaves; or None: `default_marks` for ``"lora"``
+            and ``"embedding"``, `default` everywhere for any other mark.
+        params: tree of arrays.  Paths are the same whether or not an ``nnx.State`` still has its Variables.
+        what: name of the mark, for the default rule and the error.
+        default: the value where no mark is given and there is no rule.
 
     Raises:
         ValueError: a leaf of `params` has no mark; the message names it.
     """
-    leaves, _ = tree_flatten_with_path(params)
+    leaves = leaves_of(params)
+    # Whatever `init` looks for: its leaves may be the only ones that still have their types.
+    remember_lora_params(leaves)
+    if mark is None and what in ("lora", "embedding"):
+        return default_marks(params, what)
     if mark is None:
         return [default] * len(leaves)
     if callable(mark):
-        return [bool(mark(path, leaf)) for path, leaf in leaves]
-    by_path = {path: bool(value) for path, value in tree_flatten_with_path(mark)[0]}
-    return [_look_up(path, by_path, what) for path, _ in leaves]
+        return [bool(mark(leaf.path, leaf.value)) for leaf in leaves]
+    by_path = {leaf.path: bool(leaf.value) for leaf in leaves_of(mark)}
+    return [_look_up(leaf.path, by_path, what) for leaf in leaves]
 
 
 def _look_up(path: tuple, by_path: dict[tuple, bool], what: str) -> bool:
@@ -44,6 +47,33 @@ def _look_up(path: tuple, by_path: dict[tuple, bool], what: str) -> bool:
         if path[:length] in by_path:
             return by_path[path[:length]]
     raise ValueError(f"{what} has no mark for {leaf_name(path)}; it needs a boolean for every parameter")
+
+
+def found_marks(params: Any, lora: Mark = None, embedding: Mark = None) -> dict[str, list[str]]:
+    """The adapters and embeddings of a parameter tree, for a report.
+
+    Args:
+        params: tree of arrays.
+        lora, embedding: as given to ``automagic_8bit``; None for the default rule.
+
+    Returns:
+        Dotted names of leaves in their order, under ``"lora"`` and ``"embedding"``.  Only arrays of two axes are
+        adapters to the optimizer, whatever a mark says.
+
+    Raises:
+        ValueError: a tree of booleans lacks a leaf; the message names it.
+
+    Example:
+        >>> found_marks(nnx.state(model, nnx.Param))["embedding"]
+        ['embed.embedding']
+    """
+    leaves = leaves_of(params)
+    adapters = resolve_mark(lora, params, "lora")
+    tables = resolve_mark(embedding, params, "embedding")
+    return {
+        "lora": [leaf_name(x.path) for x, mark in zip(leaves, adapters, strict=True) if mark and len(x.shape) == 2],
+        "embedding": [leaf_name(x.path) for x, mark in zip(leaves, tables, strict=True) if mark],
+    }
 
 
 def resolve_decay_mask(mask: Any | Callable[[Any], Any] | None, params: Any) -> list[bool]:

@@ -32,8 +32,9 @@ def automagic_8bit(
         weight_decay: decoupled, times the learning rate; a number ≥ 0 or a traced scalar.
         profile: ``"memory_optimized"`` (13 % of Adam's state), ``"balanced"`` (25 %) or ``"quality_optimized"`` (38 %).
         layout: what the parameters' axes mean: ``"flax"`` (..., in, out) or ``"torch"`` (out, in, ...).
-        lora: which arrays are adapters: a predicate on (path, leaf), a tree of booleans, or None.  Reserved for the
-            low-rank stage of section 4, which this version does not have yet.
+        lora: which arrays are adapters: a predicate on (path, leaf), a tree of booleans, or None to find them by their
+            types and names (`default_marks`; `found_marks` lists them).  Reserved for the low-rank stage of section 4,
+            which this version does not have yet.
         embedding: which arrays are embeddings, (num, features) in both layouts; given like `lora`.
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
         **overrides: any other field of `automagic_core.Config`; they win over the profile.  A mapping passed as

@@ -2,6 +2,7 @@
 
 from automagic_core import Config, OptimizationProfiles
 from automagic_torch.codec import BITSANDBYTES_AVAILABLE
+from automagic_torch.marks import found_marks, mark_embeddings, mark_lora
 from automagic_torch.optimizer import (
     Automagic_CameAMP_Improved_8Bit,
     AutomagicCameAMP8bit,
@@ -23,6 +24,9 @@ __all__ = [
     "clip_by_percentile",
     "create_improved_8bit_optimizer",
     "encourage_low_rank",
+    "found_marks",
+    "mark_embeddings",
+    "mark_lora",
     "suppress_edges",
     "suppress_high_frequencies",
 ]
