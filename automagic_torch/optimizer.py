@@ -29,6 +29,7 @@ from automagic_torch.groups import (
 from automagic_torch.learning_rate import moved
 from automagic_torch.loading import checked_state
 from automagic_torch.states import new_state, state_forms
+from automagic_torch.verbose import tell_step
 
 
 class AutomagicCameAMP8bit(Optimizer):
@@ -115,7 +116,7 @@ class AutomagicCameAMP8bit(Optimizer):
             update_array(array, g, self._on_update)
         for call in calls:
             finish(call, self.state)
-        self._tell(calls)
+        tell_step(self)
         return loss
 
     def _arrays(self, call: Call, group_index: int) -> list[Array]:
@@ -200,11 +201,6 @@ class AutomagicCameAMP8bit(Optimizer):
         else:
             reason = f"the parameters are on {p.device.type}; force_8bit=True stores 8 bits there too"
         warnings.warn(f"optimizer states are stored in 32 bits: {reason}", stacklevel=2)
-
-    def _tell(self, calls: list[Call]) -> None:
-        if any(call.config.verbose and call.step == 1 for call in calls):
-            report = self.get_memory_efficiency_report()
-            print(f"{type(self).__name__}: " + ", ".join(f"{key} {value}" for key, value in report.items()))
 
 
 def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **overrides: Any) -> AutomagicCameAMP8bit:
