@@ -1,0 +1,53 @@
+"""Does the missing runs and writes the report: ``python -m benchmarks.evidence``.
+
+It can be stopped at any time and called again; a second call does only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.evidence.jobs import JOBS
+from benchmarks.evidence.running import run_missing
+from benchmarks.evidence.store import FOLDER, Store, settings_of
+
+DOCS = Path("docs")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 when all went well, also where runs are still missing."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("--jobs", default=",".join(JOBS), help="names with commas between them (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=120.0, help="no run begins later (default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="only write the report of the results there are")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="results and bases (default: %(default)s)")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the report goes (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    chosen = options.jobs.split(",")
+    unknown = [job for job in chosen if job not in JOBS]
+    if unknown:
+        parser.error(f"--jobs: unknown {', '.join(unknown)}; valid: {', '.join(JOBS)}")
+    if options.workers < 1:
+        parser.error(f"--workers = {options.workers} is not valid; valid: 1 or more")
+    jobs = [job for job in JOBS if job in chosen]
+
+    store = Store(options.folder, {name: settings_of(job) for name, job in JOBS.items()})
+    failures: list[str] = []
+    if not options.report:
+        outcome = run_missing(store, jobs, options.workers, options.minutes)
+        failures = outcome.failures
+        print(f"{outcome.done} runs added, {outcome.missing} still missing, {len(failures)} failed")
+
+    from benchmarks.evidence.report import write_report  # matplotlib is not needed by the workers, which import this
+
+    path = write_report(store, list(JOBS), options.docs)
+    print(f"wrote {path}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

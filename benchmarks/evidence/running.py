@@ -1,0 +1,140 @@
+"""Doing what the plan lists and the store lacks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from benchmarks.evidence.jobs import JOBS
+from benchmarks.evidence.plan import Spec, plan
+from benchmarks.evidence.store import Record, Store, base_of, losses
+from benchmarks.evidence.training import train
+from benchmarks.evidence.variants import GRID
+from benchmarks.evidence.workers import Failure, Task, Worker, ready, single_threaded
+
+TYPICAL_RATE = GRID[len(GRID) // 2]
+POLL_SECONDS = 2.0
+
+
+class Outcome(NamedTuple):
+    """What a call did.
+
+    Attributes:
+        done: runs that it added.
+        missing: runs of the plan that are still to be done.
+        failures: traces of tasks that raised.
+    """
+
+    done: int
+    missing: int
+    failures: list[str]
+
+
+class Runner:
+    """Gives tasks to workers, in the order of the plan, and keeps their results.
+
+    Args:
+        store: where results are and go.
+        jobs: names of `JOBS`, the cheapest first.
+        workers: processes.
+    """
+
+    def __init__(self, store: Store, jobs: Sequence[str], workers: int) -> None:
+        self.store = store
+        self.jobs = jobs
+        self.losses = losses(store.records())
+        self.failures: dict[str | Spec, str] = {}
+        self.busy: dict[Worker, str | Spec] = {}
+        self.bases = {job: False for job in jobs}
+        single_threaded()
+        self.idle = [Worker() for _ in range(workers)]
+
+    def run(self, minutes: float) -> Outcome:
+        """Runs until nothing is missing or no time is left; what was begun is finished.
+
+        Args:
+            minutes: after which nothing begins.
+        """
+        deadline = time.monotonic() + 60 * minutes
+        before = self._present()
+        with tqdm(desc="runs", unit="run", total=self._expected(), initial=before, smoothing=0.05) as bar:
+            while True:
+                while self.idle and time.monotonic() < deadline and (todo := self._next()) is not None:
+                    worker = self.idle.pop()
+                    worker.give(_task(todo, self.store.folder))
+                    self.busy[worker] = todo
+                if not self.busy:
+                    break
+                for worker in ready(self.busy, POLL_SECONDS):
+                    self._take(worker)
+                bar.total = self._expected()
+                bar.set_postfix_str(", ".join(map(_short, self.busy.values())), refresh=False)
+                bar.update(self._present() - bar.n)
+                bar.refresh()
+        return Outcome(self._present() - before, self._expected() - self._present(), list(self.failures.values()))
+
+    def close(self) -> None:
+        """Ends the processes; runs that they were in leave nothing behind."""
+        for worker in (*self.idle, *self.busy):
+            worker.end()
+
+    def _next(self) -> str | Spec | None:
+        """The first base or run that is missing, not in hand and can be done now."""
+        begun = {*self.busy.values(), *self.failures}
+        for job, there in self.bases.items():
+            if not there and job not in begun:
+                return job
+        for spec in plan(self.losses, self.jobs):
+            if spec not in self.losses and spec not in begun and self.bases[spec.job]:
+                return spec
+        return None
+
+    def _take(self, worker: Worker) -> None:
+        todo, result = self.busy.pop(worker), worker.take()
+        if isinstance(result, Failure):
+            # One broken variant must not cost the others their runs.
+            self.failures[todo] = f"{_short(todo)}: {result.text}"
+            tqdm.write(self.failures[todo])
+        elif isinstance(todo, Spec):
+            self.store.write(result)
+            self.losses = {**self.losses, **losses({todo: result})}
+        else:
+            self.bases[todo] = True
+        self.idle.append(worker if worker.alive else Worker())
+
+    def _present(self) -> int:
+        return sum(spec in self.losses for spec in plan(self.losses, self.jobs))
+
+    def _expected(self) -> int:
+        return len(plan(self.losses, self.jobs, guess=TYPICAL_RATE))
+
+
+def run_missing(store: Store, jobs: Sequence[str], workers: int, minutes: float) -> Outcome:
+    """`Runner.run`, with the processes ended whatever happens."""
+    with closing(Runner(store, jobs, workers)) as runner:
+        return runner.run(minutes)
+
+
+def _task(todo: str | Spec, folder: Path) -> Task:
+    return partial(_run, todo, folder) if isinstance(todo, Spec) else partial(_prepare, todo, folder)
+
+
+def _prepare(job: str, folder: Path) -> None:
+    base_of(JOBS[job], folder)
+
+
+def _run(spec: Spec, folder: Path) -> Record:
+    job = JOBS[spec.job]
+    return train(spec, job, base_of(job, folder))
+
+
+def _short(todo: str | Spec) -> str:
+    return f"{todo.job} {todo.variant} {todo.lr:g} #{todo.seed}" if isinstance(todo, Spec) else f"base of {todo}"
+
+

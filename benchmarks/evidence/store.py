@@ -1,0 +1,105 @@
+"""Where bases and results lie: one file each, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.evidence.jobs import Base, Job
+from benchmarks.evidence.plan import Losses, Spec
+from benchmarks.evidence.variants import MAX_LR, RAMP_SHARE, VARIANTS, WARM_UP_SHARE, WEIGHT_DECAY
+
+FOLDER = Path("out/evidence")
+
+Record = dict[str, Any]
+"""What is kept of one run; `training.train` says what is in it."""
+
+
+class Store:
+    """Results below a folder.
+
+    Args:
+        folder: bases go to `base/`, results to `runs/<job>/`.
+        settings: of each job by name, as `settings_of`; a result under others is as good as missing.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self.folder = folder
+        self.settings = settings
+
+    def write(self, record: Record) -> None:
+        """Keeps one result."""
+        path = self.folder / "runs" / record["job"] / spec_of(record).file_name
+        _whole(path, lambda temporary: temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n"))
+
+    def records(self) -> dict[Spec, Record]:
+        """All results of variants as they are now, under the present settings."""
+        found = {}
+        for path in sorted((self.folder / "runs").glob("*/*.json")):
+            record = json.loads(path.read_text())
+            variant = VARIANTS.get(record["variant"])
+            same = record["settings"] == self.settings.get(record["job"])
+            if same and variant is not None and record["fields"] == dict(variant.fields):
+                found[spec_of(record)] = record
+        return found
+
+
+def settings_of(job: Job) -> dict[str, Any]:
+    """Every number, but for the variant's own, that decides a run's result."""
+    common = {"weight_decay": WEIGHT_DECAY, "max_lr": MAX_LR, "warm_up": WARM_UP_SHARE, "ramp": RAMP_SHARE}
+    return {**job.settings(), **common}
+
+
+def spec_of(record: Record) -> Spec:
+    """Which run a record is of."""
+    return Spec(record["job"], record["variant"], record["lr"], record["seed"])
+
+
+def losses(records: Mapping[Spec, Record]) -> Losses:
+    """Final losses; a diverged run's is infinite."""
+    return {spec: math.inf if record["loss"] is None else record["loss"] for spec, record in records.items()}
+
+
+def base_of(job: Job, folder: Path) -> Base:
+    """The job's base, made if it is not there under the job's present settings."""
+    digest = hashlib.sha256(json.dumps(job.settings(), sort_keys=True).encode()).hexdigest()[:8]
+    path = folder / "base" / f"{job.name}-{digest}.pt"
+    if not path.exists():
+        base = job.build_base()
+        _whole(path, lambda temporary: torch.save(base, temporary))
+    loaded: Base = torch.load(path, weights_only=True, mmap=True)
+    return loaded
+
+
+@cache
+def code_version() -> str:
+    """A digest of the sources that decide a result: the optimizer's and the jobs'."""
+    digest = hashlib.sha256()
+    for path in _sources():
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _sources() -> Iterator[Path]:
+    root = Path(__file__).parents[2]
+    for package in ("automagic_core", "automagic_torch", "benchmarks/evidence/jobs"):
+        yield from sorted((root / package).rglob("*.py"))
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """An interrupted run leaves no half file: what is written gets its name when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
