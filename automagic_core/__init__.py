@@ -5,6 +5,8 @@ from automagic_core.codebook import codebook_midpoints, dynamic_codebook
 from automagic_core.config import FIELD_NAMES, PROFILES, Config, check_names
 from automagic_core.decay import Decay, decay
 from automagic_core.frequencies import last_kept_frequency
+from automagic_core.hardware import adaptive_config, hardware_optimized_config
+from automagic_core.health import OptimizerFacts, TrainingHealth, training_health
 from automagic_core.layout import (
     Layout,
     absmax_shape,
@@ -17,24 +19,36 @@ from automagic_core.layout import (
     row_shape,
     spatial_axes,
 )
+from automagic_core.loss_trend import Trend, loss_trend
 from automagic_core.memory import ArrayMemory, memory_report
+from automagic_core.memory_table import HeldStates, memory_table
+from automagic_core.monitor import TrainingMonitor
 from automagic_core.profiles import OptimizationProfiles
 from automagic_core.random_bits import MAX_STEP, Slot, mix32, random_unit, rounding_key
 from automagic_core.state_plan import StatePlan, state_plan
+from automagic_core.suggestions import ISSUES, RunRates, suggestion
 
 __all__ = [
     "FIELD_NAMES",
+    "ISSUES",
     "LORA_NAMES",
     "MAX_STEP",
     "PROFILES",
     "ArrayMemory",
     "Config",
     "Decay",
+    "HeldStates",
     "Layout",
     "OptimizationProfiles",
+    "OptimizerFacts",
+    "RunRates",
     "Slot",
     "StatePlan",
+    "TrainingHealth",
+    "TrainingMonitor",
+    "Trend",
     "absmax_shape",
+    "adaptive_config",
     "check_layout",
     "check_names",
     "codebook_midpoints",
@@ -42,9 +56,12 @@ __all__ = [
     "column_shape",
     "decay",
     "dynamic_codebook",
+    "hardware_optimized_config",
     "is_lora_name",
     "last_kept_frequency",
+    "loss_trend",
     "memory_report",
+    "memory_table",
     "mix32",
     "picture_axes",
     "polarity_shape",
@@ -54,4 +71,6 @@ __all__ = [
     "row_shape",
     "spatial_axes",
     "state_plan",
+    "suggestion",
+    "training_health",
 ]

@@ -49,15 +49,15 @@ def suggestion(issue: str, rates: RunRates | None = None) -> dict[str, Any]:
         return _raise_rate(rates)
     if issue == "memory_pressure":
         text = (
-            "The device's memory is nearly full: make the batch smaller, or make the optimizer anew with these fields (the "
-            "form of its states is fixed once they are made)."
+            "The device's memory is nearly full: make the batch smaller, or make the optimizer anew with these fields "
+            "(the form of its states is fixed once they are made)."
         )
         return {"profile": "memory_optimized", "optim_bits": 8, **PROFILES["memory_optimized"], "text": text}
     if issue == "skipped_steps":
         text = (
-            "Gradients were not finite and their arrays were skipped: look for bad samples, for a loss that overflows in "
-            "half precision (bfloat16 or loss scaling help), and for a norm clipped in front of the optimizer, which "
-            "spreads one NaN to all arrays."
+            "Gradients were not finite and their arrays were skipped: look for bad samples, for a loss that overflows "
+            "in half precision (bfloat16 or loss scaling help), and for a norm clipped in front of the optimizer, "
+            "which spreads one NaN to all arrays."
         )
         return {"text": text}
     raise ValueError(f"issue = {issue!r} is not one of {', '.join(ISSUES)}")
