@@ -51,7 +51,7 @@ class Runner:
         self.losses = losses(store.records())
         self.failures: dict[str | Spec, str] = {}
         self.busy: dict[Worker, str | Spec] = {}
-        self.bases = {job: False for job in jobs}
+        self.bases = dict.fromkeys(jobs, False)
         single_threaded()
         self.idle = [Worker() for _ in range(workers)]
 
@@ -136,5 +136,3 @@ def _run(spec: Spec, folder: Path) -> Record:
 
 def _short(todo: str | Spec) -> str:
     return f"{todo.job} {todo.variant} {todo.lr:g} #{todo.seed}" if isinstance(todo, Spec) else f"base of {todo}"
-
-

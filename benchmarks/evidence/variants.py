@@ -97,9 +97,7 @@ PARTNERS = tuple(
 )
 """Run at the rate of their 8-bit profile, never at one of their own."""
 
-STRONG_STAGES = tuple(
-    _balanced(stage + STRONG, _describe(fields), fields) for stage, fields in STRONGER.items()
-)
+STRONG_STAGES = tuple(_balanced(stage + STRONG, _describe(fields), fields) for stage, fields in STRONGER.items())
 """Run at the rate of `balanced`."""
 
 VARIANTS: Mapping[str, Variant] = {v.name: v for v in (*MAIN, *EXTRA, *PARTNERS, *STRONG_STAGES)}

@@ -79,5 +79,3 @@ def single_threaded() -> None:
     """Makes the processes that are begun later compute on one thread."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
-
-

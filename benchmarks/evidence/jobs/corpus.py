@@ -35,9 +35,7 @@ def standard_library() -> Corpus:
 def c_headers() -> Corpus:
     """The C headers of Python and of numpy."""
     # numpy's come with it, Python's are missing where a distribution keeps them in a package of its own.
-    files = [
-        path for folder in (sysconfig.get_paths()["include"], np.get_include()) for path in _headers(Path(folder))
-    ]
+    files = [path for folder in (sysconfig.get_paths()["include"], np.get_include()) for path in _headers(Path(folder))]
     return _corpus(files)
 
 

@@ -50,6 +50,8 @@ class _Block(nn.Module):
 class Denoiser(nn.Module):
     """(noisy image (n, 64), time (n,)) → v (n, 64)."""
 
+    frequencies: Tensor
+
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.entry = nn.Linear(data.PIXELS, settings.width)

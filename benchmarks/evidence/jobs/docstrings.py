@@ -1,4 +1,4 @@
-"""A text classification task that ships with Python: which package of the standard library does a docstring describe?"""
+"""A text classification task that ships with Python: which of its packages does a docstring describe?"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ class SentenceClassifier(Job):
 
 
 @torch.no_grad()
-def _through(layers: list[nn.Module], x: Tensor, present: Tensor) -> Tensor:
+def _through(layers: Sequence[nn.Module], x: Tensor, present: Tensor) -> Tensor:
     """All texts through the layers that stay frozen, in pieces."""
     done = []
     for piece, there in zip(x.split(64), present.split(64), strict=True):
