@@ -1,0 +1,266 @@
+"""Adapters and embeddings are found, with the same answer in `init` and in `update`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+from automagic_optax import automagic_8bit, found_marks
+from automagic_optax.default_marks import default_marks
+from automagic_optax.marks import resolve_mark
+from tests.optax_side.small import find_state
+
+EMBED, LORA_A, LORA_B = "embed.embedding", "layers.0.lora.lora_a", "layers.0.lora.lora_b"
+
+
+class Adapted(nnx.Module):
+    """An embedding, a layer with an adapter, and an adapter under names that nobody knows."""
+
+    def __init__(self, width: int = 4) -> None:
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(6, width, rngs=rngs)
+        self.layers = nnx.List([nnx.LoRALinear(width, width, lora_rank=2, rngs=rngs)])
+        self.thin = nnx.LoRAParam(jnp.ones((width, 2)))
+        self.wide = nnx.LoRAParam(jnp.ones((2, width)))
+        self.gate = nnx.LoRAParam(jnp.ones(width))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = self.layers[0](self.embed(tokens))
+        return x + self.gate * (x @ self.thin @ self.wide)
+
+
+def loss(model: Adapted) -> jax.Array:
+    return (model(jnp.arange(6)) ** 2).mean()
+
+
+def listening(heard: list[dict[str, list[str]]], **marks: Any) -> optax.GradientTransformation:
+    """A transformation that takes down which marks it finds in `init` and in `update`."""
+
+    def init(params: Any) -> optax.EmptyState:
+        heard.append(found_marks(params, **marks))
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        heard.append(found_marks(params, **marks))
+        return updates, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def train_with_nnx(model: Adapted, tx: Any, wrt: Any, steps: int = 2) -> nnx.Optimizer:
+    optimizer = nnx.Optimizer(model, tx, wrt=wrt)
+
+    @nnx.jit
+    def step(model: Adapted, optimizer: nnx.Optimizer) -> None:
+        optimizer.update(model, nnx.grad(loss, argnums=nnx.DiffState(0, wrt))(model))
+
+    for _ in range(steps):
+        step(model, optimizer)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("wrt", "expected"),
+    [
+        (nnx.Param, {"lora": [LORA_A, LORA_B, "thin", "wide"], "embedding": [EMBED]}),
+        (nnx.LoRAParam, {"lora": [LORA_A, LORA_B, "thin", "wide"], "embedding": []}),
+        (nnx.PathContains("lora"), {"lora": [LORA_A, LORA_B], "embedding": []}),
+    ],
+)
+def test_nnx_optimizer_finds_the_same_in_both_calls(wrt: Any, expected: dict[str, list[str]]) -> None:
+    # `init` is given Variables, `update` bare arrays: the types of `thin` and `wide` are gone there.
+    heard: list[dict[str, list[str]]] = []
+    train_with_nnx(Adapted(), listening(heard), wrt)
+    assert len(heard) >= 2
+    assert all(found == expected for found in heard)
+
+
+def test_what_init_saw_counts_though_it_looked_for_something_else() -> None:
+    model, heard = Adapted(width=8), list[dict[str, list[str]]]()
+    known = {"embedding": lambda path, leaf: False}
+
+    def init(params: Any) -> optax.EmptyState:
+        resolve_mark(known["embedding"], params, "embedding")
+        return optax.EmptyState()
+
+    train_with_nnx(model, optax.GradientTransformation(init, listening(heard, **known).update), nnx.Param)
+    assert heard
+    assert all(found == {"lora": [LORA_A, LORA_B, "thin", "wide"], "embedding": []} for found in heard)
+
+
+def test_a_model_of_the_same_shapes_without_lora_params_is_not_taken_for_one() -> None:
+    class Plain(nnx.Module):
+        def __init__(self, kind: type) -> None:
+            self.thin = kind(jnp.ones((5, 2)))
+
+    adapted, plain = (nnx.state(Plain(kind)) for kind in (nnx.LoRAParam, nnx.Param))
+    for _ in range(2):
+        assert default_marks(adapted, "lora") == default_marks(nnx.as_pure(adapted), "lora") == [True]
+        assert default_marks(plain, "lora") == default_marks(nnx.as_pure(plain), "lora") == [False]
+
+
+def wrappers() -> dict[str, Callable[[Any], Any]]:
+    def small(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.size < 20, tree)
+
+    def labels(tree: Any) -> Any:
+        return jax.tree.map(lambda x: "small" if x.size < 20 else "rest", tree)
+
+    return {
+        "masked": lambda tx: optax.masked(tx, small),
+        "partition": lambda tx: optax.partition({"small": tx, "rest": optax.set_to_zero()}, labels),
+        "chain": lambda tx: optax.chain(optax.masked(tx, small), optax.clip(1.0)),
+    }
+
+
+@pytest.mark.parametrize("name", wrappers())
+def test_where_other_leaves_are_taken_out(name: str) -> None:
+    heard: list[dict[str, list[str]]] = []
+    train_with_nnx(Adapted(), wrappers()[name](listening(heard)), nnx.Param)
+    # The table has 24 elements and is taken out; all of the adapters have 8.
+    assert all(found == {"lora": [LORA_A, LORA_B, "thin", "wide"], "embedding": []} for found in heard)
+
+    heard.clear()
+    params = {"wte": jnp.ones((9, 4)), "lora_a": jnp.ones((4, 2)), "wpe": jnp.ones((3, 4))}
+    tx = wrappers()[name](listening(heard))
+    jax.jit(tx.update)(params, jax.jit(tx.init)(params), params)
+    assert heard
+    assert all(found == {"lora": ["lora_a"], "embedding": ["wpe"]} for found in heard)
+
+
+@pytest.mark.parametrize("form", ["tree of booleans", "predicate"])
+@pytest.mark.parametrize("variables", [True, False])
+def test_marks_by_hand_in_an_nnx_state(form: str, variables: bool) -> None:
+    params = nnx.state(Adapted(), nnx.Param)
+    tree = jax.tree.map(lambda x: x.shape == (4, 4), params)
+    given = {
+        "tree of booleans": tree if variables else nnx.to_pure_dict(tree),
+        "predicate": lambda path, leaf: path[-1].key == "kernel",
+    }[form]
+    heard: list[dict[str, list[str]]] = []
+    train_with_nnx(Adapted(), listening(heard, lora=given, embedding=given), nnx.Param)
+    assert all(found == {"lora": ["layers.0.kernel"], "embedding": ["layers.0.kernel"]} for found in heard)
+
+
+def test_a_mark_that_is_missing_is_named_without_the_variables_value() -> None:
+    params = nnx.state(Adapted(), nnx.Param)
+    for state in (params, nnx.as_pure(params)):
+        with pytest.raises(ValueError, match=r"lora has no mark for gate;"):
+            found_marks(state, lora={"embed": False, "layers": False, "thin": True, "wide": True})
+
+
+def test_names_of_linen() -> None:
+    class Lora(flax.linen.Module):
+        @flax.linen.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            down = self.param("lora_a", flax.linen.initializers.normal(), (x.shape[-1], 2))
+            boxed = flax.linen.with_partitioning(flax.linen.initializers.zeros_init(), (None, None))
+            return x @ down @ self.param("lora_b", boxed, (2, 4), unbox=True)
+
+    class Model(flax.linen.Module):
+        @flax.linen.compact
+        def __call__(self, tokens: jax.Array) -> jax.Array:
+            return flax.linen.Dense(3, name="embed")(Lora()(flax.linen.Embed(5, 4)(tokens)))
+
+    params = Model().init(jax.random.key(0), jnp.arange(5))["params"]
+    found = found_marks(params)
+    assert found["embedding"] == ["Embed_0.embedding"]  # and not the Dense called embed
+    assert [name.removesuffix(".value") for name in found["lora"]] == ["Lora_0.lora_a", "Lora_0.lora_b"]
+
+
+NESTED: dict[str, Any] = {
+    "wte": {"weight": (9, 4)},
+    "h": [
+        {"attn": {"lora_A": {"default": {"weight": (2, 4)}}, "lora_B": {"weight": (4, 2)}, "weight": (4, 4)}},
+        {"attn": {"lora_magnitude_vector": {"default": {"weight": (4, 1)}}, "kernel_lora_a": (4, 2)}},
+        {"conv": {"lora_A": {"weight": (2, 4, 3, 3)}, "hada_w1_a": (4, 2), "hada_t1": (2, 2)}},
+    ],
+    "wpe": {"modules_to_save": {"default": {"weight": (3, 4)}}, "original_module": {"weight": (3, 4)}},
+    "embed_tokens": {"lora_embedding_A": {"default": (2, 9)}, "base_layer": {"weight": (9, 4)}, "bias": (4,)},
+    "mlp": {"trainable_tokens_delta": {"default": (2, 4)}, "weight": (4, 4), "embedding_proj": {"weight": (4, 4)}},
+    "shared": (4, 4),
+}
+FLAT: dict[str, Any] = {
+    "model.embed_tokens.weight": (9, 4),
+    "model.layers.0.q_proj.lora_A.weight": (2, 4),
+    "lora_unet_down_blocks_0.lora_down.weight": (2, 4),
+    "lora_unet_down_blocks_0.weight": (4, 4),
+    "lora_unet_down_blocks_0.alpha": (),
+    "decoder/embed_tokens/embedding": (9, 4),
+    "shared.weight": (9, 4),
+    "model.embed_tokens.norm.weight": (4, 4),
+}
+
+
+def test_names_of_trees_born_in_pytorch() -> None:
+    def arrays(shapes: Any) -> Any:
+        return jax.tree.map(jnp.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+    nested = found_marks(arrays(NESTED))
+    assert nested == {
+        "lora": [
+            "embed_tokens.lora_embedding_A.default",
+            "h.0.attn.lora_A.default.weight",
+            "h.0.attn.lora_B.weight",
+            "h.1.attn.kernel_lora_a",
+            "h.2.conv.hada_w1_a",
+        ],
+        "embedding": [
+            "embed_tokens.base_layer.weight",
+            "mlp.trainable_tokens_delta.default",
+            "wpe.modules_to_save.default.weight",
+            "wpe.original_module.weight",
+            "wte.weight",
+        ],
+    }
+    flat = found_marks(arrays(FLAT))
+    assert flat["lora"] == ["lora_unet_down_blocks_0.lora_down.weight", "model.layers.0.q_proj.lora_A.weight"]
+    assert flat["embedding"] == ["decoder/embed_tokens/embedding", "model.embed_tokens.weight", "shared.weight"]
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((4,), False), ((4, 2), True), ((3, 4, 2), False)])
+def test_only_arrays_of_two_axes_are_marked(shape: tuple[int, ...], expected: bool) -> None:
+    params = {"lora_a": jnp.ones(shape), "embedding": nnx.LoRAParam(jnp.ones(shape))}
+    assert default_marks(params, "lora") == [expected, expected]
+    assert default_marks(params, "embedding") == [expected, False]
+
+
+def test_only_these_two_have_a_default_rule() -> None:
+    params = {"wte": jnp.ones((9, 4))}
+    assert resolve_mark(None, params, "weight_decay_mask", default=True) == [True]
+    with pytest.raises(ValueError, match=r"'weight_decay_mask'.*valid: 'lora', 'embedding'"):
+        default_marks(params, "weight_decay_mask")
+
+
+def test_an_embedding_that_was_found_has_its_rows_on_axis_0() -> None:
+    params = {"embed": {"embedding": jnp.ones((64, 8))}, "head": {"kernel": jnp.ones((64, 8))}}
+    fields: dict[str, Any] = {"min_8bit_size": 1, "stable_emb": True, "max_lr": 1e-2}
+    for layout, kernel_rows in (("flax", (1, 8)), ("torch", (64, 1))):
+        tx = automagic_8bit(1e-3, layout=layout, **fields)
+        own = find_state(tx.init(params))
+        assert own.lr_mask["embed"]["embedding"].shape == (64, 1)
+        assert own.lr_mask["head"]["kernel"].shape == kernel_rows
+        assert own.exp_avg["embed"]["embedding"].dtype == jnp.float32  # stable_emb
+        assert not isinstance(own.exp_avg["head"]["kernel"], jax.Array)
+        jax.eval_shape(tx.update, params, tx.init(params), params)  # `update` finds it too, else shapes do not fit
+    none = automagic_8bit(1e-3, embedding=lambda path, leaf: False, **fields).init(params)
+    assert find_state(none).lr_mask["embed"]["embedding"].shape == (1, 8)
+
+
+def test_flax_is_not_imported() -> None:
+    code = (
+        "import sys, jax.numpy as jnp, automagic_optax\n"
+        "found = automagic_optax.found_marks({'lora_a': jnp.ones((4, 2)), 'wte': jnp.ones((9, 4))})\n"
+        "print(found, 'flax.nnx' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "{'lora': ['lora_a'], 'embedding': ['wte']} False", done.stderr
