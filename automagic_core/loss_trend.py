@@ -63,9 +63,9 @@ class Trend(NamedTuple):
 def loss_trend(losses: Sequence[float] | np.ndarray) -> Trend | None:
     """Compares the halves of a stretch of losses.
 
-    The levels are medians and quartiles, so that spikes in a quarter of a half's losses do not matter.  The noise is the median
-    deviation of the differences between losses a fifth of a half apart: a trend does not count as noise, and noise that
-    lasts a few steps still does.
+    The levels are medians and quartiles, so that spikes in a quarter of a half's losses do not matter.  The noise is
+    the median deviation of the differences between losses a fifth of a half apart: a trend does not count as noise, and
+    noise that lasts a few steps still does.
 
     Args:
         losses: in the order of the steps, as they were computed; running means hide their noise.

@@ -1,8 +1,13 @@
 """Automagic CameAMP 8-bit for PyTorch.  Works without bitsandbytes too, then with 32-bit states."""
 
 from automagic_core import Config, OptimizationProfiles
+from automagic_torch.benchmark import benchmark_optimizer
 from automagic_torch.codec import BITSANDBYTES_AVAILABLE
+from automagic_torch.hardware import get_adaptive_config, get_hardware_optimized_config
+from automagic_torch.health import check_training_health
 from automagic_torch.marks import found_marks, mark_embeddings, mark_lora
+from automagic_torch.memory_table import analyze_memory_usage
+from automagic_torch.monitor import AdaptiveTrainingMonitor
 from automagic_torch.optimizer import (
     Automagic_CameAMP_Improved_8Bit,
     AutomagicCameAMP8bit,
@@ -17,14 +22,20 @@ from automagic_torch.stages import (
 
 __all__ = [
     "BITSANDBYTES_AVAILABLE",
+    "AdaptiveTrainingMonitor",
     "AutomagicCameAMP8bit",
     "Automagic_CameAMP_Improved_8Bit",
     "Config",
     "OptimizationProfiles",
+    "analyze_memory_usage",
+    "benchmark_optimizer",
+    "check_training_health",
     "clip_by_percentile",
     "create_improved_8bit_optimizer",
     "encourage_low_rank",
     "found_marks",
+    "get_adaptive_config",
+    "get_hardware_optimized_config",
     "mark_embeddings",
     "mark_lora",
     "suppress_edges",
