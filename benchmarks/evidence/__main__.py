@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--jobs: unknown {', '.join(unknown)}; valid: {', '.join(JOBS)}")
     if options.workers < 1:
         parser.error(f"--workers = {options.workers} is not valid; valid: 1 or more")
-    jobs = [job for job in JOBS if job in chosen]
+    jobs = {name: job for name, job in JOBS.items() if name in chosen}
 
     store = Store(options.folder, {name: settings_of(job) for name, job in JOBS.items()})
     failures: list[str] = []

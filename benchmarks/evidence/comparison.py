@@ -51,6 +51,19 @@ def against_adamw(results: Results, jobs: Sequence[str]) -> Iterator[str]:
             yield f"**{JOBS[job].title}**, against AdamW at its best rate. {said[0].upper()}{said[1:]}."
 
 
+def further(results: Results, jobs: Sequence[str]) -> Iterator[str]:
+    """What else a job measured, mean over the seeds, in one sentence a job and figure."""
+    for job in jobs:
+        found: dict[str, list[str]] = {}
+        for variant in MAIN:
+            runs = [record["further"] for record in results.by_seed(job, variant.name).values()]
+            for name in runs[0] if runs and all(runs) else ():
+                mean = sum(run[name] for run in runs) / len(runs)
+                found.setdefault(name, []).append(f"{variant.title} {mean:.3f}")
+        for name, said in found.items():
+            yield f"{JOBS[job].title}, held-out {name}: {', '.join(said)}."
+
+
 def rates_at_ends(results: Results, jobs: Sequence[str]) -> Iterator[str]:
     """A sentence for each variant whose best rate is the last that was tried."""
     for job in jobs:

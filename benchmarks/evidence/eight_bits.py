@@ -43,4 +43,4 @@ def paired_table(results: Results, jobs: Sequence[str]) -> str:
             verdict = "yes" if ends.high < BOUNDS[profile] else "**no**"
             row += [f"{markdown.percent(ends.low)} … {markdown.percent(ends.high)}"]
             rows.append([*row, f"below {100 * BOUNDS[profile]:.1f} %: {verdict}"])
-    return markdown.table(["job", "profile", "seeds", "mean", "spread", "95 % interval", "upper end"], rows)
+    return markdown.table(["job", "profile", "seeds", "mean", "spread", "95 % interval", "upper end"], rows, left=2)

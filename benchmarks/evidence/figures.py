@@ -54,7 +54,7 @@ def _rates(results: Results, job: str) -> Figure | None:
     finite = [loss for curve in points.values() for loss in curve.values() if math.isfinite(loss)]
     if not finite:
         return None
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     # Rates that are far too high end anywhere above the start, and would leave no room for the rest.
     start = max(record["curve"][0][1] for curve in curves.values() for record in curve.values())
     low, high = min(finite), min(max(finite), start)
@@ -77,13 +77,13 @@ def _rates(results: Results, job: str) -> Figure | None:
     axes.set(title=f"{JOBS[job].title}, one seed; points at the upper edge are above it")
     axes.set_ylim(low - 0.06 * (high - low), top)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     return figure
 
 
 def _curves(results: Results, jobs: Sequence[str]) -> Figure | None:
     """Validation loss over the steps, each optimizer at its best rate, mean over the seeds."""
-    figure, row = plt.subplots(1, len(jobs), figsize=(4.4 * len(jobs), 4), layout="constrained", squeeze=False)
+    figure, row = plt.subplots(1, len(jobs), figsize=(4.4 * len(jobs), 4.3), layout="constrained", squeeze=False)
     drawn = False
     for axes, job in zip(row[0], jobs, strict=True):
         ends: list[float] = []
@@ -91,18 +91,19 @@ def _curves(results: Results, jobs: Sequence[str]) -> Figure | None:
             runs = [record for record in results.by_seed(job, name).values() if record["loss"] is not None]
             if not runs:
                 continue
-            steps = [step for step, _ in runs[0]["curve"]]
-            means = np.mean([[loss for _, loss in record["curve"]] for record in runs], axis=0)
-            label = VARIANTS[name].title.strip("`")
+            # Without the start, which is the same for all and would leave no room for what differs.
+            steps = [step for step, _ in runs[0]["curve"][1:]]
+            means = np.mean([[loss for _, loss in record["curve"][1:]] for record in runs], axis=0)
+            label = None if drawn else VARIANTS[name].title.strip("`")
             axes.plot(steps, means, color=colour, marker=marker, markersize=4, label=label)
-            ends += [means[-1], means[1]]
-            drawn = True
+            ends.append(means[-1])
         axes.set(title=JOBS[job].title, xlabel="step", ylabel=f"validation loss ({JOBS[job].unit})")
         axes.grid(alpha=0.3)
+        drawn = drawn or bool(ends)
     if not drawn:
         plt.close(figure)
         return None
-    row[0][0].legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside upper center", ncols=len(STYLES))
     return figure
 
 
@@ -136,12 +137,13 @@ def _eight_bits(results: Results, jobs: Sequence[str]) -> Figure | None:
 
 def _stages(results: Results, jobs: Sequence[str]) -> Figure | None:
     """Each stage's measure without it, with it and with it stronger, at the same rate."""
-    figure, row = plt.subplots(1, len(MEASURES), figsize=(12.5, 4), layout="constrained")
+    figure, row = plt.subplots(1, len(MEASURES), figsize=(12.5, 4.3), layout="constrained")
     drawn = [_stage(axes, results, jobs, stage) for axes, stage in zip(row, MEASURES, strict=True)]
     if not any(drawn):
         plt.close(figure)
         return None
-    row[0].legend(fontsize="small", loc="lower left")
+    handles, labels = row[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside upper center", ncols=len(labels))
     return figure
 
 

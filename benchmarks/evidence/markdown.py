@@ -10,9 +10,9 @@ from benchmarks.evidence.statistics import Summary
 MISSING = "—"
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table with its first column to the left and the others to the right."""
-    lines = [headings, ["---"] + ["--:"] * (len(headings) - 1), *rows]
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table with its first `left` columns to the left and the others to the right."""
+    lines = [headings, ["---"] * left + ["--:"] * (len(headings) - left), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from benchmarks.evidence.jobs import JOBS
+from benchmarks.evidence.jobs import Job
 from benchmarks.evidence.plan import Spec, plan
 from benchmarks.evidence.store import Record, Store, base_of, losses
 from benchmarks.evidence.training import train
@@ -41,13 +41,17 @@ class Runner:
 
     Args:
         store: where results are and go.
-        jobs: names of `JOBS`, the cheapest first.
+        jobs: by name, the cheapest first.
         workers: processes.
+        planner: `plan`, or what takes its place in a test.
     """
 
-    def __init__(self, store: Store, jobs: Sequence[str], workers: int) -> None:
+    def __init__(
+        self, store: Store, jobs: Mapping[str, Job], workers: int, planner: Callable[..., list[Spec]] = plan
+    ) -> None:
         self.store = store
         self.jobs = jobs
+        self.planner = planner
         self.losses = losses(store.records())
         self.failures: dict[str | Spec, str] = {}
         self.busy: dict[Worker, str | Spec] = {}
@@ -67,7 +71,7 @@ class Runner:
             while True:
                 while self.idle and time.monotonic() < deadline and (todo := self._next()) is not None:
                     worker = self.idle.pop()
-                    worker.give(_task(todo, self.store.folder))
+                    worker.give(self._task(todo))
                     self.busy[worker] = todo
                 if not self.busy:
                     break
@@ -90,10 +94,15 @@ class Runner:
         for job, there in self.bases.items():
             if not there and job not in begun:
                 return job
-        for spec in plan(self.losses, self.jobs):
+        for spec in self.planner(self.losses, list(self.jobs)):
             if spec not in self.losses and spec not in begun and self.bases[spec.job]:
                 return spec
         return None
+
+    def _task(self, todo: str | Spec) -> Task:
+        if isinstance(todo, Spec):
+            return partial(_run, todo, self.jobs[todo.job], self.store.folder)
+        return partial(_prepare, self.jobs[todo], self.store.folder)
 
     def _take(self, worker: Worker) -> None:
         todo, result = self.busy.pop(worker), worker.take()
@@ -109,28 +118,23 @@ class Runner:
         self.idle.append(worker if worker.alive else Worker())
 
     def _present(self) -> int:
-        return sum(spec in self.losses for spec in plan(self.losses, self.jobs))
+        return sum(spec in self.losses for spec in self.planner(self.losses, list(self.jobs)))
 
     def _expected(self) -> int:
-        return len(plan(self.losses, self.jobs, guess=TYPICAL_RATE))
+        return len(self.planner(self.losses, list(self.jobs), guess=TYPICAL_RATE))
 
 
-def run_missing(store: Store, jobs: Sequence[str], workers: int, minutes: float) -> Outcome:
+def run_missing(store: Store, jobs: Mapping[str, Job], workers: int, minutes: float) -> Outcome:
     """`Runner.run`, with the processes ended whatever happens."""
     with closing(Runner(store, jobs, workers)) as runner:
         return runner.run(minutes)
 
 
-def _task(todo: str | Spec, folder: Path) -> Task:
-    return partial(_run, todo, folder) if isinstance(todo, Spec) else partial(_prepare, todo, folder)
+def _prepare(job: Job, folder: Path) -> None:
+    base_of(job, folder)
 
 
-def _prepare(job: str, folder: Path) -> None:
-    base_of(JOBS[job], folder)
-
-
-def _run(spec: Spec, folder: Path) -> Record:
-    job = JOBS[spec.job]
+def _run(spec: Spec, job: Job, folder: Path) -> Record:
     return train(spec, job, base_of(job, folder))
 
 

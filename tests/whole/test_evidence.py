@@ -1,0 +1,234 @@
+"""The evidence runs: what is planned, what is measured, what is kept, and what the report says of it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from evidence_records import full_set, record
+
+from benchmarks.evidence.cautious import CautiousAdamW
+from benchmarks.evidence.jobs import JOBS
+from benchmarks.evidence.jobs.digits import DigitsDiffusion, Settings
+from benchmarks.evidence.lora import LoRALinear
+from benchmarks.evidence.measures import effective_rank, energy_above_cutoff, measures, roughness
+from benchmarks.evidence.plan import Spec, best_rate, plan, search
+from benchmarks.evidence.report import write_report
+from benchmarks.evidence.running import Runner
+from benchmarks.evidence.stages import WHITE_NOISE_EDGES, WHITE_NOISE_SHARE
+from benchmarks.evidence.statistics import interval
+from benchmarks.evidence.store import Store, losses, settings_of
+from benchmarks.evidence.variants import GRID, LADDER, PAIRED_SEEDS, SEEDS
+
+
+def bowl(spec, best=3e-3):
+    """A loss with its minimum at one rate."""
+    return 1.0 + 0.1 * (math.log10(spec.lr / best)) ** 2 + 0.001 * spec.seed
+
+
+class TestPlan:
+    def test_begins_with_the_grids_and_knows_its_length(self):
+        jobs = list(JOBS)
+        first = plan({}, jobs)
+        assert [spec.lr for spec in first[: len(GRID)]] == list(GRID)
+        assert all(spec.seed == 0 for spec in first[: 3 * len(GRID)])
+        done = full_set(bowl, jobs)
+        final = plan(losses(done), jobs)
+        assert set(final) == set(done)
+        assert len(final) == len(set(final)) == len(plan({}, jobs, guess=3e-3))
+
+    def test_seeds_follow_at_the_best_rate_and_pairs_on_the_cheapest_job(self):
+        done = full_set(bowl, list(JOBS))
+        for job in JOBS:
+            assert best_rate(losses(done), job, "came") == 3e-3
+            assert {s.seed for s in done if s[:3] == (job, "came", 3e-3)} == set(SEEDS)
+            seeds = PAIRED_SEEDS if job == "digits" else SEEDS
+            for name in ("quality_optimized", "quality_optimized-32bit"):
+                assert {s.seed for s in done if s[:3] == (job, name, 3e-3)} == set(seeds)
+            assert {s.lr for s in done if s[:2] == (job, "adamw")} == set(LADDER)
+        assert len(PAIRED_SEEDS) >= 8
+
+    @pytest.mark.parametrize(("best", "found"), [(3e-5, 1e-5), (1e-9, 1e-6), (1.0, 1e-1)])
+    def test_a_search_goes_on_beyond_the_grid(self, best, found):
+        known = {}
+        while todo := [spec for spec in search(known, "digits", "came") if spec not in known]:
+            known |= {spec: bowl(spec, best) for spec in todo}
+        assert best_rate(known, "digits", "came") == found
+
+    def test_a_diverged_run_is_the_worst(self):
+        known = {Spec("digits", "came", lr, 0): 0.1 if lr == 1e-3 else math.inf for lr in GRID}
+        assert best_rate(known, "digits", "came") == 1e-3
+
+
+class TestMeasures:
+    def test_energy_above_the_cutoff_against_every_frequency(self):
+        generator = torch.Generator().manual_seed(0)
+        for shape in ((16, 64), (7, 5), (16, 33)):
+            x = torch.randn(shape, generator=generator)
+            above, total = energy_above_cutoff(x)
+            energy = np.abs(np.fft.fft2(x.double().numpy())) ** 2
+            f1, f2 = (np.fft.fftfreq(n) for n in shape)
+            expected = energy[np.sqrt(f1[:, None] ** 2 + f2**2) > 0.3].sum()
+            # 0.3 itself is no frequency of these shapes; float64 sums.
+            assert above == pytest.approx(expected, rel=1e-9)
+            assert total == pytest.approx(energy.sum(), rel=1e-9)
+
+    def test_white_noise_is_where_the_report_says(self):
+        x = torch.randn(400, 400, generator=torch.Generator().manual_seed(0))
+        above, total = energy_above_cutoff(x)
+        rough, size = roughness(x)
+        # 160,000 values: both scatter by about 0.3 %, borders take 0.5 % of the second.
+        assert above / total == pytest.approx(WHITE_NOISE_SHARE, rel=0.01)
+        assert rough / size == pytest.approx(WHITE_NOISE_EDGES, rel=0.02)
+
+    def test_roughness_of_what_is_known(self):
+        assert roughness(torch.full((4, 6), 3.0)) == (0.0, 3.0)
+        spike = torch.zeros(5, 5)
+        spike[2, 2] = 1.0
+        assert roughness(spike) == pytest.approx((8 / 25, 1 / 25))
+
+    def test_effective_rank_counts_equal_directions(self):
+        q, _ = torch.linalg.qr(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
+        assert effective_rank(q, torch.eye(8, 30)) == pytest.approx(8, rel=1e-5)
+        assert effective_rank(q[:, :3], torch.eye(8, 30)[:3]) == pytest.approx(3, rel=1e-5)
+        assert effective_rank(torch.zeros(40, 8), torch.eye(8, 30)) == 0
+
+    def test_measures_are_those_of_the_learned_part(self):
+        layer = LoRALinear(torch.nn.Linear(32, 32), 4, torch.Generator().manual_seed(0))
+        start = [(layer.A.detach().clone(), layer.B.detach().clone())]
+        with torch.no_grad():
+            layer.A += 1.0
+            layer.B += 2.0
+        found = measures([layer], start)
+        # A constant change has no edges and no frequencies, though A itself is noise.
+        assert found["frequency_factors"] == pytest.approx(0, abs=1e-9)
+        assert found["edge_factors"] == pytest.approx(0, abs=1e-6)
+        assert found["effective_rank"] == pytest.approx(1, rel=1e-6)  # all rows of B are alike
+
+
+class TestCautious:
+    def test_first_step_is_adamw_scaled_by_its_mask(self):
+        g = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
+        ours, theirs = (torch.nn.Parameter(torch.ones(10, 10)) for _ in range(2))
+        ours.grad, theirs.grad = g.clone(), g.clone()
+        CautiousAdamW([ours], lr=0.1, weight_decay=0.0).step()
+        torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.0).step()
+        torch.testing.assert_close(ours - 1, (theirs - 1) * 100 / 101)
+
+    def test_stands_still_where_momentum_and_gradient_differ(self):
+        p = torch.nn.Parameter(torch.zeros(4))
+        optimizer = CautiousAdamW([p], lr=0.1, weight_decay=0.0)
+        for g in ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, -0.1]):
+            before = p.detach().clone()
+            p.grad = torch.tensor(g)
+            optimizer.step()
+        moved = (p - before).abs()
+        assert moved[3] == 0
+        # Three of four move by 4 / (3 + 1) of AdamW's step, which is lr for a steady gradient.
+        torch.testing.assert_close(moved[:3], torch.full((3,), 0.1))
+
+
+TINY = DigitsDiffusion(Settings(width=16, depth=1, rank=4, batch=8, steps=6, base_steps=3, held_out_noises=1))
+SPECS = tuple(Spec("digits", name, 1e-3, 0) for name in ("balanced", "adamw8bit", "adamw"))
+
+
+def run(folder, specs=SPECS):
+    """Does what is missing of `specs` of the tiny job."""
+    store = Store(folder, {"digits": settings_of(TINY)})
+    runner = Runner(store, {"digits": TINY}, 1, planner=lambda losses, jobs, guess=None: list(specs))
+    try:
+        return runner.run(minutes=5), store
+    finally:
+        runner.close()
+
+
+class TestRuns:
+    def test_a_second_call_does_only_what_is_missing(self, tmp_path):
+        outcome, store = run(tmp_path)
+        assert outcome == (3, 0, [])
+        first = store.records()
+        assert set(first) == set(SPECS)
+        ours = first[SPECS[0]]
+        assert ours["curve"][0][0] == 0
+        assert ours["curve"][-1] == [6, ours["loss"]]
+        assert ours["found_rate"] >= 1e-3
+        assert first[SPECS[1]]["found_rate"] is None
+        assert {"effective_rank", "frequency_product", "edge_factors"} <= ours["measures"].keys()
+        assert not list(tmp_path.rglob("*.part"))
+
+        gone = tmp_path / "runs" / "digits" / "balanced-lr0.001-s0.json"
+        gone.unlink()
+        outcome, store = run(tmp_path)
+        assert outcome == (1, 0, [])
+        again = store.records()
+        assert again[SPECS[0]]["loss"] == ours["loss"], "the seed decides everything"
+        assert again[SPECS[1]] == first[SPECS[1]]
+
+    def test_a_failure_is_told_and_costs_only_its_own_run(self, tmp_path):
+        broken = Spec("digits", "no-such-variant", 1e-3, 0)
+        outcome, store = run(tmp_path, [broken, SPECS[2]])
+        assert (outcome.done, outcome.missing) == (1, 1)
+        assert "no-such-variant" in outcome.failures[0]
+        assert set(store.records()) == {SPECS[2]}
+
+    def test_results_under_other_settings_or_fields_do_not_count(self, tmp_path):
+        store = Store(tmp_path, {name: settings_of(job) for name, job in JOBS.items()})
+        spec = Spec("digits", "balanced", 1e-3, 0)
+        store.write(record(spec, 1.0))
+        assert set(store.records()) == {spec}
+        for key, value in (("settings", {"width": 1}), ("fields", {"profile": "balanced", "frequency_penalty": 0.2})):
+            store.write({**record(spec, 1.0), key: value})
+            assert store.records() == {}
+
+    def test_an_interrupted_write_leaves_the_old_file(self, tmp_path):
+        store = Store(tmp_path, {name: settings_of(job) for name, job in JOBS.items()})
+        spec = Spec("digits", "balanced", 1e-3, 0)
+        store.write(record(spec, 1.0))
+        with pytest.raises(ValueError, match="JSON"):
+            store.write({**record(spec, 2.0), "seconds": math.nan})
+        assert store.records()[spec]["loss"] == 1.0
+        assert [path.suffix for path in tmp_path.rglob("*.*")] == [".json"]
+
+
+def test_the_interval_is_that_of_the_tables():
+    # t(0.975, 4) = 2.776, standard deviation √2.5.
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (found.low, found.high) == pytest.approx((3 - 2.776 * math.sqrt(0.5), 3 + 2.776 * math.sqrt(0.5)), abs=1e-3)
+
+
+def test_the_report_says_what_the_numbers_say(tmp_path):
+    offsets = {"balanced": -0.1, "came": 0.1, "balanced-32bit": -0.12, "quality_optimized-32bit": 0.02}
+
+    def loss(spec):
+        if spec.variant == "adamw8bit" and spec.lr > 3e-3:
+            return math.inf
+        return bowl(spec) + offsets.get(spec.variant, 0.0)
+
+    store = Store(tmp_path, {name: settings_of(job) for name, job in JOBS.items()})
+    for done in full_set(loss, list(JOBS)).values():
+        store.write(done)
+    text = write_report(store, list(JOBS), tmp_path / "docs").read_text()
+    assert "| AdamW | 1.0010 ± 0.0010 (0.003) |" in text
+    below, above = (text.split(f"{word} it: ", 1)[1].split(";")[0] for word in ("Below", "above"))
+    assert below == "`balanced`"
+    assert above == "CAME"
+    # 0.901 … 0.912 against 0.881 … 0.892: 2.25 %, and the same with an offset of -0.02 on 1.02.
+    assert "| Diffusion model of digits | `balanced` | 12 | +2.26 % |" in text
+    assert "below 1.0 %: **no** |" in text
+    assert "| Diffusion model of digits | `quality_optimized` | 12 | -1.95 % |" in text
+    assert "the effective rank of BA is lower on digits, headers and docstrings" in text
+    assert "12.00 ± 0.00 | 9.10 ± 0.10 |" in text
+    assert "within 5 % of the lowest loss" in text
+    for name in ("rates-digits", "rates-headers", "rates-docstrings", "curves", "8bit", "stages"):
+        assert (tmp_path / "docs" / f"evidence-{name}.png").stat().st_size > 10_000
+        assert f"(evidence-{name}.png)" in text
+
+
+def test_the_report_of_half_a_set_is_written(tmp_path):
+    store = Store(tmp_path, {name: settings_of(job) for name, job in JOBS.items()})
+    for spec in plan({}, list(JOBS))[:40]:
+        done = record(spec, bowl(spec))
+        store.write(json.loads(json.dumps(done)))
+    text = write_report(store, list(JOBS), tmp_path / "docs").read_text()
+    assert "runs of the plan are missing" in text
