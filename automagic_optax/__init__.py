@@ -2,11 +2,16 @@
 
 from automagic_core import Config, OptimizationProfiles
 from automagic_optax._nearest import nearest_code
+from automagic_optax.benchmark import benchmark_optimizer
 from automagic_optax.cameamp import scale_by_cameamp
 from automagic_optax.cameamp_state import ScaleByCameampState
 from automagic_optax.codec import QuantizedArray, dequantize, quantize
 from automagic_optax.flax_serialization import register as _register_with_flax
+from automagic_optax.hardware import get_adaptive_config, get_hardware_optimized_config
+from automagic_optax.health import check_training_health
 from automagic_optax.marks import found_marks
+from automagic_optax.memory_table import analyze_memory_usage
+from automagic_optax.monitor import AdaptiveTrainingMonitor
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.random_bits import mix32, random_unit
 from automagic_optax.reports import finish_warmup, memory_report
@@ -19,17 +24,23 @@ from automagic_optax.stored import RowColumn
 from automagic_optax.torch_state import from_torch_state, to_torch_state
 
 __all__ = [
+    "AdaptiveTrainingMonitor",
     "Config",
     "OptimizationProfiles",
     "QuantizedArray",
     "RoundToParametersState",
     "RowColumn",
     "ScaleByCameampState",
+    "analyze_memory_usage",
     "automagic_8bit",
+    "benchmark_optimizer",
+    "check_training_health",
     "dequantize",
     "finish_warmup",
     "found_marks",
     "from_torch_state",
+    "get_adaptive_config",
+    "get_hardware_optimized_config",
     "memory_report",
     "mix32",
     "nearest_code",

@@ -27,7 +27,7 @@ def memory_report(opt_state: Any) -> dict[str, Any]:
         ValueError: the state holds none of this optimizer's states.
     """
     arrays = []
-    for state in _find_states(opt_state):
+    for state in find_states(opt_state):
         # `age` has one scalar for each array, so its structure is the parameters'.
         for array in scatter_states(state.age, state):
             elements = int(jax.tree.leaves(array.exp_avg)[0].size)
@@ -48,7 +48,7 @@ def finish_warmup(opt_state: Any) -> Any:
     Returns:
         The same state without them.
     """
-    _find_states(opt_state)
+    find_states(opt_state)
     return _map_states(lambda state: state._replace(s=None, last_polarity=None), opt_state)
 
 
@@ -60,7 +60,12 @@ def _map_states(function: Callable[[ScaleByCameampState], Any], opt_state: Any) 
     return jax.tree.map(lambda x: function(x) if _is_state(x) else x, opt_state, is_leaf=_is_state)
 
 
-def _find_states(opt_state: Any) -> list[ScaleByCameampState]:
+def find_states(opt_state: Any) -> list[ScaleByCameampState]:
+    """Every `ScaleByCameampState` inside an optimizer state, however it is wrapped.
+
+    Raises:
+        ValueError: there is none.
+    """
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(x)]
     if not found:
         raise ValueError("found no ScaleByCameampState: this is not the state of automagic_8bit or scale_by_cameamp")
