@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +29,13 @@ def start_line(config: Config, opt_state: Any, lora: int, embeddings: int) -> st
 
 
 def tell_step(
-    config: Config, step: jax.Array, lr_scale: jax.Array, skipped: Any, *, rate: Any = None, start: str = ""
+    config: Config,
+    step: jax.Array,
+    lr_scale: jax.Array,
+    skipped: Any,
+    *,
+    rate: Any = None,
+    start: Callable[[], str] | None = None,
 ) -> None:
     """Says what there is to say after a step; nothing, and nothing is compiled, unless `config.verbose`.
 
@@ -41,7 +48,7 @@ def tell_step(
         lr_scale: float32 scalar, ℓ.
         skipped: int32 scalar, or a tree of them (`skipped_steps`), which is summed up when it is to be told.
         rate: float32 scalar, η̂, or None where it is not known.
-        start: the line for t = 1, `start_line`; a run that is resumed later does not say it.
+        start: gives the line for t = 1, a call of `start_line`; a run that is resumed later does not say it.
     """
     if not config.verbose:
         return
@@ -49,8 +56,10 @@ def tell_step(
     def speak(step: jax.Array, lr_scale: jax.Array, skipped: Any, rate: Any) -> None:
         total = sum((jnp.sum(x) for x in jax.tree.leaves(skipped)), start=jnp.zeros([], jnp.int32))
 
+        line = None if start is None else start()
+
         def on_host(step: np.ndarray, lr_scale: np.ndarray, total: np.ndarray, rate: np.ndarray | None) -> None:
-            _say(int(step), float(lr_scale), int(total), None if rate is None else float(rate), start)
+            _say(int(step), float(lr_scale), int(total), None if rate is None else float(rate), line)
 
         jax.debug.callback(on_host, step, lr_scale, total, rate)
 
@@ -65,10 +74,10 @@ def tell_step(
         speak(*operands)
 
 
-def _say(step: int, lr_scale: float, skipped: int, rate: float | None, start: str) -> None:
+def _say(step: int, lr_scale: float, skipped: int, rate: float | None, start: str | None) -> None:
     if jax.process_index() != 0:
         return
-    if step == 1 and start:
+    if step == 1 and start is not None:
         tell(LOGGER, start)
     # Under vmap both branches run for every step.
     if step % EVERY == 0:

@@ -31,7 +31,7 @@ def run(config: Config, steps: range, transform: Any = jax.jit, **arguments: Any
 
 @pytest.mark.parametrize("transform", [jax.jit, lambda f: f], ids=["jit", "no jit"])
 def test_one_line_at_the_start_and_one_every_hundred_steps(transform: Any, caplog: pytest.LogCaptureFixture) -> None:
-    run(LOUD, range(1, 202), transform, rate=jnp.asarray(3e-4), start="here we go")
+    run(LOUD, range(1, 202), transform, rate=jnp.asarray(3e-4), start=lambda: "here we go")
     assert [record.name for record in caplog.records] == ["automagic_optax"] * 3
     assert [record.getMessage() for record in caplog.records] == [
         "here we go",
