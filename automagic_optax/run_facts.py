@@ -17,6 +17,8 @@ from automagic_core import Config
 from automagic_core.suggestions import RunRates
 from automagic_optax.reports import find_states
 
+_TOGETHER = 32
+
 
 def losses_to_host(losses: Sequence[Any]) -> list[float]:
     """Losses as floats, fetched together.
@@ -50,14 +52,23 @@ def state_sums(opt_state: Any, name: str) -> list[jax.Array]:
     """
     by_devices: dict[frozenset[Any], list[jax.Array]] = {}
     for state in find_states(opt_state):
-        for leaf in map(jnp.asarray, jax.tree.leaves(getattr(state, name))):
-            by_devices.setdefault(frozenset(leaf.devices()), []).append(leaf)
-    return [_sum(leaves) for leaves in by_devices.values()]
+        for leaf in jax.tree.leaves(getattr(state, name)):
+            array = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+            by_devices.setdefault(frozenset(array.devices()), []).append(array)
+    return [_total(arrays) for arrays in by_devices.values()]
+
+
+def _total(arrays: list[jax.Array]) -> jax.Array:
+    # Few at a time: one program for a thousand arrays takes seconds to compile.
+    while True:
+        arrays = [_sum(arrays[i : i + _TOGETHER]) for i in range(0, len(arrays), _TOGETHER)]
+        if len(arrays) == 1:
+            return arrays[0]
 
 
 @jax.jit
-def _sum(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.sum(jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]))
+def _sum(arrays: list[jax.Array]) -> jax.Array:
+    return sum((jnp.sum(array) for array in arrays), start=jnp.zeros([], jnp.int32))
 
 
 def count(sums: Iterable[jax.Array]) -> int:
