@@ -9,9 +9,9 @@ from automagic_core import Decay
 
 def ema(old: Tensor, value: Tensor, beta: Decay) -> Tensor:
     """β · old + (1 − β) · value."""
-    return beta.beta * old + beta.complement * value
+    return old.lerp(value, beta.complement)
 
 
 def one_minus_power(beta: Decay, age: Tensor) -> Tensor:
-    """1 − β^age, float32 in the shape of the int32 `age`."""
-    return -expm1(age * beta.log)
+    """1 − β^age in the shape of `age`, float32."""
+    return expm1(age * beta.log).neg_()

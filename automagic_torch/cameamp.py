@@ -1,17 +1,18 @@
-"""Section 5 of the algorithm's page on one array, in float32: moments, confidence, torque, spatial factor, background.
+"""Section 5 of the algorithm's page in float32: moments, confidence, torque, spatial factor, background.
 
-Knows neither codes nor optimizers: states come and go as float32 arrays under the page's names.  R and C are row and
-column statistics; they keep their reduced axes with length 1, so that they broadcast against the array.
+Knows neither codes nor optimizers: states come and go as float32 arrays under the page's names, stacked along a leading
+axis (`automagic_torch.stacked`).  R and C are row and column statistics; they keep their reduced axes with length 1.
+A function writes only into tensors that it made itself.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from automagic_core import MAX_STEP, Config, Decay, StatePlan, decay
+from automagic_core import Config, Decay, StatePlan, decay
 from automagic_core.constants import (
     BACKGROUND_SLOPE,
     SPATIAL_DECAY,
@@ -22,17 +23,18 @@ from automagic_core.constants import (
     TORQUE_SOFTNESS,
 )
 from automagic_torch.averages import ema, one_minus_power
+from automagic_torch.stacked import array_means, column_means, row_means, row_variances
 
 States = dict[str, Tensor]
 
 
 class Direction(NamedTuple):
-    """What one step gives for one array.
+    """What one step gives for stacked arrays.
 
     Attributes:
-        d: float32, the array's shape; the parameter moves along −d.
-        kappa: the spatial factor of every row, `StatePlan.row_shape`, or 1.
-        b: the background factor of the weight decay, the array's shape, or 1.
+        d: float32, the shape of the gradient, a new tensor; the parameter moves along −d.
+        kappa: the spatial factor of every row, or 1.
+        b: the background factor of the weight decay, the shape of the gradient and a new tensor, or 1.
         states: new values of the states that change.
     """
 
@@ -42,27 +44,24 @@ class Direction(NamedTuple):
     states: States
 
 
-def scale_by_cameamp(g: Tensor, old: States, plan: StatePlan, config: Config) -> Direction:
-    """One step of one array.
+def scale_by_cameamp(g: Tensor, old: States, age: Tensor, plan: StatePlan, config: Config) -> Direction:
+    """One step of stacked arrays.
 
     Args:
-        g: the gradient after section 4, finite float32.
-        old: states before the step, float32 (`age` int32); `s` only while it is kept.
+        g: the gradients after section 4, finite float32, (arrays, *`StatePlan.shape`).
+        old: states before the step, float32; `s` only while it is kept.  One value per array: (arrays, 1, …, 1).
+        age: the arrays' ages, this step included, float32.
         plan: which states there are.
         config: hyperparameters.
     """
     beta1, beta2, beta3 = (decay(beta) for beta in config.betas)
-    age = old["age"] + (old["age"] < MAX_STEP)
-    new: States = {"age": age}
-
-    v_hat, states = second_moment(g, old, age, plan, beta2)
-    new |= states
-    u = (g / v_hat.sqrt()).clamp(-config.update_clip, config.update_clip)
+    root, new = second_moment(g, old, age, plan, beta2)
+    u = (g / root).clamp_(-config.update_clip, config.update_clip)
     m_hat, states = momentum(u, old, age, beta1)
     new |= states
     r_hat, states = confidence(u, m_hat, old, age, plan, beta3)
     new |= states
-    d = m_hat / (r_hat + config.confidence_floor).sqrt()
+    d = m_hat.div_(r_hat.add_(config.confidence_floor).sqrt_())
     if config.torque:
         d, states = torque(d, u, old, config.torque_decay)
         new |= states
@@ -72,23 +71,26 @@ def scale_by_cameamp(g: Tensor, old: States, plan: StatePlan, config: Config) ->
         new |= states
     b: Tensor | float = 1.0
     if config.background_regularization:
-        b, states = background(v_hat, old, new, age, plan, beta2)
+        b, states = background(root, old, new, age, plan, beta2)
         new |= states
     return Direction(d, kappa, b, new)
 
 
 def second_moment(g: Tensor, old: States, age: Tensor, plan: StatePlan, beta: Decay) -> tuple[Tensor, States]:
-    """v̂, at least 10⁻³⁰."""
-    q = g * g + SQUARE_FLOOR
+    """√v̂, where v̂ is at least 10⁻³⁰."""
+    q = g.square()
     if plan.factored_sq:
-        R = ema(old["exp_avg_sq_row"], row_means(q, plan), beta)
-        C = ema(old["exp_avg_sq_col"], column_means(q, plan), beta)
+        # q + 10⁻³⁰ has the mean of q, plus 10⁻³⁰.
+        R = ema(old["exp_avg_sq_row"], row_means(q, plan) + SQUARE_FLOOR, beta)
+        C = ema(old["exp_avg_sq_col"], column_means(q, plan) + SQUARE_FLOOR, beta)
         # The clamp only guards a β₂ so close to 1 that R begins below float32's normal numbers.
-        v_hat = R / R.mean().clamp(min=torch.finfo(R.dtype).tiny) * C / one_minus_power(beta, age)
-        return v_hat.clamp(min=SQUARE_FLOOR), {"exp_avg_sq_row": R, "exp_avg_sq_col": C}
-    v = ema(old["exp_avg_sq"], q, beta)
+        mean = array_means(R).clamp(min=torch.finfo(R.dtype).tiny)
+        # R / mean R comes first: the product R · C may underflow.
+        v_hat = (R / mean / one_minus_power(beta, age)) * C
+        return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq_row": R, "exp_avg_sq_col": C}
+    v = ema(old["exp_avg_sq"], q.add_(SQUARE_FLOOR), beta)
     v_hat = v / one_minus_power(beta, age)
-    return v_hat.clamp(min=SQUARE_FLOOR), {"exp_avg_sq": v}
+    return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq": v}
 
 
 def momentum(u: Tensor, old: States, age: Tensor, beta: Decay) -> tuple[Tensor, States]:
@@ -102,71 +104,58 @@ def confidence(
 ) -> tuple[Tensor, States]:
     """r̂: how far u strays from the momentum, with one pseudo-observation of 1."""
     # At its first step an array's m̂ is u itself; what float32 leaves of the difference is noise.
-    e = torch.where(age == 1, 0.0, (u - m_hat) ** 2)
+    e = (u - m_hat).square_().mul_((age - 1).clamp_(max=1.0))
     if plan.factored_res:
         # Of the step before, so that e is read once.
         R, C = old["exp_avg_res_row"], old["exp_avg_res_col"]
-        r = R / R.mean().clamp(min=SQUARE_FLOOR) * C
+        r = R / array_means(R).clamp(min=SQUARE_FLOOR) * C
         # 2 − β − βᵗ⁻¹, without the cancellation
-        r_hat = (r + beta.complement) / (beta.complement + one_minus_power(beta, age - 1))
+        r_hat = r.add_(beta.complement).div_(beta.complement + one_minus_power(beta, age - 1))
         R = ema(R, row_means(e, plan), beta)
         C = ema(C, column_means(e, plan), beta)
         return r_hat, {"exp_avg_res_row": R, "exp_avg_res_col": C}
     r = ema(old["exp_avg_res"], e, beta)
-    r_hat = (r + beta.complement) / (beta.complement + one_minus_power(beta, age))
+    r_hat = (r + beta.complement).div_(beta.complement + one_minus_power(beta, age))
     return r_hat, {"exp_avg_res": r}
 
 
 def torque(d: Tensor, u: Tensor, old: States, gamma: float) -> tuple[Tensor, States]:
     """d, longer where it agrees with the gradient."""
     x = d * u
-    a = x / (x.abs() + TORQUE_SOFTNESS)
+    a = x.div_(x.abs().add_(TORQUE_SOFTNESS))
     states: States = {}
     if "s" in old:
         s = states["s"] = gamma * old["s"] + (1 - gamma) * a
     else:
         s = a
-    tau = (1 + s) / 2
-    states["torque_mean"] = tau.mean()
-    return d * tau / old["torque_mean"].clamp(min=TORQUE_MEAN_FLOOR), states
+    tau = s.add(1).div_(2)
+    states["torque_mean"] = array_means(tau)
+    return tau.mul_(d).div_(old["torque_mean"].clamp(min=TORQUE_MEAN_FLOOR)), states
 
 
 def spatial_factor(d: Tensor, old: States, plan: StatePlan) -> tuple[Tensor, States]:
     """κ of every row, from the variances of the steps before: rows that vary more than the mean row move less."""
     variance = old["spatial_variance"]
-    mean = variance.mean()
-    kappa = (mean / variance.clamp(min=SPATIAL_FLOOR)).sqrt().clamp(*SPATIAL_LIMITS)
-    kappa = torch.where(mean == 0, 1.0, kappa)
-    now = d.var(dim=plan.column_axes, correction=0, keepdim=True)
-    return kappa, {"spatial_variance": ema(variance, now, decay(SPATIAL_DECAY))}
+    mean = array_means(variance)
+    kappa = (mean / variance.clamp(min=SPATIAL_FLOOR)).sqrt_().clamp_(*SPATIAL_LIMITS)
+    kappa.masked_fill_(mean == 0, 1.0)
+    return kappa, {"spatial_variance": ema(variance, row_variances(d, plan), decay(SPATIAL_DECAY))}
 
 
 def background(
-    v_hat: Tensor, old: States, new: States, age: Tensor, plan: StatePlan, beta: Decay
+    root: Tensor, old: States, new: States, age: Tensor, plan: StatePlan, beta: Decay
 ) -> tuple[Tensor, States]:
     """b: near 2 where the gradients are small for the array, near 0 where they are large."""
-    root = v_hat.sqrt()
     if plan.factored_sq:
         R, C = new["exp_avg_sq_row"], new["exp_avg_sq_col"]
-        mean = R.sqrt().mean() * C.sqrt().mean() / R.mean().sqrt() / one_minus_power(beta, age).sqrt()
+        mean = array_means(R.sqrt()) * array_means(C.sqrt()) / array_means(R).sqrt_()
+        mean = mean / one_minus_power(beta, age).sqrt_()
         states: States = {}
     else:
         mean = old["background_scale"]
-        states = {"background_scale": root.mean()}
-    b = 2 / (1 + torch.exp(BACKGROUND_SLOPE * (root / mean - 1)))
-    return torch.where(mean > 0, b, 1.0), states
-
-
-def row_means(x: Tensor, plan: StatePlan) -> Tensor:
-    """Mean over the columns: `StatePlan.row_shape`."""
-    return x.mean(dim=plan.column_axes, keepdim=True)
-
-
-def column_means(x: Tensor, plan: StatePlan) -> Tensor:
-    """Mean over the row axis: `StatePlan.column_shape`."""
-    return x.mean(dim=_known(plan.row_axis), keepdim=True)
-
-
-def _known(axis: Any) -> int:
-    assert isinstance(axis, int), "only arrays with rows are factored"
-    return axis
+        states = {"background_scale": array_means(root)}
+    # 2 / (1 + exp(4 z)) with z = √v̂ / mean − 1; an array without a mean yet gets z = 0.
+    unknown = mean == 0
+    slope = (-BACKGROUND_SLOPE / mean).masked_fill_(unknown, 0.0)
+    offset = torch.full_like(mean, BACKGROUND_SLOPE).masked_fill_(unknown, 0.0)
+    return (root * slope).add_(offset).sigmoid_().mul_(2), states

@@ -39,13 +39,13 @@ def _upper_midpoints(signed: bool, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A float32 array kept as 8-bit codes.
+    """Stacked float32 arrays kept as 8-bit codes; no block has elements of two arrays.
 
     Attributes:
-        codes: uint8 in the array's shape, contiguous.
-        absmax: float32, one scale per block, shape `automagic_core.absmax_shape`.
+        codes: uint8, (arrays, *shape), contiguous.
+        absmax: float32, one scale per block, (arrays, *`automagic_core.absmax_shape`).
         companded: the square root is stored, with the unsigned codebook; only for arrays ≥ 0.
-        block_size: elements per block, None for one block of the whole array.
+        block_size: elements per block, None for one block of each whole array.
     """
 
     codes: Tensor
@@ -54,42 +54,45 @@ class QuantizedTensor:
     block_size: int | None
 
     def read(self) -> Tensor:
-        """The stored array: float32 in the shape of `codes`."""
+        """The stored arrays: float32 in the shape of `codes`, a new tensor."""
         codebook = _codebook(not self.companded, self.codes.device)
+        width = self.block_size or self.codes[0].numel()
+        codes = _whole_blocks(self.codes, width)
+        absmax = self.absmax.reshape(-1)
         if self.block_size is None:
-            values = codebook[self.codes.int()] * self.absmax.reshape(())
+            values = codebook.index_select(0, codes.reshape(-1).int()).view(-1, width).mul_(absmax[:, None])
         else:
-            values = dequantize_blockwise(
-                self.codes, absmax=self.absmax.reshape(-1), code=codebook, blocksize=self.block_size
-            )
-        return values * values if self.companded else values
+            values = dequantize_blockwise(codes, absmax=absmax, code=codebook, blocksize=width)
+        values = _without_filling(values, self.codes)
+        return values.mul_(values) if self.companded else values
 
     @classmethod
     def write(cls, x: Tensor, companded: bool, block_size: int | None, key: int | None) -> QuantizedTensor:
-        """Stores an array.
+        """Stores arrays.
 
         Args:
-            x: float32, at least one element.
+            x: float32, (arrays, *shape), at least one element.
             companded, block_size: as in the attributes.
-            key: of the random numbers for stochastic rounding; None rounds to nearest.
+            key: of the random numbers for stochastic rounding, which the arrays share; None rounds to nearest.
         """
-        values = (x.sqrt() if companded else x).contiguous()
+        shape = tuple(x.shape[1:])
+        width = block_size or x[0].numel()
+        values = _whole_blocks(x.sqrt() if companded else x.contiguous(), width)
         signed = not companded
         if block_size is None:
             codes, absmax = _nearest_one_block(values, signed)
         else:
             codes, absmax = _nearest_by_bitsandbytes(values, signed, block_size)
-        width = block_size or values.numel()
-        by_block = _in_blocks(codes, width)
         is_zero = absmax < MIN_ABSMAX
         if key is not None:
-            y = _in_blocks(values, width) * torch.where(is_zero, 0.0, 1.0 / absmax)[:, None]
-            r = random_unit(key, by_block.numel(), x.device).view_as(y)
-            by_block = _moved_to_neighbour(y, by_block, _codebook(signed, x.device), r)
-        by_block = by_block.masked_fill(is_zero[:, None], 0)
+            inverse = absmax.reciprocal().masked_fill_(is_zero, 0.0)
+            y = values.view(-1, width) * inverse[:, None]
+            r = random_unit(key, values[0].numel(), x.device)
+            codes = _moved_to_neighbour(y.view_as(values), codes, _codebook(signed, x.device), r)
+        codes = codes.view(-1, width) * (~is_zero).view(torch.uint8)[:, None]
         return cls(
-            codes=by_block.reshape(-1)[: values.numel()].reshape(x.shape),
-            absmax=absmax.masked_fill(is_zero, 0.0).reshape(absmax_shape(tuple(x.shape), block_size)),
+            codes=_without_filling(codes, x),
+            absmax=absmax.masked_fill(is_zero, 0.0).view(len(x), *absmax_shape(shape, block_size)),
             companded=companded,
             block_size=block_size,
         )
@@ -102,9 +105,9 @@ def _nearest_by_bitsandbytes(values: Tensor, signed: bool, block_size: int) -> t
 
 
 def _nearest_one_block(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """The exact rule, which bitsandbytes does not offer for a whole array as one block; scales of shape (1,)."""
-    absmax = values.abs().amax().reshape(1)
-    y = values * torch.where(absmax < MIN_ABSMAX, 0.0, 1.0 / absmax)
+    """The exact rule, which bitsandbytes does not offer for a whole array as one block; a row of `values` is one."""
+    absmax = values.abs().amax(1)
+    y = values * torch.where(absmax < MIN_ABSMAX, 0.0, 1.0 / absmax)[:, None]
     midpoints = _upper_midpoints(signed, values.device)
     code = torch.bucketize(y, midpoints[:-1], out_int32=True)
     # bucketize gives a tie to the code below; it belongs to the even one.
@@ -114,17 +117,25 @@ def _nearest_one_block(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 
 def _moved_to_neighbour(y: Tensor, codes: Tensor, codebook: Tensor, r: Tensor) -> Tensor:
     """Stochastic rounding: to the neighbour on the far side of y with probability |error| / gap."""
-    k = codes.int()
-    error = y - codebook[k]
-    neighbour = (k + error.sign().int()).clamp(0, 255)
-    gap = (codebook[neighbour] - codebook[k]).abs()
-    # Past the end of the map the neighbour is k itself, the quotient infinite; without an error it is NaN: both stay.
-    move = r < error.abs() / gap
-    return torch.where(move, neighbour, k).to(torch.uint8)
+    # Beyond the ends of the map stand infinities: there the quotient is 0 and the code stays.
+    above_infinity = pad(pad(codebook, (1, 0), value=-torch.inf), (0, 1), value=torch.inf)
+    place = codes.int().add_(1)
+    value = above_infinity.index_select(0, place.view(-1)).view_as(y)
+    error = y.sub_(value)
+    side = error.sign().to(torch.int8)
+    neighbour = above_infinity.index_select(0, place.add_(side).view(-1)).view_as(y)
+    # Error and gap have one sign.  Without an error the quotient is NaN, and the code stays.
+    move = r < error.div_(neighbour.sub_(value))
+    return codes.view(torch.int8).add(side.mul_(move.view(torch.int8))).view(torch.uint8)
 
 
-def _in_blocks(x: Tensor, width: int) -> Tensor:
-    """(blocks, width) in row-major order, the last block filled up with zeros."""
-    flat = x.reshape(-1)
-    missing = -flat.numel() % width
-    return (pad(flat, (0, missing)) if missing else flat).view(-1, width)
+def _whole_blocks(x: Tensor, width: int) -> Tensor:
+    """(arrays, elements) in row-major order, every array's last block filled up with zeros."""
+    flat = x.reshape(len(x), -1)
+    missing = -flat.shape[1] % width
+    return pad(flat, (0, missing)) if missing else flat
+
+
+def _without_filling(blocks: Tensor, like: Tensor) -> Tensor:
+    """What `_whole_blocks` made, of any grouping into rows, back in the shape of `like`, contiguous."""
+    return blocks.view(len(like), -1)[:, : like[0].numel()].reshape(like.shape).contiguous()

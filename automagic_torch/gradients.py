@@ -1,52 +1,33 @@
-"""From `p.grad` to the gradient that section 5 sees."""
+"""From `p.grad` to stacked float32 gradients that are safe to compute with (section 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from automagic_core.constants import GRADIENT_LIMIT
+from automagic_torch.stacked import spread, stacked
 
 
-class HasGradient(Protocol):
-    """An array that takes part in a call."""
+def raw_gradients(params: Sequence[Tensor]) -> Tensor:
+    """The gradients of parameters of one shape: float32, stacked, contiguous in the logical row-major order.
 
-    param: Tensor
-    ok: Tensor
-
-    @property
-    def call(self) -> HasFactor:
-        """Its group's call."""
-
-
-class HasFactor(Protocol):
-    """What stage 1 decides for a group."""
-
-    def clipping_factor(self, device: torch.device) -> Tensor | None:
-        """0-d, or None where the stage is off."""
-
-
-def raw_gradient(p: Tensor) -> Tensor:
-    """`p.grad` in float32, contiguous in the logical row-major order of p."""
-    assert p.grad is not None
-    return p.grad.detach().float().contiguous()
-
-
-def is_usable(p: Tensor) -> Tensor:
-    """0-d bool on p's device: every element is finite and its square stays in float32 (section 6)."""
-    # A NaN compares as False.
-    return (raw_gradient(p).abs() <= GRADIENT_LIMIT).all()
-
-
-def gradient_stages(arrays: Sequence[HasGradient]) -> Iterator[Tensor]:
-    """The gradients of all arrays of a call, in order and one at a time, so that one float32 copy lives at once.
-
-    The gradient of a skipped array comes as zeros, so that no NaN travels further.  Stage 1 is done.
+    It may be a gradient's own memory, so it is not to be written to.
     """
-    for array in arrays:
-        g = torch.where(array.ok, raw_gradient(array.param), 0.0)
-        factor = array.call.clipping_factor(g.device)
-        yield g if factor is None else g * factor
+    grads = [p.grad for p in params if p.grad is not None]
+    assert len(grads) == len(params), "only parameters with a gradient take part"
+    return stacked(grads).float()
+
+
+def are_usable(g: Tensor) -> Tensor:
+    """(arrays,) bool: every element is finite and its square stays in float32."""
+    # The largest of elements of which one is NaN is NaN, which compares as False.
+    return g.abs().view(len(g), -1).amax(1) <= GRADIENT_LIMIT
+
+
+def usable_or_zero(g: Tensor, ok: Tensor) -> Tensor:
+    """The gradients of skipped arrays as zeros, so that no NaN travels further."""
+    # Numbers first, since NaN · 0 is NaN.
+    return torch.nan_to_num(g, 0.0, 0.0, 0.0).mul_(spread(ok, g).float())

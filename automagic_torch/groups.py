@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from automagic_torch.parameters import SUPPORTED_DTYPES
 
 OTHER_KEYS = ("params", "param_names", "name", "initial_lr")
 """Keys of a new group that are no fields: torch's own, and what a scheduler needs to resume."""
+
+MARKS = ("_is_embedding", "_is_lora_layer")
+"""Attributes of parameters that say what they are."""
 
 
 def is_embedding(p: Tensor) -> bool:
@@ -58,12 +62,22 @@ def group_fields(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
 def group_config(group: Mapping[str, Any]) -> Config:
     """The group's hyperparameters as they stand now.
 
-    `lr` is left out, because a scheduler may set it to any value; read ``group["lr"]`` for it.
+    `lr` is left out, because a scheduler may set it to any value; read ``group["lr"]`` for it.  Not to be written to.
 
     Raises:
         ValueError: a field was set to a value outside its range.
     """
-    return Config(**{name: group[name] for name in FIELD_NAMES} | {"lr": group["min_lr"]})
+    values = [group["min_lr"] if name == "lr" else group[name] for name in FIELD_NAMES]
+    try:
+        return _known_config(*values)
+    except TypeError:  # a list or another value that cannot be looked up
+        return Config(**dict(zip(FIELD_NAMES, values, strict=True)))
+
+
+@lru_cache(maxsize=256, typed=True)
+def _known_config(*values: Any) -> Config:
+    # Checking 33 fields takes as long as computing with a small array.
+    return Config(**dict(zip(FIELD_NAMES, values, strict=True)))
 
 
 def plan_of(p: Tensor, config: Config, layout: Any, *, eight_bit: bool) -> StatePlan:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from automagic_core import Config, StatePlan
 from automagic_core.constants import ROW_LIMIT, ROW_SHRINKAGE
+from automagic_torch.polarity import unpack_signs
+from automagic_torch.stacked import row_sums, spread
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:
@@ -25,7 +27,7 @@ def starting_rate(lr: float | Tensor, device: torch.device) -> Tensor:
     """η₀ as 0-d float32."""
     if isinstance(lr, Tensor):
         return moved(lr.detach().reshape(()).float(), device)
-    return torch.full((), float(lr), device=device)
+    return torch.full((), float(lr), dtype=torch.float32, device=device)
 
 
 class Rates(NamedTuple):
@@ -41,7 +43,7 @@ class Rates(NamedTuple):
     upper: float
 
     def rows(self, delta: Tensor | None, kappa: Tensor | float) -> Tensor:
-        """ηᵢ, one per row; 0-d for arrays without row states.
+        """ηᵢ, one per row, (arrays, *`StatePlan.row_shape`); 0-d for arrays without row states.
 
         Args:
             delta: `lr_mask` before this step, or None.
@@ -69,50 +71,47 @@ def _limited(rate: Tensor, eta: Tensor, lower: Tensor, upper: float) -> Tensor:
 
 
 class Vote(NamedTuple):
-    """How far one array's gradient agrees with its last one."""
+    """How far the gradients of stacked arrays agree with their last ones."""
 
     rows: Tensor | None
-    """aᵢ, `StatePlan.row_shape`; None for arrays without rows."""
+    """aᵢ, (arrays, *`StatePlan.row_shape`); None for arrays without rows."""
     row_weight: Tensor | None
     """Σⱼ |gᵢⱼ|."""
     array: Tensor
-    """ā, 0-d."""
+    """ā, (arrays,)."""
     counts: Tensor
-    """0-d bool: the array takes part in the pooled vote."""
+    """(arrays,) bool: the array takes part in the pooled vote."""
     size: int
+    """Elements of one array."""
 
 
-def vote(g: Tensor, last_negative: Tensor, took_a_step: Tensor, plan: StatePlan) -> Vote:
-    """One array's vote at step t ≥ 2.
+def vote(g: Tensor, last_polarity: Tensor, took_a_step: Tensor, plan: StatePlan) -> Vote:
+    """The vote of stacked arrays at step t ≥ 2.
 
     Args:
-        g: the gradient after section 4, float32.
-        last_negative: bool, sign bits of the last gradient, the shape of g.
-        took_a_step: 0-d bool, the array has an earlier gradient and is not skipped now.
-        plan: the array's rows.
+        g: the gradients after section 4, float32, (arrays, *`StatePlan.shape`).
+        last_polarity: the packed sign bits of the last gradients.
+        took_a_step: (arrays,) bool, the array has an earlier gradient and is not skipped now.
+        plan: the arrays' rows.
     """
     weight = g.abs()
-    weighted = torch.where(g.signbit() == last_negative, weight, -weight)
-    total = weight.sum()
+    # |g| · vote: the last sign makes g positive where the two agree.
+    votes = g * unpack_signs(last_polarity, plan.shape[-1] if plan.shape else 1).view_as(g)
     rows = row_weight = None
     if plan.has_lr_mask:
-        row_weight = weight.sum(dim=plan.column_axes, keepdim=True)
-        rows = weighted.sum(dim=plan.column_axes, keepdim=True) / row_weight
-    return Vote(rows, row_weight, weighted.sum() / total, took_a_step & (total > 0), g.numel())
-
-
-def new_polarity(g: Tensor, last_negative: Tensor) -> Tensor:
-    """The sign bits to keep: those of g, the old ones where g = 0."""
-    return torch.where(g == 0, last_negative, g.signbit())
+        weight, votes = row_sums(weight, plan), row_sums(votes, plan)
+        row_weight, rows = weight, votes / weight
+    total = weight.view(len(g), -1).sum(1)
+    return Vote(rows, row_weight, votes.view(len(g), -1).sum(1) / total, took_a_step & (total > 0), plan.size)
 
 
 def pooled(votes: Sequence[Vote], device: torch.device) -> tuple[Tensor, Tensor]:
     """â of a group and whether any array counts, both 0-d on `device`."""
-    total = torch.zeros((), device=device)
-    size = torch.zeros((), device=device)
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    size = torch.zeros((), dtype=torch.float32, device=device)
     for v in votes:
-        total = total + moved(torch.where(v.counts, v.size * v.array, 0.0), device)
-        size = size + moved(v.counts * float(v.size), device)
+        total = total + moved(torch.where(v.counts, v.size * v.array, 0.0).sum(), device)
+        size = size + moved(v.counts.sum(dtype=torch.float32) * v.size, device)
     return total / size, size > 0
 
 
@@ -125,9 +124,9 @@ def new_lr_scale(lr_scale: Tensor, a_hat: Tensor, any_counts: Tensor, lr: float 
 
 
 def new_lr_mask(lr_mask: Tensor, v: Vote, a_hat: Tensor, plan: StatePlan, config: Config) -> Tensor:
-    """δ after the vote, `StatePlan.row_shape`."""
+    """δ after the vote, (arrays, *`StatePlan.row_shape`)."""
     assert v.rows is not None
     assert v.row_weight is not None
     shrinkage = plan.columns / (plan.columns + ROW_SHRINKAGE)
     moved_mask = lr_mask + config.lr_mask_gain * (v.rows - moved(a_hat, lr_mask.device)) * shrinkage
-    return torch.where(v.counts & (v.row_weight > 0), moved_mask.clamp(-ROW_LIMIT, ROW_LIMIT), lr_mask)
+    return torch.where(spread(v.counts, lr_mask) & (v.row_weight > 0), moved_mask.clamp(-ROW_LIMIT, ROW_LIMIT), lr_mask)

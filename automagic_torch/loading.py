@@ -14,6 +14,7 @@ from torch import Tensor
 from automagic_core import FIELD_NAMES, MAX_STEP, Config
 from automagic_torch import codec
 from automagic_torch.groups import can_store_8bit, group_config, parameter_name, plan_of
+from automagic_torch.norm_history import check_norm_history
 from automagic_torch.states import WARM_UP_ONLY, States, state_forms
 
 Group = dict[str, Any]
@@ -77,9 +78,10 @@ def _check_group(group: Group, saved: Group, index: int) -> None:
             f"group {index} has lr_scale = {lr_scale!r} in the saved state; valid: a float32 scalar tensor"
         )
     try:
-        group_config(saved)
+        config = group_config(saved)
     except ValueError as error:
         raise ValueError(f"group {index} of the saved state: {error}") from error
+    check_norm_history(saved, config, f"group {index} of the saved state")
 
 
 def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str) -> States:

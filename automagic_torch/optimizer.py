@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -11,16 +11,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from automagic_core import MAX_STEP, ArrayMemory, StatePlan, memory_report
-from automagic_core.constants import NORM_HISTORY
 from automagic_torch import codec
-from automagic_torch.call import Array, Call, finish, update_array
-from automagic_torch.gradients import gradient_stages, is_usable
+from automagic_torch.batches import has_room, kind
+from automagic_torch.call import Batch, Call
 from automagic_torch.groups import (
+    MARKS,
     can_store_8bit,
     default_fields,
     group_config,
     group_fields,
     is_embedding,
+    is_lora,
     parameter_name,
     plan_of,
     refuse_dtypes,
@@ -28,7 +29,10 @@ from automagic_torch.groups import (
 )
 from automagic_torch.learning_rate import moved
 from automagic_torch.loading import checked_state
-from automagic_torch.states import new_state, state_forms
+from automagic_torch.norm_history import add_norm_history, has_norm_history
+from automagic_torch.stages.energy import StageEnergy
+from automagic_torch.states import WARM_UP_ONLY, new_state, state_forms
+from automagic_torch.update import update_batch
 from automagic_torch.verbose import tell_step
 
 
@@ -61,6 +65,7 @@ class AutomagicCameAMP8bit(Optimizer):
 
     def __init__(self, params: Any, lr: float | Tensor = 1e-6, *, layout: str = "torch", **config: Any) -> None:
         self._told_about_fallback = False
+        self._stage_energy: dict[str, tuple[Tensor, Tensor]] = {}
         super().__init__(params, default_fields(lr, layout, config))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -81,9 +86,7 @@ class AutomagicCameAMP8bit(Optimizer):
             raise
         group["step"] = 0
         group["lr_scale"] = torch.zeros((), dtype=torch.float32, device=_device_of(group))
-        if group_config(group).clips_by_percentile:
-            group["norm_history"] = torch.zeros(NORM_HISTORY, dtype=torch.float32, device=_device_of(group))
-            group["norm_position"] = torch.zeros((), dtype=torch.int32, device=_device_of(group))
+        add_norm_history(group, group_config(group), _device_of(group))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -106,39 +109,63 @@ class AutomagicCameAMP8bit(Optimizer):
         for index, group in enumerate(self.param_groups):
             refuse_sparse(group, index)
         calls = [Call(group, group_config(group), min(group["step"] + 1, MAX_STEP)) for group in self.param_groups]
-        arrays = [array for index, call in enumerate(calls) for array in self._arrays(call, index)]
+        for index, call in enumerate(calls):
+            self._form_batches(call, index)
+        energy = StageEnergy(call.config for call in calls)
         for call in calls:
             call.group["step"] = call.step
             call.group["lr_scale"] = moved(call.group["lr_scale"], _device_of(call.group))
-        for call in calls:
-            call.clip([array for array in arrays if array.call is call])
-        for array, g in zip(arrays, gradient_stages(arrays), strict=True):
-            update_array(array, g, self._on_update)
-        for call in calls:
-            finish(call, self.state)
+            call.clip()
+            for batch in call.batches:
+                update_batch(batch, energy, self._on_update)
+            call.count_votes()
+            self._drop_what_only_the_warm_up_needs(call)
+        self._stage_energy = energy.totals()
         tell_step(self)
         return loss
 
-    def _arrays(self, call: Call, group_index: int) -> list[Array]:
-        """The arrays of a group that take part, with their states; a new array gets one."""
-        arrays = []
+    def _form_batches(self, call: Call, group_index: int) -> None:
+        """The arrays of a group that take part go into the call's batches; a new array gets its state."""
+        if call.group["step"] == 0:
+            add_norm_history(call.group, call.config, _device_of(call.group))
+        elif has_norm_history(call.group) != call.config.clips_by_percentile:
+            raise RuntimeError(
+                f"the state of group {group_index} does not fit its percentile_clipping: "
+                "stage 1 cannot be turned on or off after the first step"
+            )
+        open_batches: dict[Hashable, Batch] = {}
         for index, p in enumerate(call.group["params"]):
             if p.grad is None or p.numel() == 0:
                 continue
-            layout = call.group["layout"]
-            plan = plan_of(p, call.config, layout, eight_bit=can_store_8bit(p, call.config))
+            key = kind(p)
+            batch = open_batches.get(key)
+            if batch is None or not has_room(batch):
+                batch = open_batches[key] = self._new_batch(call, p)
             state = self.state.get(p)
             if not state:
-                self._tell_about_fallback(p, plan, call)
-                state = self.state[p] = new_state(plan, call.warming, p.device)
-            elif state.keys() != state_forms(plan, call.warming).keys():
+                self._tell_about_fallback(p, batch.plan, call)
+                state = self.state[p] = new_state(batch.plan, call.warming, p.device)
+            elif state.keys() != state_forms(batch.plan, call.warming).keys():
                 name = parameter_name(call.group, group_index, index)
                 raise RuntimeError(
                     f"the state of {name} does not fit its group's fields: "
                     "fields that decide which states there are cannot change after the first step"
                 )
-            arrays.append(Array(p, state, plan, is_usable(p), call))
-        return arrays
+            batch.params.append(p)
+            batch.states.append(state)
+
+    @staticmethod
+    def _new_batch(call: Call, p: Tensor) -> Batch:
+        plan = plan_of(p, call.config, call.group["layout"], eight_bit=can_store_8bit(p, call.config))
+        batch = Batch(call, plan, is_embedding(p), is_lora(p))
+        call.batches.append(batch)
+        return batch
+
+    def _drop_what_only_the_warm_up_needs(self, call: Call) -> None:
+        if call.step >= call.config.warmup_steps:
+            for p in call.group["params"]:
+                for name in WARM_UP_ONLY if p in self.state else ():
+                    self.state[p].pop(name, None)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a saved state: hyperparameters, step counters and states, in the dtypes that were saved.
@@ -173,22 +200,24 @@ class AutomagicCameAMP8bit(Optimizer):
         return memory_report(memory, shared) | {"bitsandbytes_available": codec.BITSANDBYTES_AVAILABLE}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copying a parameter loses its attributes; the mark belongs to what the copied states mean.
-        places = [
-            (i, j)
+        # Copying a parameter loses its attributes; the marks belong to what the copied states mean.
+        marks = [
+            (i, j, mark, getattr(p, mark))
             for i, group in enumerate(self.param_groups)
             for j, p in enumerate(group["params"])
-            if is_embedding(p)
+            for mark in MARKS
+            if hasattr(p, mark)
         ]
-        return {**super().__getstate__(), "embeddings": places}
+        return {**super().__getstate__(), "marks": marks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        places = state.pop("embeddings", [])
+        marks = state.pop("marks", [])
         super().__setstate__(state)
         self.__dict__.setdefault("_told_about_fallback", False)
-        for i, j in places:
-            self.param_groups[i]["params"][j]._is_embedding = True
+        self.__dict__.setdefault("_stage_energy", {})
+        for i, j, mark, value in marks:
+            setattr(self.param_groups[i]["params"][j], mark, value)
 
     def _tell_about_fallback(self, p: Tensor, plan: StatePlan, call: Call) -> None:
         """Says once that states which could have been 8-bit are not."""

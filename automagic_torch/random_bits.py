@@ -13,7 +13,7 @@ _MULTIPLIERS = tuple(m - 2**32 if m >= 2**31 else m for m in MIX_MULTIPLIERS)
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
     # >> on int32 copies the sign bit into the places it frees; an unsigned shift leaves zeros there.
-    return (x >> bits) & (2 ** (32 - bits) - 1)
+    return (x >> bits).bitwise_and_(2 ** (32 - bits) - 1)
 
 
 def mix32(x: Tensor) -> Tensor:
@@ -23,13 +23,13 @@ def mix32(x: Tensor) -> Tensor:
         x: int32 of any shape, the bit patterns of unsigned words.
 
     Returns:
-        int32 of the same shape, again bit patterns.
+        int32 of the same shape, again bit patterns; a new tensor.
     """
     x = x ^ _shifted(x, 16)
-    x = x * _MULTIPLIERS[0]
-    x = x ^ _shifted(x, 15)
-    x = x * _MULTIPLIERS[1]
-    return x ^ _shifted(x, 16)
+    x.mul_(_MULTIPLIERS[0])
+    x.bitwise_xor_(_shifted(x, 15))
+    x.mul_(_MULTIPLIERS[1])
+    return x.bitwise_xor_(_shifted(x, 16))
 
 
 def random_unit(key: int, count: int, device: torch.device) -> Tensor:
@@ -44,5 +44,5 @@ def random_unit(key: int, count: int, device: torch.device) -> Tensor:
         float32 of shape (count,).
     """
     signed_key = key - 2**32 if key >= 2**31 else key
-    bits = mix32(torch.arange(count, dtype=torch.int32, device=device) + signed_key)
-    return _shifted(bits, 8).float() * 2.0**-24
+    bits = mix32(torch.arange(count, dtype=torch.int32, device=device).add_(signed_key))
+    return _shifted(bits, 8).float().mul_(2.0**-24)

@@ -5,21 +5,23 @@ Every tensor is contiguous in the logical row-major order of its parameter, what
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from automagic_core import Slot, StatePlan, rounding_key
-from automagic_torch import polarity
+from automagic_core import Slot, StatePlan
 from automagic_torch.codec import QuantizedTensor
+from automagic_torch.stacked import chosen, separate
 
 States = dict[str, Tensor]
 
 SLOTS = {"exp_avg": Slot.exp_avg, "exp_avg_sq": Slot.exp_avg_sq, "exp_avg_res": Slot.exp_avg_res, "s": Slot.s}
 """States with one value per element, which are the ones that go to 8 bits."""
 COMPANDED = ("exp_avg_sq", "exp_avg_res")
+SCALARS = ("age", "skipped_steps", "torque_mean", "background_scale")
 WARM_UP_ONLY = ("s", "s_absmax", "last_polarity")
 
 
@@ -77,42 +79,61 @@ def new_state(plan: StatePlan, warming: bool, device: torch.device) -> States:
     return state
 
 
-def read_state(state: States, plan: StatePlan) -> States:
-    """The same state in float32, `last_polarity` as bool; integers stay."""
+def read_states(stored: States, plan: StatePlan) -> States:
+    """Stacked states in float32, to be read only.
+
+    Args:
+        stored: every state of some arrays, stacked: (arrays, *form).
+        plan: theirs.
+
+    Returns:
+        Element-wise states as float32 arrays; one value per array in the shape (arrays, 1, …, 1).  `last_polarity`
+        stays packed, integers stay integers.
+    """
     values: States = {}
-    for name, stored in state.items():
-        if name == "last_polarity":
-            values[name] = polarity.unpack(stored, torch.Size(plan.shape))
-        elif name in SLOTS and plan.quantized:
-            absmax = state[name + "_absmax"]
-            values[name] = QuantizedTensor(stored, absmax, name in COMPANDED, plan.block_size).read()
+    for name, tensor in stored.items():
+        if name in SLOTS and plan.quantized:
+            absmax = stored[name + "_absmax"]
+            values[name] = QuantizedTensor(tensor, absmax, name in COMPANDED, plan.block_size).read()
+        elif name in SCALARS:
+            values[name] = tensor.view(-1, *[1] * len(plan.shape))
         elif not name.endswith("_absmax"):
-            values[name] = stored
+            values[name] = tensor
     return values
 
 
-def write_state(state: States, new: States, ok: Tensor, plan: StatePlan, step: int, stochastic: bool) -> None:
-    """Stores new values in the form that the state has.
+def write_states(
+    states: Sequence[States],
+    stored: States,
+    new: States,
+    ok: Tensor,
+    plan: StatePlan,
+    key: Callable[[Slot], int] | None,
+) -> None:
+    """Stores new values in the form that the states have.
 
     The tensors are replaced, not written into, so that an earlier `state_dict` keeps its values.
 
     Args:
-        state: changed in place.
-        new: as `read_state` gives them, only those that change.
-        ok: 0-d bool; False leaves every stored bit.
-        plan: the state's plan.
-        step: t, for the random bits.
-        stochastic: round codes stochastically, else to nearest.
+        states: one for each array, changed in place.
+        stored: the same states as they were, stacked.
+        new: as `read_states` gives them, only those that change.
+        ok: (arrays,) bool; False leaves every stored bit of an array.
+        plan: the states' plan.
+        key: gives the key of a slot's random bits; None rounds codes to nearest.
     """
-    stored: States = {}
+    encoded: States = {}
     for name, value in new.items():
-        if name == "last_polarity":
-            stored[name] = polarity.pack(value)
-        elif name in SLOTS and plan.quantized:
-            key = rounding_key(step, SLOTS[name], plan.size) if stochastic else None
-            quantized = QuantizedTensor.write(value, name in COMPANDED, plan.block_size, key)
-            stored[name], stored[name + "_absmax"] = quantized.codes, quantized.absmax
+        if name in SLOTS and plan.quantized:
+            quantized = QuantizedTensor.write(value, name in COMPANDED, plan.block_size, key and key(SLOTS[name]))
+            encoded[name], encoded[name + "_absmax"] = quantized.codes, quantized.absmax
         else:
-            stored[name] = value
-    for name, tensor in stored.items():
-        state[name] = torch.where(ok, tensor, state[name])
+            encoded[name] = value.view_as(stored[name])
+    for name, tensor in encoded.items():
+        replace(states, name, chosen(ok, tensor, stored[name]))
+
+
+def replace(states: Sequence[States], name: str, value: Tensor) -> None:
+    """Gives every array its part of a fresh stacked tensor."""
+    for state, tensor in zip(states, separate(value), strict=True):
+        state[name] = tensor

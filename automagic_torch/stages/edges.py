@@ -42,14 +42,14 @@ def suppress_edges(
     if axes is None or edge_history is None:
         return g, edge_history
     rough = laplacian(g, axes)
-    strength = rough.abs().mean(dim=columns_from_end(len(shape), layout, embedding), keepdim=True)
-    beta = decay(EDGE_DECAY)
+    size = rough.abs()
+    strength = size.mean(dim=columns_from_end(len(shape), layout, embedding), keepdim=True)
+    beta, age = decay(EDGE_DECAY), age.float()
     edge_history = ema(edge_history, strength, beta)
     correction = one_minus_power(beta, age).reshape(-1, *[1] * len(shape)) if batched else one_minus_power(beta, age)
     usual = edge_history * ((1 + threshold) / correction)
-    # sign(L) · max(|L| − usual, 0)
-    excess = rough - rough.clamp(-usual, usual)
-    return torch.add(g, excess, alpha=penalty), edge_history
+    excess = size.sub_(usual).clamp_(min=0)
+    return torch.add(g, rough.sign_().mul_(excess), alpha=penalty), edge_history
 
 
 def laplacian(x: Tensor, axes: tuple[int, int]) -> Tensor:

@@ -1,5 +1,7 @@
 """Section 3 in PyTorch: random bits, codes, scales, rounding."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -20,9 +22,21 @@ from automagic_core import (
 from automagic_torch import polarity
 from automagic_torch import random_bits as torch_bits
 from automagic_torch.codec import QuantizedTensor
-from automagic_torch.parameters import add_update, stochastically_rounded
+from automagic_torch.parameters import add_updates, stochastically_rounded
 
 CPU = torch.device("cpu")
+
+
+def write(x, companded, block_size, key):
+    """One array, as a batch of one: codes and scales without the batch axis."""
+    stored = QuantizedTensor.write(x[None], companded, block_size, key)
+    return Stored(stored.codes[0], stored.absmax[0], stored.read()[0])
+
+
+class Stored(NamedTuple):
+    codes: torch.Tensor
+    absmax: torch.Tensor
+    values: torch.Tensor
 
 
 @given(hnp.arrays(np.uint32, st.integers(1, 50)))
@@ -37,12 +51,19 @@ def test_random_unit_is_that_of_the_core(step, slot, numel):
     np.testing.assert_array_equal(ours.numpy(), random_unit(step, slot, numel))
 
 
-@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=0, max_dims=4, max_side=20)))
-def test_polarity_is_numpys_packbits(bits):
-    packed = polarity.pack(torch.from_numpy(np.asarray(bits)))
-    assert packed.shape == polarity_shape(bits.shape)
-    np.testing.assert_array_equal(packed, np.packbits(np.atleast_1d(bits), axis=-1, bitorder="little"))
-    assert torch.equal(polarity.unpack(packed, torch.Size(bits.shape)), torch.from_numpy(np.asarray(bits)))
+@given(hnp.arrays(np.int8, hnp.array_shapes(min_dims=1, max_dims=4, max_side=20), elements=st.integers(-1, 1)))
+def test_polarity_is_numpys_packbits(signs):
+    g = torch.from_numpy(signs.astype(np.float32))
+    old = np.packbits(np.random.default_rng(0).random(signs.shape) < 0.5, axis=-1, bitorder="little")
+    packed = polarity.updated(torch.from_numpy(old), g)
+    assert packed.shape == polarity_shape(signs.shape)
+    before = np.unpackbits(old, axis=-1, count=signs.shape[-1], bitorder="little").astype(bool)
+    bits = np.where(signs == 0, before, signs < 0)
+    kept = np.packbits(bits, axis=-1, bitorder="little")
+    kept |= old & ~np.packbits(np.ones(signs.shape, bool), axis=-1, bitorder="little")  # the padding stays
+    np.testing.assert_array_equal(packed, kept)
+    read = polarity.unpack_signs(packed, signs.shape[-1]).numpy()
+    np.testing.assert_array_equal(read, np.where(bits, -1.0, 1.0))
 
 
 def nearest_code(y, signed):
@@ -57,7 +78,7 @@ def nearest_code(y, signed):
 @pytest.mark.parametrize("shape", [(), (7,), (16, 33), (2, 256)])
 def test_one_block_rounds_to_the_nearest_code(companded, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    stored = QuantizedTensor.write(x * x if companded else x, companded, None, None)
+    stored = write(x * x if companded else x, companded, None, None)
     values = (x * x).sqrt() if companded else x
     scale = np.float32(values.abs().max())
     y = values.numpy() * (np.float32(1) / scale)
@@ -68,7 +89,7 @@ def test_one_block_rounds_to_the_nearest_code(companded, shape):
 
 def test_one_block_gives_ties_to_the_even_code():
     midpoints = torch.from_numpy(codebook_midpoints(True).copy())
-    codes = QuantizedTensor.write(torch.cat([midpoints, torch.ones(1)]), False, None, None).codes[:-1]
+    codes = write(torch.cat([midpoints, torch.ones(1)]), False, None, None).codes[:-1]
     assert (codes % 2 == 0).all()
     assert codes.tolist() == [k + k % 2 for k in range(255)]
 
@@ -80,11 +101,11 @@ def test_reading_is_close_to_what_was_written(block_size, shape, companded):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     x = x * x if companded else x
     for key in (None, 123):
-        stored = QuantizedTensor.write(x, companded, block_size, key)
+        stored = write(x, companded, block_size, key)
         assert stored.codes.dtype == torch.uint8
         assert stored.codes.shape == x.shape
         assert stored.absmax.shape == absmax_shape(tuple(shape), block_size)
-        error = (stored.read() - x).abs().max() / x.abs().max()
+        error = (stored.values - x).abs().max() / x.abs().max()
         assert error < (0.04 if companded else 0.02)
 
 
@@ -95,17 +116,17 @@ def test_a_block_too_small_to_divide_by_is_a_block_of_zeros(block_size, compande
     level = level * level if companded else level  # float32 makes the squares 0; their root is below the limit too
     x = torch.full((64,), level)
     for key in (None, 5):
-        stored = QuantizedTensor.write(x, companded, block_size, key)
+        stored = write(x, companded, block_size, key)
         assert not stored.codes.any()
         assert not stored.absmax.any()
-        assert not stored.read().any()
+        assert not stored.values.any()
 
 
 def test_zero_blocks_leave_their_neighbours_alone():
     x = torch.cat([torch.zeros(64), torch.linspace(-1, 1, 64), torch.full((10,), 1e-38)])
-    stored = QuantizedTensor.write(x, False, 64, 99)
+    stored = write(x, False, 64, 99)
     assert stored.absmax.tolist() == [0.0, 1.0, 0.0]
-    assert (stored.read()[64:128] - x[64:128]).abs().max() < 0.02
+    assert (stored.values[64:128] - x[64:128]).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("block_size", [64, None])
@@ -114,8 +135,8 @@ def test_stochastic_rounding_is_the_pages_rule(block_size, companded):
     x = torch.randn(200, generator=torch.Generator().manual_seed(3))
     x = x * x if companded else x
     key = rounding_key(7, Slot.exp_avg, 200)
-    plain = QuantizedTensor.write(x, companded, block_size, None)
-    rounded = QuantizedTensor.write(x, companded, block_size, key)
+    plain = write(x, companded, block_size, None)
+    rounded = write(x, companded, block_size, key)
     codebook = dynamic_codebook(not companded)
     values = (x.sqrt() if companded else x).numpy()
     width = block_size or 200
@@ -134,7 +155,7 @@ def test_stochastic_rounding_is_the_pages_rule(block_size, companded):
 def test_stochastic_rounding_is_unbiased(block_size):
     x = torch.randn(512, generator=torch.Generator().manual_seed(4)).clamp(min=-1.5)
     x[::256] = 2.0  # the signed map ends at −0.993 · absmax
-    draws = [QuantizedTensor.write(x, False, block_size, rounding_key(t, 0, 512)).read() for t in range(1, 801)]
+    draws = [write(x, False, block_size, rounding_key(t, 0, 512)).values for t in range(1, 801)]
     gap = 2.0 * 0.0141
     assert (torch.stack(draws).mean(0) - x).abs().max() < 6 * gap / 2 / 800**0.5
 
@@ -147,7 +168,7 @@ def test_without_stochastic_rounding_a_second_moment_stalls():
         for name in v:
             v[name] = 0.999 * v[name] + 0.001 * q
         for name, key in (("nearest", None), ("stochastic", rounding_key(t, Slot.exp_avg_sq, 2048))):
-            v[name] = QuantizedTensor.write(v[name], True, 256, key).read()
+            v[name] = write(v[name], True, 256, key).values
     mean = {name: value.mean().item() for name, value in v.items()}
     assert mean["float32"] == pytest.approx(0.135, abs=0.005)
     assert mean["stochastic"] == pytest.approx(mean["float32"], rel=0.03)
@@ -160,7 +181,7 @@ def test_without_stochastic_rounding_a_second_moment_stalls():
 def test_half_precision_rounds_to_one_of_the_two_neighbours(dtype, values):
     x = torch.tensor(values, dtype=torch.float32)
     r = random_unit(3, Slot.parameters, len(values))
-    result = stochastically_rounded(x, dtype, rounding_key(3, Slot.parameters, len(values)))
+    result = stochastically_rounded(x[None], dtype, rounding_key(3, Slot.parameters, len(values)))[0]
     assert result.dtype == dtype
     assert result.isfinite().all()
     for value, rounded, draw in zip(x, result, r, strict=True):
@@ -178,20 +199,49 @@ def test_half_precision_rounds_to_one_of_the_two_neighbours(dtype, values):
 
 def test_half_precision_rounding_is_unbiased_where_nearest_loses_the_update():
     start = torch.full((4096,), 0.02, dtype=torch.bfloat16)
-    delta, ok = torch.full((4096,), -1e-5), torch.tensor(True)
+    delta, ok = torch.full((1, 4096), -1e-5), torch.tensor([True])
     stochastic, nearest = start.clone(), start.clone()
     for step in range(1, 21):
-        add_update(stochastic, delta, ok, step, True)
-        add_update(nearest, delta, ok, step, False)
+        key = rounding_key(step, Slot.parameters, 4096)
+        add_updates([stochastic], stochastic[None], delta, ok, key)
+        add_updates([nearest], nearest[None], delta, ok, None)
     assert torch.equal(nearest, start)
     assert (stochastic.double() - start.double()).mean().item() == pytest.approx(-2e-4, rel=0.1)
 
 
-def test_an_infinite_weight_never_becomes_nan_and_a_skipped_one_keeps_its_bits():
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        p = torch.tensor([torch.inf, -torch.inf, -0.0, 1.0], dtype=dtype)
-        before = p.clone()
-        add_update(p, torch.tensor([-torch.inf, torch.inf, 0.5, 0.5]), torch.tensor(False), 1, True)
-        assert torch.equal(p.view(torch.uint8), before.view(torch.uint8))
-        add_update(p, torch.tensor([-torch.inf, torch.inf, 0.5, 0.5]), torch.tensor(True), 1, True)
-        assert p.tolist() == [torch.inf, -torch.inf, 0.5, 1.5]
+@pytest.mark.parametrize("companded", [False, True])
+@pytest.mark.parametrize("block_size", [64, 256, None])
+@pytest.mark.parametrize("shape", [(), (7,), (300,), (4, 64), (3, 5, 11)])
+def test_arrays_of_a_batch_are_coded_as_each_alone(shape, block_size, companded):
+    x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(5)) * torch.logspace(-3, 3, 5).view(
+        5, *[1] * len(shape)
+    )
+    x[3] = 0.0
+    x = x * x if companded else x
+    for key in (None, 77):
+        together = QuantizedTensor.write(x, companded, block_size, key)
+        values = together.read()
+        assert together.codes.is_contiguous()
+        for index, one in enumerate(x):
+            alone = write(one, companded, block_size, key)
+            assert torch.equal(together.codes[index], alone.codes)
+            assert torch.equal(together.absmax[index], alone.absmax)
+            assert torch.equal(values[index], alone.values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_a_batch_share_their_random_bits(dtype):
+    one = torch.randn(3, 7, generator=torch.Generator().manual_seed(6))
+    rounded = stochastically_rounded(torch.stack([one, -one, one]), dtype, 11)
+    assert torch.equal(rounded[0], rounded[2])
+    assert torch.equal(rounded[0], -rounded[1])
+    assert torch.equal(rounded[0], stochastically_rounded(one[None], dtype, 11)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_skipped_parameter_keeps_its_bits(dtype):
+    p = [torch.tensor([torch.inf, -0.0, torch.nan, 1.0], dtype=dtype) for _ in range(2)]
+    before = torch.stack(p)
+    add_updates(p, before, torch.full((2, 4), 0.5), torch.tensor([False, True]), 3)
+    assert torch.equal(p[0].view(torch.uint8), before[0].view(torch.uint8))
+    assert p[1][[0, 1, 3]].tolist() == [torch.inf, 0.5, 1.5]

@@ -66,8 +66,8 @@ def test_a_saved_run_goes_on_bit_for_bit_from_the_host():
 def test_the_kernels_round_as_the_exact_rule():
     x = torch.randn(4096, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
     for block in x.view(-1, 256):
-        kernel = QuantizedTensor.write(block, False, 256, None)
-        exact = QuantizedTensor.write(block, False, None, None)
+        kernel = QuantizedTensor.write(block[None], False, 256, None)
+        exact = QuantizedTensor.write(block[None], False, None, None)
         assert torch.equal(kernel.absmax, exact.absmax)
         # Its fast reciprocal may be an ulp off, which can only matter beside a midpoint.
         assert (kernel.codes != exact.codes).sum() <= 1

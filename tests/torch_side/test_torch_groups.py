@@ -184,8 +184,3 @@ assert "jax" not in sys.modules
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("bitsandbytes is not installed") == 1
-
-
-def test_verbose_tells_what_is_held(capsys):
-    run(AutomagicCameAMP8bit(parameters(), verbose=True, **SMALL), range(1, 3))
-    assert capsys.readouterr().out.count("state_bytes_per_parameter") == 1

@@ -1,0 +1,85 @@
+"""Stacked arrays: axis 0 counts the arrays of a batch, the others are the axes of one array.
+
+A value that every array has once keeps them with length 1, so that it broadcasts: shape (arrays, 1, …, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from automagic_core import StatePlan
+
+WORTH_WIDENING = 2**13
+"""Bytes of an array from which on it pays to let `torch.where`, which is slow by the element, see few wide ones."""
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape and dtype behind a new leading axis, contiguous; a single one is not copied if it is so."""
+    together = tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+    return together.contiguous()
+
+
+def separate(x: Tensor) -> Sequence[Tensor]:
+    """The arrays of a fresh tensor, each with a storage of its own, so that saving one saves only it."""
+    x = x.contiguous()
+    if len(x) == 1:
+        return [x.squeeze(0)]
+    if not x.is_cuda:
+        return torch.unbind_copy(x)  # type: ignore[func-returns-value, return-value]  # the stub says None
+    # There every copy would be a launch of its own.
+    views = x.unbind()
+    copies = [torch.empty_like(view) for view in views]
+    torch._foreach_copy_(copies, views)
+    return copies
+
+
+def spread(per_array: Tensor, like: Tensor) -> Tensor:
+    """(arrays,) → (arrays, 1, …, 1) with as many axes as `like`."""
+    return per_array.view(-1, *[1] * (like.ndim - 1))
+
+
+def chosen(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` for the arrays that are ok, `old` for the others, bit for bit; contiguous.
+
+    Args:
+        ok: (arrays,) bool.
+        new, old: of one shape and dtype.
+    """
+    if new[0].nbytes % 8 != 0 or new[0].nbytes < WORTH_WIDENING:
+        return torch.where(spread(ok, new), new, old).contiguous()
+    wide_new, wide_old = (x.contiguous().view(len(ok), -1).view(torch.int64) for x in (new, old))
+    return torch.where(ok[:, None], wide_new, wide_old).view(new.dtype).view(new.shape)
+
+
+def array_means(x: Tensor) -> Tensor:
+    """Mean over each array, a new tensor."""
+    return x.mean(dim=tuple(range(1, x.ndim)), keepdim=True) if x.ndim > 1 else x.clone()
+
+
+def row_means(x: Tensor, plan: StatePlan) -> Tensor:
+    """Mean over the columns: `StatePlan.row_shape` for every array."""
+    return x.mean(dim=_columns(plan), keepdim=True)
+
+
+def row_sums(x: Tensor, plan: StatePlan) -> Tensor:
+    """Sum over the columns."""
+    return x.sum(dim=_columns(plan), keepdim=True)
+
+
+def column_means(x: Tensor, plan: StatePlan) -> Tensor:
+    """Mean over the row axis: `StatePlan.column_shape` for every array."""
+    assert plan.row_axis is not None, "only arrays with rows are factored"
+    return x.mean(dim=plan.row_axis + 1, keepdim=True)
+
+
+def row_variances(x: Tensor, plan: StatePlan) -> Tensor:
+    """Population variance over the columns."""
+    # torch's own takes ten times as long on a CPU.
+    return row_means((x - row_means(x, plan)).square_(), plan)
+
+
+def _columns(plan: StatePlan) -> tuple[int, ...]:
+    return tuple(axis + 1 for axis in plan.column_axes)

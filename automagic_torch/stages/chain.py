@@ -1,0 +1,71 @@
+"""The gradient stages one after another, on a batch (section 2)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from automagic_torch.call import Batch
+from automagic_torch.stages.edges import suppress_edges
+from automagic_torch.stages.energy import NAMES, StageEnergy
+from automagic_torch.stages.frequencies import suppress_high_frequencies
+from automagic_torch.stages.low_rank import encourage_low_rank
+from automagic_torch.states import States
+
+CLIP, EDGES, FREQUENCIES, LOW_RANK = NAMES
+
+
+def after_stages(
+    batch: Batch, g: Tensor, w: Tensor, old: States, age: Tensor, energy: StageEnergy
+) -> tuple[Tensor, States]:
+    """The gradients that section 5 sees, and the new states of the stages.
+
+    Args:
+        batch: the arrays; their group's call knows what stage 1 multiplies by.
+        g: raw gradients, float32, stacked, those of skipped arrays as zeros.
+        w: the parameters, float32.
+        old: states before the step.
+        age: the arrays' ages, this step included, (arrays, 1, …, 1).
+        energy: is told what every stage does.
+    """
+    config, plan, layout = batch.call.config, batch.plan, batch.call.group["layout"]
+    new: States = {}
+    energy.begin(g)
+
+    factor = batch.call.clipping_factor(g.device)
+    if factor is not None:
+        g = g * factor
+    energy.scaled(CLIP, factor)
+
+    if plan.has_edge_history:
+        g, history = suppress_edges(
+            g,
+            old["edge_history"],
+            age,
+            penalty=config.edge_penalty,
+            threshold=config.edge_threshold,
+            layout=layout,
+            embedding=batch.embedding,
+            batched=True,
+        )
+        assert history is not None
+        new["edge_history"] = history
+    energy.passed(EDGES, g, changed=plan.has_edge_history)
+
+    frequencies = config.suppresses_frequencies and plan.spatial_axes is not None
+    if frequencies:
+        g = suppress_high_frequencies(g, penalty=config.frequency_penalty, layout=layout, batched=True)
+    energy.passed(FREQUENCIES, g, changed=frequencies)
+
+    low_rank = config.encourages_low_rank and batch.lora
+    if low_rank:
+        g = encourage_low_rank(
+            g,
+            w,
+            strength=config.rank_penalty_strength,
+            emphasis=config.low_rank_emphasis,
+            layout=layout,
+            embedding=batch.embedding,
+            batched=True,
+        )
+    energy.passed(LOW_RANK, g, changed=low_rank)
+    return g, new

@@ -1,0 +1,75 @@
+"""How much energy every gradient stage takes or adds, for dashboards; nothing waits for a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from automagic_core import Config
+
+NAMES = ("clip_by_percentile", "suppress_edges", "suppress_high_frequencies", "encourage_low_rank")
+
+
+class StageEnergy:
+    """Squared norms of the gradients of one call, before and after every stage that is on.
+
+    Arrays that a stage leaves alone count on both sides, those of groups in which it is off too.
+    """
+
+    def __init__(self, configs: Iterable[Config]) -> None:
+        on = [_switches(config) for config in configs]
+        self._before: dict[str, list[Tensor]] = {
+            name: [] for name, *switches in zip(NAMES, *on, strict=True) if any(switches)
+        }
+        self._after: dict[str, list[Tensor]] = {name: [] for name in self._before}
+        self._now: Tensor | None = None
+
+    def begin(self, g: Tensor) -> None:
+        """The next batch: its raw gradients, those of skipped arrays as zeros."""
+        self._now = square_norm(g) if self._before else None
+
+    def scaled(self, stage: str, factor: Tensor | None) -> None:
+        """A stage multiplied the gradients by a 0-d factor, or by nothing."""
+        if stage in self._before:
+            assert self._now is not None
+            self._record(stage, self._now if factor is None else self._now * factor.square())
+
+    def passed(self, stage: str, g: Tensor, changed: bool) -> None:
+        """A stage gave g; it is not measured again unless the stage may have changed it."""
+        if stage in self._before:
+            assert self._now is not None
+            self._record(stage, square_norm(g) if changed else self._now)
+
+    def _record(self, stage: str, after: Tensor) -> None:
+        assert self._now is not None
+        self._before[stage].append(self._now)
+        self._after[stage].append(after)
+        self._now = after
+
+    def totals(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(before, after) by stage, 0-d float32 each; empty without arrays."""
+        return {
+            name: (_sum(self._before[name]), _sum(self._after[name])) for name in self._before if self._before[name]
+        }
+
+
+def square_norm(g: Tensor) -> Tensor:
+    """Σ g², 0-d."""
+    return torch.linalg.vector_norm(g).square()
+
+
+def _switches(config: Config) -> tuple[bool, ...]:
+    return (
+        config.clips_by_percentile,
+        config.suppresses_edges,
+        config.suppresses_frequencies,
+        config.encourages_low_rank,
+    )
+
+
+def _sum(values: list[Tensor]) -> Tensor:
+    device = values[0].device
+    # A copy from another device to the host would be read before it is there unless it is waited for.
+    return torch.stack([value.to(device, non_blocking=device.type != "cpu") for value in values]).sum()
