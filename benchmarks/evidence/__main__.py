@@ -6,6 +6,7 @@ It can be stopped at any time and called again; a second call does only what is 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -38,7 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     store = Store(options.folder, {name: settings_of(job) for name, job in JOBS.items()})
     failures: list[str] = []
     if not options.report:
-        outcome = run_missing(store, jobs, options.workers, options.minutes)
+        # Asked to end, it ends its workers too, as on Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            outcome = run_missing(store, jobs, options.workers, options.minutes)
+        except KeyboardInterrupt:
+            print("stopped; the next call goes on from here")
+            return 130
         failures = outcome.failures
         print(f"{outcome.done} runs added, {outcome.missing} still missing, {len(failures)} failed")
 

@@ -74,7 +74,8 @@ def _rates(results: Results, job: str) -> Figure | None:
             zorder=3 if bold else 2,
         )
     axes.set(xscale="log", xlabel="starting learning rate", ylabel=f"validation loss ({JOBS[job].unit})")
-    axes.set(title=f"{JOBS[job].title}, one seed; points at the upper edge are above it")
+    beyond = any(loss > top for curve in points.values() for loss in curve.values())
+    axes.set(title=f"{JOBS[job].title}, one seed" + ("; points at the upper edge are above it" if beyond else ""))
     axes.set_ylim(low - 0.06 * (high - low), top)
     axes.grid(alpha=0.3)
     figure.legend(fontsize="small", loc="outside right upper")

@@ -57,7 +57,7 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
 STRONGER: Mapping[str, Mapping[str, Any]] = {
     "edges": {"edge_penalty": 0.2, "edge_threshold": 0.0},
     "frequency": {"frequency_penalty": 1.0},
-    "low-rank": {"rank_penalty_strength": 0.3},
+    "low-rank": {"rank_penalty_strength": 0.1},
 }
 """The same stages far above the profile's strength."""
 

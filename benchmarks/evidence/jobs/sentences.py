@@ -21,7 +21,7 @@ class Settings(NamedTuple):
     """The sizes of the job."""
 
     tuned_layers: int = 2
-    tokens: int = 24
+    tokens: int = 20
     rank: int = 16
     batch: int = 16
     steps: int = 200
