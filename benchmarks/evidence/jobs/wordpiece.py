@@ -58,10 +58,10 @@ def words(text: str) -> list[str]:
 
 def _clean(text: str) -> str:
     text = re.sub(r"\s", " ", text)
-    return "".join(c for c in text if c == " " or (c != "�" and not unicodedata.category(c).startswith("C")))
+    return "".join(c for c in text if c == " " or (c != "\ufffd" and not unicodedata.category(c).startswith("C")))
 
 
 def _stands_alone(c: str) -> bool:
     ascii_mark = c.isascii() and c.isprintable() and not c.isalnum() and c != " "
-    ideograph = "一" <= c <= "鿿" or "㐀" <= c <= "䶿" or "豈" <= c <= "﫿"
+    ideograph = "\u4e00" <= c <= "\u9fff" or "\u3400" <= c <= "\u4dbf" or "\uf900" <= c <= "\ufaff"
     return ascii_mark or ideograph or unicodedata.category(c).startswith("P")
