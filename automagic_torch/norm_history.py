@@ -46,7 +46,9 @@ def check_norm_history(group: Mapping[str, Any], config: Config, name: str) -> N
         return
     history, position = group[HISTORY], group[POSITION]
     if not _is(history, (NORM_HISTORY,), torch.float32):
-        raise ValueError(f"{name} has norm_history = {history!r}; valid: a float32 tensor of shape ({NORM_HISTORY},)")
+        raise ValueError(
+            f"{name} has norm_history {_form(history)}; valid: a float32 tensor of shape ({NORM_HISTORY},)"
+        )
     if not _is(position, (), torch.int32) or not 0 <= int(position) < NORM_HISTORY:
         raise ValueError(
             f"{name} has norm_position = {position!r}; valid: an int32 scalar tensor in [0, {NORM_HISTORY - 1}]"
@@ -55,3 +57,7 @@ def check_norm_history(group: Mapping[str, Any], config: Config, name: str) -> N
 
 def _is(value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     return isinstance(value, Tensor) and tuple(value.shape) == shape and value.dtype == dtype
+
+
+def _form(value: Any) -> str:
+    return f"of shape {tuple(value.shape)} and {value.dtype}" if isinstance(value, Tensor) else f"= {value!r}"

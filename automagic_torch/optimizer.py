@@ -151,6 +151,8 @@ class AutomagicCameAMP8bit(Optimizer):
                     f"the state of {name} does not fit its group's fields: "
                     "fields that decide which states there are cannot change after the first step"
                 )
+            # A new dict, since an earlier state_dict holds the old one.
+            self.state[p] = state = dict(state)
             batch.params.append(p)
             batch.states.append(state)
 
@@ -164,8 +166,9 @@ class AutomagicCameAMP8bit(Optimizer):
     def _drop_what_only_the_warm_up_needs(self, call: Call) -> None:
         if call.step >= call.config.warmup_steps:
             for p in call.group["params"]:
-                for name in WARM_UP_ONLY if p in self.state else ():
-                    self.state[p].pop(name, None)
+                state = self.state.get(p, {})
+                if any(name in state for name in WARM_UP_ONLY):
+                    self.state[p] = {name: value for name, value in state.items() if name not in WARM_UP_ONLY}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a saved state: hyperparameters, step counters and states, in the dtypes that were saved.

@@ -115,7 +115,7 @@ def write_states(
     The tensors are replaced, not written into, so that an earlier `state_dict` keeps its values.
 
     Args:
-        states: one for each array, changed in place.
+        states: one for each array, whose entries are replaced.
         stored: the same states as they were, stacked.
         new: as `read_states` gives them, only those that change.
         ok: (arrays,) bool; False leaves every stored bit of an array.

@@ -58,13 +58,25 @@ def encourage_low_rank(
     weak = 1 / (1 + (values / values.mean(-1, keepdim=True)).square())
     result = gradient
     if emphasis != 1:
-        result = result + ((Q * ((emphasis - 1) * (1 - weak))) @ Q.mT) @ gradient
+        P = (Q * (1 - weak)) @ Q.mT
+        result = result + (emphasis - 1) * (P @ gradient)
     if strength != 0:
-        floor = LOW_RANK_FLOOR * values.amax(-1, keepdim=True)
-        T = ((Q * (weak / (values + floor).sqrt())) @ Q.mT) @ W
-        result = result + strength * (_norm(gradient) / _norm(T)) * T
+        T = tail(W, Q, values, weak)
+        result = result + (strength * _norm(gradient) / _norm(T)) * T
     result = torch.where(usable, result, gradient)
     return (result.mT if turned else result).float().contiguous()
+
+
+def tail(W: Tensor, Q: Tensor, values: Tensor, weak: Tensor) -> Tensor:
+    """T = Q diag(wᵢ / √(λᵢ + δ²)) Qᵀ W, whose singular values lie between 0 and 1.
+
+    Args:
+        W: scaled to a largest magnitude of 1, shorter side first, float64; batches behind leading axes.
+        Q, values: eigenvectors and eigenvalues λ of W Wᵀ, the latter ≥ 0 and of shape (…, 1, side).
+        weak: wᵢ, the shape of `values`.
+    """
+    floor = LOW_RANK_FLOOR * values.amax(-1, keepdim=True)
+    return ((Q * (weak / (values + floor).sqrt())) @ Q.mT) @ W
 
 
 def _norm(x: Tensor) -> Tensor:
