@@ -2,7 +2,7 @@
 
 from automagic_core.adapter_names import LORA_NAMES, is_lora_name
 from automagic_core.codebook import codebook_midpoints, dynamic_codebook
-from automagic_core.config import FIELD_NAMES, PROFILES, Config, check_names
+from automagic_core.config import FIELD_NAMES, PROFILES, Config, check_field, check_names
 from automagic_core.decay import Decay, decay
 from automagic_core.frequencies import last_kept_frequency
 from automagic_core.hardware import adaptive_config, hardware_optimized_config
@@ -49,6 +49,7 @@ __all__ = [
     "Trend",
     "absmax_shape",
     "adaptive_config",
+    "check_field",
     "check_layout",
     "check_names",
     "codebook_midpoints",

@@ -85,7 +85,7 @@ class Config:
     def __init__(self, **fields: Any) -> None:
         check_names(fields)
         if "profile" in fields:
-            _check("profile", fields["profile"])
+            check_field("profile", fields["profile"])
         profile = PROFILES.get(fields.get("profile") or "", {})
         defaults = {field.name: field.default for field in dataclasses.fields(type(self))}
         for name, value in {**defaults, **profile, **fields}.items():
@@ -98,7 +98,7 @@ class Config:
         Values that are no plain numbers (tensors, traced arrays, schedules) are not checked: they are not known yet.
         """
         for name in FIELD_NAMES:
-            _check(name, getattr(self, name))
+            check_field(name, getattr(self, name))
         if is_checkable(self.min_lr) and is_checkable(self.max_lr) and self.min_lr > self.max_lr:
             raise ValueError(f"min_lr = {self.min_lr!r} is above max_lr = {self.max_lr!r}; valid: 0 < min_lr ≤ max_lr")
         if all(is_checkable(value) for value in (self.lr, self.min_lr, self.max_lr)) and not (
@@ -148,7 +148,8 @@ def check_names(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"unknown field {name} = {value!r}; {hint}valid: {', '.join(FIELD_NAMES)}")
 
 
-def _check(name: str, value: Any) -> None:
+def check_field(name: str, value: Any) -> None:
+    """Raises a ValueError that names the field, the value and the range if the value is outside it."""
     rule = RANGES[name]
     if not rule.accepts(value):
         raise ValueError(f"{name} = {value!r} is not valid; valid: {rule.text}")

@@ -5,7 +5,9 @@ from automagic_optax._nearest import nearest_code
 from automagic_optax.benchmark import benchmark_optimizer
 from automagic_optax.cameamp import scale_by_cameamp
 from automagic_optax.cameamp_state import ScaleByCameampState
+from automagic_optax.clip_by_percentile import ClipByPercentileState, clip_by_percentile
 from automagic_optax.codec import QuantizedArray, dequantize, quantize
+from automagic_optax.encourage_low_rank import EncourageLowRankState, encourage_low_rank
 from automagic_optax.flax_serialization import register as _register_with_flax
 from automagic_optax.hardware import get_adaptive_config, get_hardware_optimized_config
 from automagic_optax.health import check_training_health
@@ -21,21 +23,29 @@ from automagic_optax.round_to_parameters import (
     round_to_parameters,
 )
 from automagic_optax.stored import RowColumn
+from automagic_optax.suppress_edges import SuppressEdgesState, suppress_edges
+from automagic_optax.suppress_high_frequencies import SuppressHighFrequenciesState, suppress_high_frequencies
 from automagic_optax.torch_state import from_torch_state, to_torch_state
 
 __all__ = [
     "AdaptiveTrainingMonitor",
+    "ClipByPercentileState",
     "Config",
+    "EncourageLowRankState",
     "OptimizationProfiles",
     "QuantizedArray",
     "RoundToParametersState",
     "RowColumn",
     "ScaleByCameampState",
+    "SuppressEdgesState",
+    "SuppressHighFrequenciesState",
     "analyze_memory_usage",
     "automagic_8bit",
     "benchmark_optimizer",
     "check_training_health",
+    "clip_by_percentile",
     "dequantize",
+    "encourage_low_rank",
     "finish_warmup",
     "found_marks",
     "from_torch_state",
@@ -49,6 +59,8 @@ __all__ = [
     "round_stochastically",
     "round_to_parameters",
     "scale_by_cameamp",
+    "suppress_edges",
+    "suppress_high_frequencies",
     "to_torch_state",
 ]
 

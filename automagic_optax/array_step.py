@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from automagic_optax.cameamp_state import ArrayState
 from automagic_optax.lr_mask import Rates, Votes, count_array
 from automagic_optax.polarity import pack_bits, unpack_bits
 from automagic_optax.stored import Writer, read_nonnegative, read_signed
+from automagic_optax.usable import is_usable
 
 f32 = np.float32
 _SPATIAL: Decay = decay(constants.SPATIAL_DECAY)
@@ -28,6 +30,7 @@ class Shared(NamedTuple):
         warming: boolean scalar, t ≤ `warmup_steps`.
         rates: the learning rates.
         writer: how states are stored.
+        gradient_limit: a gradient with an element above this in magnitude is not used.
     """
 
     config: Config
@@ -35,10 +38,11 @@ class Shared(NamedTuple):
     warming: jax.Array
     rates: Rates
     writer: Writer
+    gradient_limit: float
 
 
 class ArrayStep(NamedTuple):
-    """What one array's step gives.
+    """What the step of one array, or of a batch with a leading axis, gives.
 
     Attributes:
         update: float32, to be added to the parameter; None where there is no gradient.
@@ -54,13 +58,7 @@ class ArrayStep(NamedTuple):
 
 
 def step_array(
-    g: jax.Array,
-    w: jax.Array,
-    old: ArrayState,
-    plan: StatePlan,
-    decayed: bool,
-    shared: Shared,
-    skipped: jax.Array,
+    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: jax.Array
 ) -> ArrayStep:
     """One array's step, or none where an element of its gradient is not finite (section 6).
 
@@ -76,37 +74,69 @@ def step_array(
         shared: what all arrays have in common.
         skipped: arrays skipped so far in this call.
     """
-    g = g.astype(jnp.float32)
-    # A maximum may pass over a NaN, a sum does not; both together are cheaper than a test of each element.
-    total = jnp.sum(g)
-    finite = (jnp.max(jnp.abs(g)) <= f32(constants.GRADIENT_LIMIT)) & (total == total)
+    usable = is_usable(g, shared.gradient_limit)
 
-    def take(operands: tuple[jax.Array, jax.Array, ArrayState, jax.Array]) -> ArrayStep:
-        g, w, old, skipped = operands
-        return ArrayStep(*_take_step(g, w, old, plan, decayed, shared), skipped)
+    def take(g: jax.Array, w: jax.Array, old: ArrayState, skipped: jax.Array) -> ArrayStep:
+        return _take_step(g, w, old, plan, decayed, shared)._replace(skipped=skipped)
 
-    def skip(operands: tuple[jax.Array, jax.Array, ArrayState, jax.Array]) -> ArrayStep:
-        g, _, old, skipped = operands
-        vote = jax.eval_shape(take, operands).vote
+    def skip(g: jax.Array, w: jax.Array, old: ArrayState, skipped: jax.Array) -> ArrayStep:
+        vote = jax.eval_shape(take, g, w, old, skipped).vote
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), vote)
-        state = old._replace(skipped_steps=old.skipped_steps + 1)
-        return ArrayStep(jnp.full(g.shape, -0.0, jnp.float32), state, nothing, skipped + 1)
+        return _skip_step(g, old, nothing)._replace(skipped=skipped + 1)
 
     operands = (g, w, old, skipped)
     if jax.default_backend() != "cpu":
         # An accelerator would wait for the host at each branch; it computes both and selects.
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), take(operands), skip(operands))
-    if isinstance(finite, jax.core.Tracer):
-        return jax.lax.cond(finite, take, skip, operands)
-    return take(operands) if finite else skip(operands)  # outside jit a branch would be compiled anew at each call
+        return _select(usable, take(*operands), skip(*operands))
+    if isinstance(usable, jax.core.Tracer):
+        return jax.lax.cond(usable, take, skip, *operands)
+    return take(*operands) if usable else skip(*operands)  # outside jit a branch would be compiled anew at each call
+
+
+def step_batch(
+    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: jax.Array
+) -> ArrayStep:
+    """The steps of several small arrays of one form: `step_array` with a leading axis on all but `skipped`."""
+
+    def one(g: jax.Array, w: jax.Array, old: ArrayState) -> ArrayStep:
+        taken = _take_step(g, w, old, plan, decayed, shared)
+        nothing = jax.tree.map(jnp.zeros_like, taken.vote)
+        return _select(is_usable(g, shared.gradient_limit), taken, _skip_step(g, old, nothing))
+
+    def all_of_them(g: jax.Array, w: jax.Array, old: ArrayState, skipped: jax.Array) -> ArrayStep:
+        steps = jax.vmap(one)(g, w, old)
+        return steps._replace(skipped=skipped + jnp.sum(steps.skipped))
+
+    operands = (g, w, old, skipped)
+    if jax.default_backend() != "cpu" or not isinstance(skipped, jax.core.Tracer):
+        return all_of_them(*operands)
+    # The count of skipped arrays is never negative, which the compiler cannot know.  The branch keeps it from computing
+    # the whole step once more for each array that is cut out of the result.
+    return jax.lax.cond(skipped >= 0, all_of_them, _unchanged(all_of_them), *operands)
+
+
+def _unchanged(step: Callable[..., ArrayStep]) -> Callable[..., ArrayStep]:
+    def nothing(*operands: Any) -> ArrayStep:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, *operands))
+
+    return nothing
+
+
+def _select(condition: jax.Array, a: ArrayStep, b: ArrayStep) -> ArrayStep:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def _skip_step(g: jax.Array, old: ArrayState, vote: Votes | None) -> ArrayStep:
+    state = old._replace(skipped_steps=old.skipped_steps + 1)
+    return ArrayStep(jnp.full(g.shape, -0.0, jnp.float32), state, vote, jnp.ones([], jnp.int32))
 
 
 def _take_step(
     g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared
-) -> tuple[jax.Array, ArrayState, Votes | None]:
+) -> ArrayStep:
     config, rates, writer = shared.config, shared.rates, shared.writer
     beta1, beta2, beta3 = map(decay, config.betas)
-    w = w.astype(jnp.float32)
+    g, w = g.astype(jnp.float32), w.astype(jnp.float32)
     age = jnp.minimum(old.age, MAX_STEP - 1) + 1
     t = age.astype(jnp.float32)
 
@@ -171,7 +201,7 @@ def _take_step(
         lr_mask=old.lr_mask,
         spatial_variance=spatial_variance,
     )
-    return -delta, new, vote
+    return ArrayStep(-delta, new, vote, jnp.zeros([], jnp.int32))
 
 
 def _is_zero(weight_decay: Any) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, state_plan
+from automagic_core.constants import GRADIENT_LIMIT
 from automagic_optax import codec
-from automagic_optax.array_step import ArrayStep, Shared, step_array
+from automagic_optax.array_step import ArrayStep, Shared, step_array, step_batch
+from automagic_optax.batches import enter, stack
 from automagic_optax.cameamp_state import (
     ArrayState,
     ScaleByCameampState,
@@ -20,9 +22,19 @@ from automagic_optax.cameamp_state import (
     scatter_states,
 )
 from automagic_optax.checks import check_dtypes, check_params
-from automagic_optax.lr_mask import Votes, count_votes, rates
-from automagic_optax.marks import Mark, flatten_like, resolve_decay_mask, resolve_mark, unflatten_like
+from automagic_optax.lr_mask import count_votes, rates
+from automagic_optax.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.stored import Writer
+from automagic_optax.verbose import start_line, tell_step
+
+
+class Form(NamedTuple):
+    """What the arrays of one batch have in common, besides shape and dtype."""
+
+    plan: StatePlan
+    decayed: bool
+    param_dtype: Any
+    states: Any
 
 
 def scale_by_cameamp(
@@ -31,9 +43,11 @@ def scale_by_cameamp(
     weight_decay: Any = None,
     config: Config | None = None,
     layout: Layout = "flax",
+    lora: Mark = None,
     embedding: Mark = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
     rule: codec.RoundingRule = codec.exact_rule,
+    gradient_limit: float = GRADIENT_LIMIT,
 ) -> optax.GradientTransformationExtraArgs:
     """Moments, confidence, torque, learning-rate mask, spatial factor and weight decay (section 5).
 
@@ -49,10 +63,12 @@ def scale_by_cameamp(
         weight_decay: a number or a traced scalar; by default ``config.weight_decay``.
         config: all other hyperparameters.
         layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
+        lora: which arrays are adapters, given like `embedding`; it only appears in what `config.verbose` says.
         embedding: which arrays are embeddings: a predicate on (path, leaf), a tree of booleans, or None to find them
             (`default_marks`).
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
         rule: how the codec rounds, as in `quantize`.
+        gradient_limit: an array with a gradient element above this in magnitude is skipped, as one that is not finite.
 
     Returns:
         A transformation whose update needs `params`.  Its state is a `ScaleByCameampState`.  Updates are float32 and
@@ -82,6 +98,10 @@ def scale_by_cameamp(
             state_plan(leaf.shape, config, layout, embedding=mark) for leaf, mark in zip(leaves, marks, strict=True)
         ]
 
+    def start(params: Any, state: ScaleByCameampState) -> str:
+        found = found_marks(params, lora, embedding)
+        return start_line(config, state, len(found["lora"]), len(found["embedding"]))
+
     def init(params: Any) -> ScaleByCameampState:
         check_dtypes(params)
         arrays = [initial_state(plan) for plan in plans_of(params)]
@@ -98,33 +118,47 @@ def scale_by_cameamp(
         warming = step <= config.warmup_steps
         now = rates(learning_rate, state.lr_scale, step, config)
         writer = Writer(step, config.stochastic_rounding, rule)
-        shared = Shared(config, weight_decay, warming, now, writer)
+        shared = Shared(config, weight_decay, warming, now, writer, gradient_limit)
 
         plans, weights = plans_of(params), jax.tree.leaves(params)
-        gradients = flatten_like(params, updates)
         decayed = resolve_decay_mask(weight_decay_mask, params)
-        olds = scatter_states(params, state, config.absmax_block_size)
-        new_updates: list[jax.Array | None] = []
-        arrays: list[ArrayState] = []
-        votes: list[Votes | None] = []
-        skipped = jnp.zeros([], jnp.int32)
-        for g, w, old, plan, is_decayed in zip(gradients, weights, olds, plans, decayed, strict=True):
-            if g is None or plan.size == 0:
-                stepped = ArrayStep(_no_step(g), old, None, skipped)
-            else:
-                stepped = step_array(g, w, old, plan, is_decayed, shared, skipped)
-            new_updates.append(stepped.update)
-            arrays.append(stepped.state)
-            votes.append(stepped.vote)
-            skipped = stepped.skipped
+        arrays = scatter_states(params, state)
+
+        def forms(gradients: list[Any]) -> list[Form | None]:
+            return [
+                None if g is None or plan.size == 0 else Form(plan, is_decayed, w.dtype, jax.tree.structure(old))
+                for g, w, old, plan, is_decayed in zip(gradients, weights, arrays, plans, decayed, strict=True)
+            ]
+
+        batched, leave = enter(updates, params, forms)
+        steps: list[ArrayStep] = []
+        # Always 0, which the compiler cannot know: else it would do away with the branches that hold memory down.
+        skipped = jnp.minimum(state.step, 0)
+        for positions, g, form in zip(batched.positions, batched.arrays, batched.forms, strict=True):
+            members = [(weights[position], arrays[position]) for position in positions]
+            take = step_array if len(positions) == 1 else step_batch
+            w, old = members[0] if len(positions) == 1 else stack(members)
+            steps.append(take(g, w, old, form.plan, form.decayed, shared, skipped))
+            skipped = steps[-1].skipped
         # The count is never negative, which the compiler cannot know: using it here keeps the arrays in their order.
         step = jnp.where(skipped < 0, 0, step)
 
-        masks = [array.lr_mask for array in arrays]
-        lr_scale, masks = count_votes(votes, masks, plans, now, warming & (step >= 2), config)
-        arrays = [array._replace(lr_mask=mask) for array, mask in zip(arrays, masks, strict=True)]
+        lr_scale, masks = count_votes(
+            [stepped.vote for stepped in steps],
+            [stepped.state.lr_mask for stepped in steps],
+            [form.plan for form in batched.forms],
+            now,
+            warming & (step >= 2),
+            config,
+        )
+        states = [stepped.state._replace(lr_mask=mask) for stepped, mask in zip(steps, masks, strict=True)]
         absent = frozenset(name for name in ArrayState._fields if getattr(state, name) is None)
-        return unflatten_like(params, new_updates), gather_states(params, step, lr_scale, arrays, absent)
+        new_state = gather_states(params, step, lr_scale, batched.spread(states, arrays), absent)
+        stepped_updates = batched.replace([stepped.update for stepped in steps], [_no_step(g) for g in batched.others])
+        tell_step(
+            config, step, lr_scale, new_state.skipped_steps, rate=now.array(), start=lambda: start(params, new_state)
+        )
+        return leave(stepped_updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

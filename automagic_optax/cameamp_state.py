@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 
 from automagic_core import StatePlan
 from automagic_optax import codec
-from automagic_optax.marks import flatten_like, unflatten_like
+from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.stored import RowColumn, Stored, StoredMoment
 
 
@@ -110,30 +109,13 @@ def gather_states(
     return ScaleByCameampState(step=step, lr_scale=lr_scale, **trees)
 
 
-def scatter_states(params: Any, state: ScaleByCameampState, block_size: int | None = None) -> list[ArrayState]:
-    """One record for each array, in the order of the leaves of `params`.
-
-    Args:
-        params: gives the structure.
-        state: the states of all arrays.
-        block_size: that of the 8-bit states, where ``nnx.Optimizer`` has taken them apart (see `_whole`).
-    """
+def scatter_states(params: Any, state: ScaleByCameampState) -> list[ArrayState]:
+    """One record for each array, in the order of the leaves of `params`, which gives the structure."""
     count = len(jax.tree.leaves(params))
 
     def leaves(name: str) -> list[Any]:
         tree = getattr(state, name)
-        if tree is None:
-            return [None] * count
-        return [_whole(stored, name, block_size) for stored in flatten_like(params, tree)]
+        return [None] * count if tree is None else flatten_like(params, tree)
 
     columns = [leaves(name) for name in ArrayState._fields]
     return [ArrayState(*values) for values in zip(*columns, strict=True)]
-
-
-def _whole(stored: Any, name: str, block_size: int | None) -> Any:
-    """A state in its own type: after an update ``nnx.Optimizer`` holds one of several parts as a mapping."""
-    if not isinstance(stored, Mapping):
-        return stored
-    if "codes" in stored:
-        return codec.QuantizedArray(stored["codes"], stored["absmax"], name in ("exp_avg", "s"), block_size)
-    return RowColumn(stored["row"], stored["column"])

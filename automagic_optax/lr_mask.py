@@ -118,16 +118,17 @@ def count_votes(
     """ℓ and every δ after the votes of this step; they enter the rates of the next.
 
     Args:
-        votes: each array's vote, None where it has none.
-        masks: each array's δ, None where it has none.
+        votes: the vote of each array, or of each batch of arrays with a leading axis; None where it has none.
+        masks: δ, likewise.
+        plans: of one array each.
         voting: boolean scalar, 2 ≤ t ≤ `warmup_steps`.
     """
     cast = [vote for vote in votes if vote is not None]
     if not cast:
         return rates.lr_scale, list(masks)
     gain = f32(config.lr_mask_gain)
-    total = sum(vote.weight for vote in cast)
-    pooled = sum(vote.weight * vote.mean for vote in cast) / jnp.where(total > 0, total, f32(1))
+    total = sum(jnp.sum(vote.weight) for vote in cast)
+    pooled = sum(jnp.sum(vote.weight * vote.mean) for vote in cast) / jnp.where(total > 0, total, f32(1))
     limit = jnp.maximum(f32(0), jnp.log(rates.high / jnp.maximum(rates.initial, f32(config.min_lr))))
     lr_scale = jnp.clip(rates.lr_scale + gain * pooled, f32(0), limit)
     lr_scale = jnp.where(voting & (total > 0), lr_scale, rates.lr_scale)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from automagic_optax.default_marks import default_marks
 from automagic_optax.leaves import leaf_name, leaves_of
 from automagic_optax.lora_params import remember_lora_params
@@ -79,14 +77,3 @@ def found_marks(params: Any, lora: Mark = None, embedding: Mark = None) -> dict[
 def resolve_decay_mask(mask: Any | Callable[[Any], Any] | None, params: Any) -> list[bool]:
     """Which leaves are decayed: `mask` is what ``optax.add_decayed_weights`` takes, a tree or a function of params."""
     return resolve_mark(mask(params) if callable(mask) else mask, params, "weight_decay_mask", default=True)
-
-
-def unflatten_like(params: Any, values: list[Any]) -> Any:
-    """A tree of the structure of `params` with one value for each of its leaves."""
-    return jax.tree.unflatten(jax.tree.structure(params), values)
-
-
-def flatten_like(params: Any, tree: Any) -> list[Any]:
-    """What stands in `tree` at each leaf of `params`: a leaf, a subtree, or None."""
-    structure: Any = jax.tree.structure(params)
-    return structure.flatten_up_to(tree)

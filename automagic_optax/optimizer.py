@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import optax
 
 from automagic_core import Config, Layout
 from automagic_optax.cameamp import scale_by_cameamp
-from automagic_optax.marks import Mark
+from automagic_optax.clip_by_percentile import clip_by_percentile
+from automagic_optax.encourage_low_rank import encourage_low_rank
+from automagic_optax.marks import Mark, resolve_decay_mask, resolve_mark
 from automagic_optax.round_to_parameters import round_to_parameters
+from automagic_optax.suppress_edges import suppress_edges
+from automagic_optax.suppress_high_frequencies import suppress_high_frequencies
+from automagic_optax.usable import refuse_unusable
 
 
 def automagic_8bit(
@@ -33,15 +40,15 @@ def automagic_8bit(
         profile: ``"memory_optimized"`` (13 % of Adam's state), ``"balanced"`` (25 %) or ``"quality_optimized"`` (38 %).
         layout: what the parameters' axes mean: ``"flax"`` (..., in, out) or ``"torch"`` (out, in, ...).
         lora: which arrays are adapters: a predicate on (path, leaf), a tree of booleans, or None to find them by their
-            types and names (`default_marks`; `found_marks` lists them).  Reserved for the low-rank stage of section 4,
-            which this version does not have yet.
+            types and names (`default_marks`; `found_marks` lists them).
         embedding: which arrays are embeddings, (num, features) in both layouts; given like `lora`.
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
         **overrides: any other field of `automagic_core.Config`; they win over the profile.  A mapping passed as
             ``overrides=`` is merged, which is how ``optax.inject_hyperparams`` passes them.
 
     Returns:
-        ``optax.chain(scale_by_cameamp(...), round_to_parameters(...))``.  Its update needs `params`.
+        ``optax.chain`` of the stages of section 4 that are on, `scale_by_cameamp` and `round_to_parameters`.  Its
+        update needs `params`.
 
     Raises:
         ValueError: an unknown name or a value outside its range, naming the field, the value and the range.
@@ -58,9 +65,46 @@ def automagic_8bit(
     if "lr" in overrides:
         raise ValueError(f"lr = {overrides['lr']!r}: the learning rate is automagic_8bit's first argument")
     config = Config(lr=learning_rate, weight_decay=weight_decay, profile=profile, **overrides)
-    # Stages 1 to 4 of section 2 go in front of these.
-    del lora
-    return optax.chain(
-        scale_by_cameamp(config=config, layout=layout, embedding=embedding, weight_decay_mask=weight_decay_mask),
-        round_to_parameters(config.stochastic_rounding_params),
+    stages = _gradient_stages(config, layout, lora, embedding)
+    scale = functools.partial(
+        scale_by_cameamp,
+        config=config,
+        layout=layout,
+        lora=lora,
+        embedding=embedding,
+        weight_decay_mask=weight_decay_mask,
     )
+    rounding = round_to_parameters(config.stochastic_rounding_params)
+
+    def forms_of(params: Any) -> list[tuple[bool, ...]]:
+        return list(
+            zip(
+                resolve_mark(lora, params, "lora"),
+                resolve_mark(embedding, params, "embedding"),
+                resolve_decay_mask(weight_decay_mask, params),
+                strict=True,
+            )
+        )
+
+    if not stages:
+        return optax.chain(scale(), rounding)
+    # The raw gradient decides what is skipped, and the stages may add a little to its magnitude.
+    return optax.chain(refuse_unusable(forms_of), *stages, scale(gradient_limit=np.inf), rounding)
+
+
+def _gradient_stages(
+    config: Config, layout: Layout, lora: Mark, embedding: Mark
+) -> list[optax.GradientTransformationExtraArgs]:
+    """Those stages of section 4 that are on, in the page's order."""
+    stages = []
+    if config.clips_by_percentile:
+        stages.append(clip_by_percentile(config.percentile_clipping))
+    if config.suppresses_edges:
+        stages.append(suppress_edges(config.edge_penalty, config.edge_threshold, layout=layout, embedding=embedding))
+    if config.suppresses_frequencies:
+        stages.append(suppress_high_frequencies(config.frequency_penalty, layout=layout))
+    if config.encourages_low_rank:
+        stages.append(
+            encourage_low_rank(config.rank_penalty_strength, config.low_rank_emphasis, layout=layout, lora=lora)
+        )
+    return stages

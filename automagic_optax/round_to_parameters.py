@@ -14,8 +14,9 @@ import numpy as np
 import optax
 
 from automagic_core import MAX_STEP, Slot
+from automagic_optax.batches import Batched
 from automagic_optax.checks import check_dtypes, check_params
-from automagic_optax.marks import flatten_like, unflatten_like
+from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.random_bits import random_unit
 
 
@@ -65,7 +66,7 @@ def round_to_parameters(stochastic: bool = True) -> optax.GradientTransformation
             # A parameter that does not move keeps its bits, the sign of a zero included.
             return jnp.where(u == 0, np.float32(-0.0), new.astype(jnp.float32) - old)
 
-        leaves = flatten_like(params, updates)
+        leaves = updates.flat() if isinstance(updates, Batched) else flatten_like(params, updates)
         new_updates = [rounded(u, w) for u, w in zip(leaves, jax.tree.leaves(params), strict=True)]
         return unflatten_like(params, new_updates), RoundToParametersState(step)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from automagic_optax.marks import flatten_like, leaf_name
+from automagic_optax.flax_variables import flatten_like
+from automagic_optax.leaves import leaf_name
 
 
 def torch_indices(params: Any, group: Mapping[str, Any], names: Any) -> list[int]:

@@ -1,0 +1,158 @@
+"""Arrays of one form as one batch: adapters are hundreds of arrays of a few shapes.
+
+One by one, a thousand arrays are a thousand FFTs, and a program that takes minutes to compile.  As batches with a
+leading axis they are as many operations as there are shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from automagic_optax.flax_variables import flatten_like, unflatten_like
+
+LARGEST_ARRAY = 2**18
+"""Elements.  A batch is a copy of its arrays; for larger ones that costs more than the calls it saves."""
+LARGEST_BATCH = 2**23
+"""Elements: float32 values of 32 MB at a time."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["arrays", "others"], meta_fields=["positions", "forms"]
+)
+@dataclasses.dataclass(frozen=True)
+class Batched:
+    """The leaves of a tree in batches.  Inside one chain updates travel like this from stage to stage.
+
+    Attributes:
+        arrays: one for each batch: stacked along a leading axis, or as it is where a batch has a single array.
+        others: at each position of the flat tree that is in no batch, what stands there; None at the others.
+        positions: of each batch's arrays in the flat tree (static).
+        forms: what the arrays of each batch have in common (static).
+    """
+
+    arrays: list[jax.Array]
+    others: list[Any]
+    positions: tuple[tuple[int, ...], ...]
+    forms: tuple[Any, ...]
+
+    def replace(self, arrays: Sequence[Any], others: Sequence[Any] | None = None) -> Batched:
+        """The same with other arrays, and with other leaves besides them."""
+        return dataclasses.replace(self, arrays=list(arrays), others=self.others if others is None else list(others))
+
+    def flat(self) -> list[Any]:
+        """The leaves one by one, in order."""
+        return self.spread(self.arrays, self.others)
+
+    def spread(self, results: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+        """One result for each position, from one for each batch (stacked like its arrays) and those in no batch."""
+        found = list(others)
+        for positions, result in zip(self.positions, results, strict=True):
+            several = [result] if len(positions) == 1 else unstack(result, len(positions))
+            for position, one in zip(positions, several, strict=True):
+                found[position] = one
+        return found
+
+    def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+        """`function(array, *values)` on every array, one call for each batch.
+
+        Args:
+            function: of one array and its entry of each column; by keyword `form` it gets the form.
+            columns: one tree for each position.
+
+        Returns:
+            One result for each batch, stacked like its arrays.
+        """
+        results = []
+        for positions, array, form in zip(self.positions, self.arrays, self.forms, strict=True):
+            entries = [tuple(column[position] for column in columns) for position in positions]
+            of_form = functools.partial(function, form=form)
+            if len(positions) == 1:
+                results.append(of_form(array, *entries[0]))
+            else:
+                results.append(jax.vmap(of_form)(array, *stack(entries)))
+        return results
+
+
+def in_batches(leaves: Sequence[Any], forms: Sequence[Hashable | None]) -> Batched:
+    """Puts arrays of equal shape, dtype and form together.
+
+    Args:
+        leaves: arrays, or anything where the form is None.
+        forms: what must be equal besides; None leaves a leaf out.
+    """
+    positions: list[list[int]] = []
+    last: dict[Hashable, list[int]] = {}
+    for position, (leaf, form) in enumerate(zip(leaves, forms, strict=True)):
+        if form is None:
+            continue
+        key = (leaf.shape, leaf.dtype, form)
+        batch = last.get(key)
+        if batch is None or leaf.size > LARGEST_ARRAY or (len(batch) + 1) * leaf.size > LARGEST_BATCH:
+            batch = last[key] = []
+            positions.append(batch)
+        batch.append(position)
+    return Batched(
+        arrays=[leaves[batch[0]] if len(batch) == 1 else stack([leaves[i] for i in batch]) for batch in positions],
+        others=[leaf if form is None else None for leaf, form in zip(leaves, forms, strict=True)],
+        positions=tuple(map(tuple, positions)),
+        forms=tuple(forms[batch[0]] for batch in positions),
+    )
+
+
+def enter(
+    updates: Any, like: Any, forms: Callable[[list[Any]], Sequence[Hashable | None]]
+) -> tuple[Batched, Callable[[Batched], Any]]:
+    """Updates in batches, and the way back to what they came as.
+
+    Args:
+        updates: a tree, or `Batched` from the stage before, which is used as it is where its batches have one form
+            each here too.
+        like: a tree of the structure of the parameters.
+        forms: the form of each leaf, from the flat tree; None for leaves without elements and where there is none.
+    """
+    if not isinstance(updates, Batched):
+        flat = flatten_like(like, updates)
+        return in_batches(flat, forms(flat)), lambda batched: unflatten_like(like, batched.flat())
+    shown = list(updates.others)
+    for positions, array in zip(updates.positions, updates.arrays, strict=True):
+        shape = array.shape if len(positions) == 1 else array.shape[1:]
+        for position in positions:
+            shown[position] = jax.ShapeDtypeStruct(shape, array.dtype)
+    here = forms(shown)
+    if any(len({here[position] for position in positions}) > 1 for positions in updates.positions):
+        return in_batches(updates.flat(), here), lambda batched: batched
+    mine = tuple(here[positions[0]] for positions in updates.positions)
+    return dataclasses.replace(updates, forms=mine), lambda batched: batched
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree of arrays with a leading axis from several of one structure."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def unstack(tree: Any, count: int) -> list[Any]:
+    """The several trees again."""
+    leaves, structure = jax.tree.flatten(tree)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return [jax.tree.unflatten(structure, [leaf[place] for leaf in leaves]) for place in range(count)]
+    # A slice at a known place is a kernel of its own for each place, and XLA takes some 10 ms for each.  With the place
+    # hidden from the compiler all of them are one kernel.
+    places = [lax.optimization_barrier(np.array([place, 0], np.uint32))[0] for place in range(count)]
+    return [jax.tree.unflatten(structure, _at(leaves, place)) for place in places]
+
+
+@jax.jit
+def _at(leaves: list[jax.Array], place: jax.Array) -> list[jax.Array]:
+    def one(x: jax.Array) -> jax.Array:
+        start = [place] + [jnp.zeros([], place.dtype)] * (x.ndim - 1)
+        return lax.dynamic_slice(x, start, (1, *x.shape[1:])).reshape(x.shape[1:])
+
+    return [one(leaf) for leaf in leaves]
