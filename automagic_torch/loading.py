@@ -21,12 +21,17 @@ Group = dict[str, Any]
 
 
 def checked_state(
-    groups: Sequence[Group], state_dict: Mapping[str, Any]
+    groups: Sequence[Group], state_dict: Mapping[str, Any], *, any_place: bool = False
 ) -> tuple[list[Group], defaultdict[Tensor, States]]:
     """What an optimizer with `groups` holds after loading: new groups, and copies of the states on their devices.
 
     Saved hyperparameters replace the present ones, as everywhere in torch; what they plan decides which states are
     right.  Dtypes are those that were saved.
+
+    Args:
+        groups: of the optimizer.
+        state_dict: as an optimizer saved it.
+        any_place: 8-bit states may come from a place that can store them to one that cannot, and the other way round.
 
     Raises:
         ValueError: says what does not fit.  Nothing was changed.
@@ -47,7 +52,7 @@ def checked_state(
         for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
             if saved_states.get(key):
                 name = parameter_name(group, group_index, index)
-                states[p] = _checked_array(p, saved_states[key], saved, name)
+                states[p] = _checked_array(p, saved_states[key], saved, name, any_place)
     return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
 
 
@@ -84,12 +89,13 @@ def _check_group(group: Group, saved: Group, index: int) -> None:
     check_norm_history(saved, config, f"group {index} of the saved state")
 
 
-def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str) -> States:
+def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_place: bool) -> States:
     config = group_config(group)
     warming = group["step"] < config.warmup_steps
     # What the warm-up no longer needs may still be there: a checkpoint that was read into a fresh optimizer's tensors.
     kept = {key: value for key, value in saved.items() if warming or key not in WARM_UP_ONLY}
-    plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
+    eight_bit = "exp_avg_absmax" in saved if any_place else can_store_8bit(p, config)
+    plan = plan_of(p, config, group["layout"], eight_bit=eight_bit)
     forms = state_forms(plan, warming)
     _check_bits(kept, plan.quantized, config, name)
     differing = sorted(set(kept) ^ set(forms))
