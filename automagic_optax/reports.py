@@ -49,14 +49,15 @@ def finish_warmup(opt_state: Any) -> Any:
         The same state without them.
     """
     find_states(opt_state)
-    return _map_states(lambda state: state._replace(s=None, last_polarity=None), opt_state)
+    return map_states(lambda state: state._replace(s=None, last_polarity=None), opt_state)
 
 
 def _is_state(x: Any) -> bool:
     return isinstance(x, ScaleByCameampState)
 
 
-def _map_states(function: Callable[[ScaleByCameampState], Any], opt_state: Any) -> Any:
+def map_states(function: Callable[[ScaleByCameampState], Any], opt_state: Any) -> Any:
+    """The optimizer state with the function's result for every `ScaleByCameampState` in it."""
     return jax.tree.map(lambda x: function(x) if _is_state(x) else x, opt_state, is_leaf=_is_state)
 
 
