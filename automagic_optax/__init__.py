@@ -13,6 +13,7 @@ from automagic_optax.hardware import get_adaptive_config, get_hardware_optimized
 from automagic_optax.health import check_training_health
 from automagic_optax.marks import found_marks
 from automagic_optax.memory_table import analyze_memory_usage
+from automagic_optax.metrics import metrics
 from automagic_optax.monitor import AdaptiveTrainingMonitor
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.random_bits import mix32, random_unit
@@ -25,6 +26,7 @@ from automagic_optax.round_to_parameters import (
 from automagic_optax.stored import RowColumn
 from automagic_optax.suppress_edges import SuppressEdgesState, suppress_edges
 from automagic_optax.suppress_high_frequencies import SuppressHighFrequenciesState, suppress_high_frequencies
+from automagic_optax.tensorboard import MetricsLogger
 from automagic_optax.torch_state import from_torch_state, to_torch_state
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "ClipByPercentileState",
     "Config",
     "EncourageLowRankState",
+    "MetricsLogger",
     "OptimizationProfiles",
     "QuantizedArray",
     "RoundToParametersState",
@@ -52,6 +55,7 @@ __all__ = [
     "get_adaptive_config",
     "get_hardware_optimized_config",
     "memory_report",
+    "metrics",
     "mix32",
     "nearest_code",
     "quantize",

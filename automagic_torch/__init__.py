@@ -7,6 +7,7 @@ from automagic_torch.hardware import get_adaptive_config, get_hardware_optimized
 from automagic_torch.health import check_training_health
 from automagic_torch.marks import found_marks, mark_embeddings, mark_lora
 from automagic_torch.memory_table import analyze_memory_usage
+from automagic_torch.metrics import metrics
 from automagic_torch.monitor import AdaptiveTrainingMonitor
 from automagic_torch.optimizer import (
     Automagic_CameAMP_Improved_8Bit,
@@ -19,6 +20,7 @@ from automagic_torch.stages import (
     suppress_edges,
     suppress_high_frequencies,
 )
+from automagic_torch.tensorboard import MetricsLogger
 
 __all__ = [
     "BITSANDBYTES_AVAILABLE",
@@ -26,6 +28,7 @@ __all__ = [
     "AutomagicCameAMP8bit",
     "Automagic_CameAMP_Improved_8Bit",
     "Config",
+    "MetricsLogger",
     "OptimizationProfiles",
     "analyze_memory_usage",
     "benchmark_optimizer",
@@ -38,6 +41,7 @@ __all__ = [
     "get_hardware_optimized_config",
     "mark_embeddings",
     "mark_lora",
+    "metrics",
     "suppress_edges",
     "suppress_high_frequencies",
 ]

@@ -29,6 +29,7 @@ from automagic_torch.groups import (
 )
 from automagic_torch.learning_rate import moved
 from automagic_torch.loading import checked_state
+from automagic_torch.metrics import metrics
 from automagic_torch.norm_history import add_norm_history, has_norm_history
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import WARM_UP_ONLY, new_state, state_forms
@@ -201,6 +202,10 @@ class AutomagicCameAMP8bit(Optimizer):
         ]
         shared = sum(_bytes(group["lr_scale"]) for group in self.param_groups)
         return memory_report(memory, shared) | {"bitsandbytes_available": codec.BITSANDBYTES_AVAILABLE}
+
+    def metrics(self) -> dict[str, float]:
+        """Statistics for dashboards, by stable names: `automagic_torch.metrics.metrics`.  Waits for the device."""
+        return metrics(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copying a parameter loses its attributes; the marks belong to what the copied states mean.
