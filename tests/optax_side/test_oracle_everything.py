@@ -55,7 +55,7 @@ def test_the_run_visits_what_it_is_meant_to() -> None:
 
 
 def test_compiled_steps_are_the_same_mathematics() -> None:
-    compiled = run({**EVERYTHING, "factored": "second_moment"}, "flax", interrupt=False, jit=True)
+    compiled = run({**EVERYTHING, "factored": "second_moment"}, "flax", absent=False, bad=False, jit=True)
     errors = worst_errors(compiled)
     assert max(errors.values()) <= TOLERANCE, errors
 
