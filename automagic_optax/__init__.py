@@ -14,10 +14,13 @@ from automagic_optax.health import check_training_health
 from automagic_optax.marks import found_marks
 from automagic_optax.memory_table import analyze_memory_usage
 from automagic_optax.metrics import metrics
+from automagic_optax.migration import from_adam_state
 from automagic_optax.monitor import AdaptiveTrainingMonitor
 from automagic_optax.optimizer import automagic_8bit
+from automagic_optax.progressive import progressive_quantization
 from automagic_optax.random_bits import mix32, random_unit
 from automagic_optax.reports import finish_warmup, memory_report
+from automagic_optax.requantized import requantized
 from automagic_optax.round_to_parameters import (
     RoundToParametersState,
     round_stochastically,
@@ -51,6 +54,7 @@ __all__ = [
     "encourage_low_rank",
     "finish_warmup",
     "found_marks",
+    "from_adam_state",
     "from_torch_state",
     "get_adaptive_config",
     "get_hardware_optimized_config",
@@ -58,8 +62,10 @@ __all__ = [
     "metrics",
     "mix32",
     "nearest_code",
+    "progressive_quantization",
     "quantize",
     "random_unit",
+    "requantized",
     "round_stochastically",
     "round_to_parameters",
     "scale_by_cameamp",

@@ -12,6 +12,7 @@ import optax
 from automagic_core import Config, Layout
 from automagic_optax.cameamp import scale_by_cameamp
 from automagic_optax.clip_by_percentile import clip_by_percentile
+from automagic_optax.codec import RoundingRule, exact_rule
 from automagic_optax.encourage_low_rank import encourage_low_rank
 from automagic_optax.marks import Mark, resolve_decay_mask, resolve_mark
 from automagic_optax.round_to_parameters import round_to_parameters
@@ -65,16 +66,25 @@ def automagic_8bit(
     if "lr" in overrides:
         raise ValueError(f"lr = {overrides['lr']!r}: the learning rate is automagic_8bit's first argument")
     config = Config(lr=learning_rate, weight_decay=weight_decay, profile=profile, **overrides)
-    stages = _gradient_stages(config, layout, lora, embedding)
-    scale = functools.partial(
-        scale_by_cameamp,
-        config=config,
-        layout=layout,
-        lora=lora,
-        embedding=embedding,
-        weight_decay_mask=weight_decay_mask,
-    )
     rounding = round_to_parameters(config.stochastic_rounding_params)
+    before = up_to_rounding(config, layout, lora=lora, embedding=embedding, weight_decay_mask=weight_decay_mask)
+    return optax.chain(*before, rounding)
+
+
+def up_to_rounding(
+    config: Config,
+    layout: Layout,
+    *,
+    lora: Mark = None,
+    embedding: Mark = None,
+    weight_decay_mask: Any | Callable[[Any], Any] | None = None,
+    rule: RoundingRule = exact_rule,
+) -> list[optax.GradientTransformationExtraArgs]:
+    """The members of `automagic_8bit`'s chain before `round_to_parameters`, by its arguments.
+
+    Args:
+        rule: how the codec rounds, as in `quantize`.
+    """
 
     def forms_of(params: Any) -> list[tuple[bool, ...]]:
         return list(
@@ -86,10 +96,20 @@ def automagic_8bit(
             )
         )
 
+    scale = functools.partial(
+        scale_by_cameamp,
+        config=config,
+        layout=layout,
+        lora=lora,
+        embedding=embedding,
+        weight_decay_mask=weight_decay_mask,
+        rule=rule,
+    )
+    stages = _gradient_stages(config, layout, lora, embedding)
     if not stages:
-        return optax.chain(scale(), rounding)
+        return [scale()]
     # The raw gradient decides what is skipped, and the stages may add a little to its magnitude.
-    return optax.chain(refuse_unusable(forms_of), *stages, scale(gradient_limit=np.inf), rounding)
+    return [refuse_unusable(forms_of), *stages, scale(gradient_limit=np.inf)]
 
 
 def _gradient_stages(

@@ -75,8 +75,9 @@ def _damped(g: jax.Array, axes: tuple[int, int], penalty: Any) -> jax.Array:
     n1, n2 = (g.shape[axis] for axis in axes)
     is_high = np.arange(n2 // 2 + 1) > last_kept_frequency(n1, n2)[:, None]
     is_high = is_high.reshape(is_high.shape + (1,) * (g.ndim - 1 - axes[1]))
-    factors = 1 - jnp.asarray(penalty, jnp.float32) * is_high.astype(np.float32)
-    return jnp.fft.irfft2(jnp.fft.rfft2(g, axes=axes) * factors, s=(n1, n2), axes=axes)
+    factors = jnp.asarray(penalty, jnp.float32) * is_high.astype(np.float32)
+    # What is to go is taken from g, rather than g made anew: its rounding is then as small as itself.
+    return g - jnp.fft.irfft2(jnp.fft.rfft2(g, axes=axes) * factors, s=(n1, n2), axes=axes)
 
 
 def _form(leaf: Any) -> tuple | None:

@@ -7,7 +7,7 @@ are taken in the form in which they are stored, 8 or 32 bits, with or without wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,22 @@ from automagic_optax.cameamp_state import (
     initial_state,
     scatter_states,
 )
-from automagic_optax.marks import Mark, leaf_name, resolve_mark
+from automagic_optax.clip_by_percentile import ClipByPercentileState
+from automagic_optax.flax_variables import flatten_like, unflatten_like
+from automagic_optax.leaves import leaf_name
+from automagic_optax.marks import Mark, resolve_mark
 from automagic_optax.optimizer import automagic_8bit
+from automagic_optax.round_to_parameters import RoundToParametersState
+from automagic_optax.suppress_edges import SuppressEdgesState
 from automagic_optax.torch_names import torch_indices
 from automagic_optax.torch_tensors import Fields, flat_fields, unflat_fields
 
+Part = TypeVar("Part")
 
-def from_torch_state(state_dict: Mapping[str, Any], params: Any, *, names: Any = None, embedding: Mark = None) -> Any:
+
+def from_torch_state(
+    state_dict: Mapping[str, Any], params: Any, *, names: Any = None, lora: Mark = None, embedding: Mark = None
+) -> Any:
     """The state of ``automagic_8bit`` that continues a PyTorch run.
 
     Args:
@@ -35,7 +44,7 @@ def from_torch_state(state_dict: Mapping[str, Any], params: Any, *, names: Any =
         params: the parameters in JAX, in the layout that the state dict names.
         names: a tree like `params` of PyTorch names or positions.  Without it dotted paths are matched with the names
             of an optimizer that was built from named parameters, and a list of arrays is taken by position.
-        embedding: as for ``automagic_8bit``.
+        lora, embedding: as for ``automagic_8bit``.
 
     Returns:
         What ``automagic_8bit(lr, layout=..., **fields).init(params)`` returns for the state's own hyperparameters, with
@@ -52,10 +61,11 @@ def from_torch_state(state_dict: Mapping[str, Any], params: Any, *, names: Any =
     keys = torch_indices(params, group, names)
 
     warming = int(group["step"]) < config.warmup_steps
-    arrays = []
+    arrays, edge_history = [], []
     for (path, leaf), key, mark in zip(leaves, keys, marks, strict=True):
         plan = state_plan(leaf.shape, config, group["layout"], embedding=mark)
-        saved = state_dict["state"].get(key) or {}
+        saved = dict(state_dict["state"].get(key) or {})
+        edge_history.append(_edge_history(saved, plan, leaf_name(path)))
         arrays.append(_array_state(saved, plan, warming, leaf_name(path)))
     absent = frozenset(
         name for name in ArrayState._fields if arrays and all(getattr(array, name) is None for array in arrays)
@@ -63,9 +73,23 @@ def from_torch_state(state_dict: Mapping[str, Any], params: Any, *, names: Any =
     step = jnp.asarray(group["step"], jnp.int32)
     state = gather_states(params, step, lr_scale, arrays, absent)
 
+    stages = {
+        SuppressEdgesState: {"age": state.age, "edge_history": unflatten_like(params, edge_history)},
+        ClipByPercentileState: _norms(group),
+        RoundToParametersState: {"step": step},
+    }
     fields = {name: value for name, value in config.__dict__.items() if name not in ("lr", "weight_decay", "profile")}
-    tx = automagic_8bit(config.min_lr, layout=group["layout"], embedding=embedding, **fields)
-    return _fill(jax.eval_shape(tx.init, params), state, step)
+    tx = automagic_8bit(config.min_lr, layout=group["layout"], lora=lora, embedding=embedding, **fields)
+    template = jax.eval_shape(tx.init, params)
+
+    def filled(part: Any) -> Any:
+        if isinstance(part, ScaleByCameampState):
+            return state
+        # What only tells of the last step starts anew.
+        fresh = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), part)
+        return fresh._replace(**stages[type(part)]) if type(part) in stages else fresh
+
+    return tuple(filled(part) for part in template)
 
 
 def to_torch_state(opt_state: Any, params: Any, like: Mapping[str, Any], *, names: Any = None) -> dict[str, Any]:
@@ -93,13 +117,33 @@ def to_torch_state(opt_state: Any, params: Any, like: Mapping[str, Any], *, name
     # A copy of the bytes: torch does not share memory with an immutable JAX array.
     group["step"] = int(state.step)
     group["lr_scale"] = torch.tensor(np.array(state.lr_scale))
-    arrays = scatter_states(params, state)
-    states: dict[int, dict[str, Any]] = {}
-    for key, array in zip(keys, arrays, strict=True):
-        if not warming:
-            array = array._replace(s=None, last_polarity=None)
-        states[key] = {name: torch.tensor(np.array(value)) for name, value in flat_fields(array).items()}
+    for clipped in parts_of(opt_state, ClipByPercentileState):
+        group["norm_history"] = torch.tensor(np.array(clipped.norm_history))
+        group["norm_position"] = torch.tensor(np.array(clipped.norm_position))
+    states = {
+        key: {
+            name: torch.tensor(np.array(value))
+            for name, value in fields.items()
+            if warming or name not in ("s", "s_absmax", "last_polarity")
+        }
+        for key, fields in zip(keys, flat_states(opt_state, params), strict=True)
+    }
     return {"state": states, "param_groups": [group]}
+
+
+def flat_states(opt_state: Any, params: Any) -> list[dict[str, Any]]:
+    """The states of each array by their PyTorch names, those of the gradient stages among them."""
+    found = [flat_fields(array) for array in scatter_states(params, _only_state(opt_state))]
+    for edges in parts_of(opt_state, SuppressEdgesState):
+        for fields, history in zip(found, flatten_like(params, edges.edge_history), strict=True):
+            if history is not None:
+                fields["edge_history"] = history
+    return found
+
+
+def parts_of(opt_state: Any, kind: type[Part]) -> list[Part]:
+    """The members of a chain's state that are of one type, however they are wrapped."""
+    return [x for x in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind)) if isinstance(x, kind)]
 
 
 def _only_group(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -125,13 +169,32 @@ def _config(group: Mapping[str, Any]) -> Config:
 
 
 def _only_state(opt_state: Any) -> ScaleByCameampState:
-    def is_state(x: Any) -> bool:
-        return isinstance(x, ScaleByCameampState)
-
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
+    found = parts_of(opt_state, ScaleByCameampState)
     if len(found) != 1:
         raise ValueError(f"expected one ScaleByCameampState in the optimizer state, found {len(found)}")
     return found[0]
+
+
+def _edge_history(saved: dict[str, Any], plan: StatePlan, name: str) -> jax.Array | None:
+    """Taken out of `saved`; zeros where the array took no step yet."""
+    if not plan.has_edge_history:
+        return None
+    if not saved:
+        return jnp.zeros(plan.row_shape, jnp.float32)
+    if "edge_history" not in saved:
+        raise ValueError(f"the state of {name} lacks edge_history")
+    history = _as_numpy(saved.pop("edge_history"))
+    if (history.shape, history.dtype) != (plan.row_shape, np.float32):
+        raise ValueError(
+            f"the state of {name} has edge_history of shape {history.shape} and {history.dtype}; "
+            f"expected {plan.row_shape} and float32"
+        )
+    return jnp.asarray(history)
+
+
+def _norms(group: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The ring of stage 1, where the group has one."""
+    return {name: jnp.asarray(_as_numpy(group[name])) for name in ("norm_history", "norm_position") if name in group}
 
 
 def _array_state(saved: Mapping[str, Any], plan: StatePlan, warming: bool, name: str) -> ArrayState:
@@ -145,8 +208,3 @@ def _array_state(saved: Mapping[str, Any], plan: StatePlan, warming: bool, name:
 def _as_numpy(value: Any) -> np.ndarray:
     # A tensor, wherever it lives; PyTorch itself is not needed for that.
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-
-
-def _fill(template: Any, state: ScaleByCameampState, step: jax.Array) -> Any:
-    """The chain's state with ours in its place; every other stage here only counts steps."""
-    return tuple(state if isinstance(part, ScaleByCameampState) else part._replace(step=step) for part in template)

@@ -22,12 +22,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from parity import codec_suite, free_running, model_runs, teacher_forced
+from parity import codec_suite, free_running, model_runs, stages, teacher_forced
 from parity.checks import Check, Report, show, show_bound, verdict
 
 SUITES: dict[str, Callable[[str], Iterable[Check]]] = {
     "codec": codec_suite.suite,
     "teacher": teacher_forced.suite,
+    "stages": stages.suite,
     "free": free_running.suite,
     "model": model_runs.suite,
 }

@@ -13,8 +13,9 @@ import optax
 import torch
 
 from automagic_core import Config
-from automagic_optax import from_torch_state, round_to_parameters, scale_by_cameamp
-from automagic_optax.cameamp_state import ScaleByCameampState
+from automagic_optax import from_torch_state, round_to_parameters
+from automagic_optax.batches import Batched
+from automagic_optax.optimizer import up_to_rounding
 from automagic_torch import AutomagicCameAMP8bit
 from parity.rules import rounding_rule
 
@@ -30,12 +31,24 @@ class TorchSide:
         weights: float32 arrays; rounded to `dtype`.
         fields: hyperparameters, `lr` among them.
         device, dtype: of the parameters.
+        layout: what their axes mean.
+        lora: which are adapters; by default none.
     """
 
-    def __init__(self, weights: Sequence[np.ndarray], fields: dict[str, Any], device: str, dtype: str) -> None:
+    def __init__(
+        self,
+        weights: Sequence[np.ndarray],
+        fields: dict[str, Any],
+        device: str,
+        dtype: str,
+        layout: Any = "torch",
+        lora: list[bool] | None = None,
+    ) -> None:
         self.dtype = TORCH_DTYPES[dtype]
         self.params = [torch.nn.Parameter(torch.tensor(w).to(device, self.dtype)) for w in weights]
-        self.optimizer = AutomagicCameAMP8bit(self.params, **fields)
+        for p, is_lora in zip(self.params, lora or [False] * len(self.params), strict=True):
+            p._is_lora_layer = is_lora  # type: ignore[attr-defined]
+        self.optimizer = AutomagicCameAMP8bit(self.params, layout=layout, **fields)
         self.optimizer._on_update = self._keep
         self._updates: dict[int, np.ndarray] = {}
 
@@ -68,35 +81,47 @@ class JaxStep(NamedTuple):
     """What one step of the JAX side gives: float32 updates, the new states, the new parameters in float32."""
 
     updates: Arrays
-    state: tuple[ScaleByCameampState, Any]
+    state: Any
     weights: Arrays
 
 
 class JaxSide:
-    """``scale_by_cameamp`` and ``round_to_parameters`` over a list of arrays.
+    """``automagic_8bit`` over a list of arrays, its updates seen before ``round_to_parameters``.
 
     Args:
         fields: hyperparameters, `lr` among them.
         device: whose rounding rule bitsandbytes uses on the other side.
         dtype: of the parameters.
+        layout: what their axes mean.
+        lora: which are adapters; by default none.
     """
 
-    def __init__(self, fields: dict[str, Any], device: str, dtype: str, layout: Any = "torch") -> None:
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        device: str,
+        dtype: str,
+        layout: Any = "torch",
+        lora: list[bool] | None = None,
+    ) -> None:
         self.config = config = Config(**fields)
         self.dtype = jnp.dtype(dtype)
-        self.scale = scale_by_cameamp(config=config, layout=layout, rule=rounding_rule(device, config.block_wise))
+        self.lora = _none if lora is None else lora
+        rule = rounding_rule(device, config.block_wise)
+        self.scale = optax.chain(*up_to_rounding(config, layout, lora=self.lora, embedding=_none, rule=rule))
         self.round = round_to_parameters(config.stochastic_rounding_params)
         self._step = jax.jit(self._one_step)
 
     def _one_step(self, gradients: Any, state: Any, params: Any) -> Any:
-        updates, scale_state = self.scale.update(gradients, state[0], params)
-        rounded, round_state = self.round.update(updates, state[1], params)
-        return updates, (scale_state, round_state), optax.apply_updates(params, rounded)
+        updates, scale_state = self.scale.update(gradients, state[:-1], params)
+        rounded, round_state = self.round.update(updates, state[-1], params)
+        seen = updates.flat() if isinstance(updates, Batched) else updates
+        return seen, (*scale_state, round_state), optax.apply_updates(params, rounded)
 
     def init(self, weights: Sequence[np.ndarray]) -> Any:
         """The first states."""
         params = self._params(weights)
-        return self.scale.init(params), self.round.init(params)
+        return (*self.scale.init(params), self.round.init(params))
 
     def step(self, gradients: Sequence[np.ndarray], state: Any, weights: Sequence[np.ndarray]) -> JaxStep:
         """One step from the given states and parameters."""
@@ -105,7 +130,13 @@ class JaxSide:
 
     def from_torch(self, state_dict: dict[str, Any], weights: Sequence[np.ndarray]) -> Any:
         """The other side's states, through the public conversion."""
-        return from_torch_state(state_dict, self._params(weights))
+        return from_torch_state(state_dict, self._params(weights), lora=self.lora, embedding=_none)
 
     def _params(self, arrays: Sequence[np.ndarray]) -> list[jax.Array]:
         return [jnp.asarray(a).astype(self.dtype) for a in arrays]
+
+
+def _none(path: tuple[Any, ...], leaf: Any) -> bool:
+    """No array is marked."""
+    del path, leaf
+    return False

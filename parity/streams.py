@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,7 +15,17 @@ SHAPES: tuple[tuple[int, ...], ...] = (
     (3000,),  # no rows
     (7, 5),  # too small for 8 bits
     (),
+    (16, 80),  # adapters
+    (80, 16),
+    (80, 16),
 )
+ADAPTERS = frozenset({(16, 80), (80, 16), (5, 7), (7, 3), (1, 9), (6, 6)})
+"""Shapes of arrays that count as adapters."""
+
+
+def adapters(shapes: Sequence[tuple[int, ...]]) -> list[bool]:
+    """Which of the arrays are adapters."""
+    return [shape in ADAPTERS for shape in shapes]
 
 
 def weights(seed: int, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[np.ndarray]:

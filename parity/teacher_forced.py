@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from automagic_core import dynamic_codebook
-from automagic_optax.cameamp_state import ScaleByCameampState, scatter_states
-from automagic_optax.torch_tensors import flat_fields
+from automagic_optax import ClipByPercentileState, ScaleByCameampState
+from automagic_optax.torch_state import flat_states, parts_of
 from parity import streams
 from parity.checks import Check, distance
 from parity.sides import Arrays, JaxSide, TorchSide
@@ -60,12 +60,11 @@ class Comparison:
         self.elements = self.elements_equal = 0
         self.element_step = 0
 
-    def add(self, theirs: Arrays, ours: Arrays, torch_states: dict[int, Any], state: ScaleByCameampState) -> None:
+    def add(self, theirs: Arrays, ours: Arrays, torch_states: dict[int, Any], state: Any) -> None:
         """One step's updates and states."""
         self.update = max(self.update, *(distance(a, b) for a, b in zip(ours, theirs, strict=True)))
-        arrays = scatter_states(ours, state)
-        for index, array in enumerate(arrays):
-            self._add_states(torch_states[index], {k: np.asarray(v) for k, v in flat_fields(array).items()})
+        for index, fields in enumerate(flat_states(state, ours)):
+            self._add_states(torch_states[index], {name: np.asarray(value) for name, value in fields.items()})
 
     def _add_states(self, theirs: dict[str, Any], ours: dict[str, np.ndarray]) -> None:
         if not theirs.keys() <= ours.keys():  # ours keeps the warm-up's states until told
@@ -107,6 +106,8 @@ def compare(
     ours: dict[str, Any] | None = None,
     edit: Callable[[Any], Any] = lambda state: state,
     shapes: tuple[tuple[int, ...], ...] = streams.SHAPES,
+    layout: str = "torch",
+    weights: Arrays | None = None,
 ) -> Comparison:
     """Runs the torch side and lets the JAX side take each step from the torch side's state.
 
@@ -117,9 +118,13 @@ def compare(
         ours: hyperparameters that differ on the JAX side, to show that a difference is noticed.
         edit: changes the JAX side's states before each step, to the same end.
         shapes: of the arrays.
+        layout: of both sides.
+        weights: where the parameters start; by default at random.
     """
-    torch_side = TorchSide(streams.weights(0, shapes), fields, device, dtype)
-    jax_side = JaxSide({**fields, **(ours or {})}, device, dtype)
+    marks = streams.adapters(shapes)
+    start = streams.weights(0, shapes) if weights is None else weights
+    torch_side = TorchSide(start, fields, device, dtype, layout, marks)
+    jax_side = JaxSide({**fields, **(ours or {})}, device, dtype, layout, marks)
     found = Comparison(grid=device == "cpu" and jax_side.config.block_wise)
     before = jax_side.init(torch_side.weights())
     for g in streams.gradients(1, steps, shapes):
@@ -127,8 +132,13 @@ def compare(
         step = jax_side.step(g, edit(before), weights)
         theirs = torch_side.step(g)
         saved = torch_side.state_dict()
-        found.add(theirs, step.updates, saved["state"], step.state[0])
-        found.state = max(found.state, _scalar_distance(step.state[0].lr_scale, saved["param_groups"][0]["lr_scale"]))
+        found.add(theirs, step.updates, saved["state"], step.state)
+        group = saved["param_groups"][0]
+        (scale,) = parts_of(step.state, ScaleByCameampState)
+        found.state = max(found.state, _scalar_distance(scale.lr_scale, group["lr_scale"]))
+        for clipped in parts_of(step.state, ClipByPercentileState):
+            found.state = max(found.state, distance(np.asarray(clipped.norm_history), group["norm_history"].numpy()))
+            found.state = max(found.state, float(int(clipped.norm_position) != int(group["norm_position"])))
         if dtype != "float32":
             found.add_weights(torch_side.weights(), step.weights, dtype)
         before = jax_side.from_torch(saved, weights)

@@ -31,11 +31,12 @@ def suppress_high_frequencies(g: Tensor, *, penalty: float, layout: Layout = "to
     factors = _factors(lengths[0], lengths[1], penalty, g.device)
     # The axes that follow the spatial ones, as in kernels of the Flax layout.
     factors = factors.view(*factors.shape, *[1] * (-axes[1] - 1))
-    return torch.fft.irfft2(spectrum.mul_(factors), s=lengths, dim=axes).contiguous()
+    # What is to go is taken from g, rather than g made anew: its rounding is then as small as itself.
+    return g - torch.fft.irfft2(spectrum.mul_(factors), s=lengths, dim=axes)
 
 
 def _factors(n1: int, n2: int, penalty: float, device: torch.device) -> Tensor:
-    """1 − μ · H for the entries of an rfft2: float32, (n1, n2 // 2 + 1)."""
+    """μ · H for the entries of an rfft2: float32, (n1, n2 // 2 + 1)."""
     # Large ones are made anew: keeping them would cost half as much as the gradients.
     make = _kept_factors if n1 * n2 <= 2**16 else _new_factors
     return make(n1, n2, penalty, device)
@@ -43,7 +44,7 @@ def _factors(n1: int, n2: int, penalty: float, device: torch.device) -> Tensor:
 
 def _new_factors(n1: int, n2: int, penalty: float, device: torch.device) -> Tensor:
     is_high = torch.arange(n2 // 2 + 1, device=device) > _last_kept(n1, n2, device)[:, None]
-    return 1 - penalty * is_high.view(torch.uint8).float()
+    return penalty * is_high.view(torch.uint8).float()
 
 
 _kept_factors = lru_cache(maxsize=64)(_new_factors)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from automagic_optax import ScaleByCameampState, SuppressEdgesState
+from parity import stages
 from parity.streams import SHAPES
 from parity.teacher_forced import BASE, CODE_BOUND, ELEMENT_BOUND, UPDATE_BOUND, Comparison, compare
 
@@ -12,8 +14,8 @@ STEPS = 12
 FIELDS = {**BASE, "warmup_steps": 6}
 FEW = (SHAPES[0], SHAPES[1], SHAPES[6])  # 8-bit with either kind of blocks, and 32-bit
 # To take a feature out: all of the steps in the warm-up, where every feature is at work.
-ALL_ON = {**BASE, "warmup_steps": 7, "factored": "none"}
-TWO = (SHAPES[1], SHAPES[6])
+ALL_ON = {**BASE, "warmup_steps": 7, "factored": "none", "percentile_clipping": 30}
+TWO = (SHAPES[1], SHAPES[6], SHAPES[8])
 
 
 def is_equal(found: Comparison) -> bool:
@@ -39,6 +41,11 @@ def test_each_step_is_the_same_in_other_forms(fields):
     assert is_equal(compare({**FIELDS, **fields}, steps=STEPS, shapes=FEW))
 
 
+@pytest.mark.parametrize("layout", ["torch", "flax"])
+def test_the_stages_are_the_same_in_both_layouts(layout):
+    assert all(check.passed for check in stages.checks(tuple(stages.ON), layout, "cpu", STEPS))
+
+
 @pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_parameters_are_the_same(dtype, stochastic):
@@ -60,6 +67,14 @@ WITHOUT = {
     "warm-up ramp": {"warmup_steps": 9},
     "max_lr": {"max_lr": 1e-3},
     "lr_mask_gain": {"lr_mask_gain": 0.1},
+    "edges": {"edge_suppression": False},
+    "edge_penalty": {"edge_penalty": 0.09},
+    "edge_threshold": {"edge_threshold": 0.5},
+    "frequencies": {"frequency_penalty": 0.0},
+    "low rank": {"lora_rank_penalty": False},
+    "rank_penalty_strength": {"rank_penalty_strength": 0.0},
+    "low_rank_emphasis": {"low_rank_emphasis": 1.0},
+    "clipping": {"percentile_clipping": 100},
     "beta1": {"betas": (0.8, 0.99, 0.999)},
     "beta2": {"betas": (0.9, 0.98, 0.999)},
     "beta3": {"betas": (0.9, 0.99, 0.99)},
@@ -75,10 +90,14 @@ def test_without_a_change_the_sides_are_equal():
     assert is_equal(compare(ALL_ON, steps=6, shapes=TWO))
 
 
-def _edited(**fields):
+def _edited(kind=ScaleByCameampState, **fields):
     def edit(state):
-        new = {name: fields[name](getattr(state[0], name)) for name in fields}
-        return (state[0]._replace(**new), *state[1:])
+        return tuple(
+            part._replace(**{name: fields[name](getattr(part, name)) for name in fields})
+            if isinstance(part, kind)
+            else part
+            for part in state
+        )
 
     return edit
 
@@ -91,6 +110,8 @@ EDITS = {
     "torque mean": _edited(torque_mean=lambda tree: jax.tree.map(jnp.ones_like, tree)),
     "random bits": _edited(step=lambda step: jnp.where(step > 3, step + 1, step)),
     "background scale": _edited(background_scale=lambda tree: jax.tree.map(jnp.zeros_like, tree)),
+    "edge history": _edited(SuppressEdgesState, edge_history=lambda tree: jax.tree.map(jnp.zeros_like, tree)),
+    "edge age": _edited(SuppressEdgesState, age=lambda tree: jax.tree.map(lambda age: age + 1, tree)),
     "votes": _edited(last_polarity=lambda tree: None if tree is None else jax.tree.map(jnp.zeros_like, tree)),
 }
 
