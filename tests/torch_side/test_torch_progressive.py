@@ -1,0 +1,151 @@
+"""Progressive quantization in PyTorch: when arrays move, what they hold then, and that runs and checkpoints go on."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from automagic_core import rounding_key
+from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, codec
+from automagic_torch.codec import QuantizedTensor
+from automagic_torch.states import COMPANDED, SLOTS
+from tests.torch_side.torch_helpers import parameters, run, same, set_gradients, snapshot, through_a_file
+
+pytestmark = pytest.mark.skipif(not codec.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")
+
+SIZES = ((128, 80), (64, 80), (50, 50), (40, 40), (7,))  # 10240, 5120, 2500, 1600 and 7 elements
+MOVES_AFTER = {10240: 4, 5120: 9, 2500: 15, 1600: 16, 7: 16}
+"""Of 20 steps: 10240 at the end of the first phase, 5120 where 8192 · 4^(−(t − 4) / 12) falls below it, …"""
+FIELDS: dict[str, Any] = {
+    "lr": 1e-3,
+    "warmup_steps": 10,
+    "torque_decay": 0.5,
+    "factored": "none",
+    "force_8bit": True,
+}
+
+
+def eight_bit_sizes(optimizer: AutomagicCameAMP8bit) -> set[int]:
+    return {p.numel() for p, state in optimizer.state.items() if "exp_avg_absmax" in state}
+
+
+def test_arrays_move_once_at_their_time_by_quantizing_the_state_as_it_stands() -> None:
+    optimizer = AutomagicCameAMP8bit(parameters(SIZES), **FIELDS)
+    quantization = ProgressiveQuantization(optimizer, 20)
+    for t in range(1, 21):
+        run(optimizer, range(t, t + 1))
+        before = {p: dict(state) for p, state in optimizer.state.items()}
+        quantization.step()
+        assert eight_bit_sizes(optimizer) == {size for size, after in MOVES_AFTER.items() if t >= after}
+        for p, old in before.items():
+            new = optimizer.state[p]
+            if "exp_avg_absmax" in old or "exp_avg_absmax" not in new:
+                assert new.keys() == old.keys()
+                assert all(new[name] is old[name] for name in old)
+                continue
+            moving = [name for name in SLOTS if name in old]
+            assert ("s" in moving) == (t < 10)
+            for name in moving:
+                key = rounding_key(t, SLOTS[name], p.numel())
+                expected = QuantizedTensor.write(old[name][None], name in COMPANDED, 256, key)
+                assert same([new[name], new[name + "_absmax"]], [expected.codes[0], expected.absmax[0]])
+            rest = set(old) - set(moving)
+            assert rest == {name for name in new if name.removesuffix("_absmax") not in moving}
+            assert all(new[name] is old[name] for name in rest)
+        state = snapshot(optimizer)
+        quantization.step()
+        assert same(snapshot(optimizer), state)
+    report = optimizer.get_memory_efficiency_report()
+    assert report["8bit_parameters"] == report["total_parameters"] == sum(MOVES_AFTER)
+
+
+def test_rounding_to_nearest_where_the_fields_say_so() -> None:
+    (p,) = parameters(((128, 80),))
+    optimizer = AutomagicCameAMP8bit([p], **FIELDS, stochastic_rounding=False)
+    quantization = ProgressiveQuantization(optimizer, 5)
+    run(optimizer, range(1))
+    exp_avg = optimizer.state[p]["exp_avg"]
+    quantization.step()
+    expected = QuantizedTensor.write(exp_avg[None], False, 256, None)
+    assert torch.equal(optimizer.state[p]["exp_avg"], expected.codes[0])
+
+
+@pytest.mark.parametrize("saved_after", [2, 10, 17])
+@pytest.mark.parametrize("optimizer_first", [True, False])
+def test_a_run_resumes_bit_for_bit_in_every_phase(saved_after: int, optimizer_first: bool) -> None:
+    def start() -> tuple[AutomagicCameAMP8bit, ProgressiveQuantization]:
+        optimizer = AutomagicCameAMP8bit(parameters(SIZES), **FIELDS)
+        return optimizer, ProgressiveQuantization(optimizer, 20)
+
+    def go_on(optimizer: AutomagicCameAMP8bit, quantization: ProgressiveQuantization, steps: range) -> None:
+        for t in steps:
+            run(optimizer, range(t, t + 1))
+            quantization.step()
+
+    whole = start()
+    go_on(*whole, range(saved_after))
+    saved = through_a_file({"optimizer": whole[0].state_dict(), "quantization": whole[1].state_dict()})
+    weights = [p.detach().clone() for p in whole[0].param_groups[0]["params"]]
+    kept = copy.deepcopy(saved)
+    go_on(*whole, range(saved_after, 20))
+    assert same(saved, kept)
+
+    optimizer = AutomagicCameAMP8bit(parameters(SIZES, seed=1), **FIELDS)
+    if optimizer_first:  # before there is any ProgressiveQuantization
+        optimizer.load_state_dict(saved["optimizer"])
+    quantization = ProgressiveQuantization(optimizer, 999)
+    quantization.load_state_dict(saved["quantization"])
+    if not optimizer_first:
+        optimizer.load_state_dict(saved["optimizer"])
+    for p, weight in zip(optimizer.param_groups[0]["params"], weights, strict=True):
+        p.data.copy_(weight)
+    go_on(optimizer, quantization, range(saved_after, 20))
+    assert same(snapshot(optimizer), snapshot(whole[0]))
+
+
+def test_what_stays_out() -> None:
+    table, dense, asked, late = parameters(((100, 100), (100, 100), (100, 100), (100, 100)))
+    table._is_embedding = True  # type: ignore[attr-defined]
+    groups = [{"params": [table, dense, late]}, {"params": [asked], "optim_bits": 32}]
+    optimizer = AutomagicCameAMP8bit(groups, **FIELDS, stable_emb=True)
+    quantization = ProgressiveQuantization(optimizer, 5)
+    for t in range(5):
+        set_gradients([table, dense, asked], t)
+        late.grad = torch.ones_like(late) if t == 4 else None
+        optimizer.step()
+        quantization.step()
+    # `late` took its first step in the last phase.
+    held = ["exp_avg_absmax" in optimizer.state[p] for p in (table, dense, asked, late)]
+    assert held == [False, True, False, True]
+
+
+def test_states_in_8_bits_already_stay_so() -> None:
+    optimizer = AutomagicCameAMP8bit(parameters(SIZES), **FIELDS)
+    run(optimizer, range(3))
+    quantization = ProgressiveQuantization(optimizer, 10)
+    assert eight_bit_sizes(optimizer) == {10240, 5120}
+    run(optimizer, range(3, 6))  # the state still fits the group's fields
+    quantization.step()
+    assert eight_bit_sizes(optimizer) == {10240, 5120}
+    run(optimizer, range(6, 13))
+    quantization.step()
+    assert eight_bit_sizes(optimizer) == set(MOVES_AFTER)
+
+
+def test_errors_and_the_warning_name_what_is_wrong() -> None:
+    with pytest.warns(UserWarning, match="no state will move to 8 bits"):
+        ProgressiveQuantization(AutomagicCameAMP8bit(parameters(), lr=1e-3), 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantization = ProgressiveQuantization(AutomagicCameAMP8bit(parameters(), **FIELDS), 10)
+    with pytest.raises(TypeError, match="AdamW"):
+        ProgressiveQuantization(torch.optim.AdamW(parameters()), 10)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="total_steps = 0"):
+        ProgressiveQuantization(quantization.optimizer, 0)
+    with pytest.raises(ValueError, match="started_at = None"):
+        quantization.load_state_dict({"total_steps": 3})
+    assert quantization.total_steps == 10

@@ -1,0 +1,156 @@
+"""A run of this optimizer goes on with other bits, blocks or another `factored`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from automagic_core import rounding_key
+from automagic_torch import AutomagicCameAMP8bit, codec, load_requantized
+from automagic_torch.codec import QuantizedTensor
+from tests.torch_side.torch_helpers import parameters, run, same, set_gradients, snapshot, through_a_file
+
+pytestmark = pytest.mark.skipif(not codec.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")
+
+SHAPES = ((24, 40), (7,), (4, 3, 3, 3))
+FIELDS: dict[str, Any] = {
+    "lr": 1e-3,
+    "max_lr": 1e-1,
+    "warmup_steps": 12,
+    "torque_decay": 0.5,
+    "min_8bit_size": 100,
+    "force_8bit": True,
+}
+
+
+def after(steps: int, **fields: Any) -> tuple[AutomagicCameAMP8bit, Any]:
+    optimizer = AutomagicCameAMP8bit(parameters(SHAPES), **{**FIELDS, **fields})
+    run(optimizer, range(steps))
+    return optimizer, through_a_file(optimizer.state_dict())
+
+
+def into(saved: Any, **fields: Any) -> tuple[AutomagicCameAMP8bit, list[str]]:
+    optimizer = AutomagicCameAMP8bit(parameters(SHAPES, seed=1), **{**FIELDS, **fields})
+    return optimizer, load_requantized(optimizer, saved)
+
+
+@pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
+@pytest.mark.parametrize("steps", [5, 15])  # within and after the warm-up
+def test_to_8_bits_and_back(factored: str, steps: int) -> None:
+    source, saved = after(steps, optim_bits=32, factored=factored)
+    eight, told = into(saved, factored=factored)
+    assert any("32-bit states are rounded to 8 bits (parameter 0" in sentence for sentence in told)
+    back, told = into(through_a_file(eight.state_dict()), optim_bits=32, factored=factored)
+    assert any("go on in 32 bits" in sentence for sentence in told)
+    for optimizer in (eight, back):
+        group = optimizer.param_groups[0]
+        assert (group["step"], same(group["lr_scale"], source.param_groups[0]["lr_scale"])) == (steps, True)
+    assert float(source.param_groups[0]["lr_scale"]) != 0
+    for p, q, original in zip(*(o.param_groups[0]["params"] for o in (eight, back, source)), strict=True):
+        held, wide, first = eight.state[p], back.state[q], source.state[original]
+        assert ("exp_avg_absmax" in held) == (p.numel() >= 100)
+        assert wide.keys() == first.keys()
+        for name, value in first.items():
+            if name in ("exp_avg", "exp_avg_sq", "exp_avg_res", "s"):
+                # One code's width, relative to the largest: 2 / 127, squares twice that.
+                assert float((wide[name] - value).abs().max()) <= 0.032 * float(value.abs().max()), name
+            else:
+                assert same(wide[name], value), name
+    if factored == "none":
+        p, original = (next(iter(o.state)) for o in (eight, source))
+        key = rounding_key(steps, 0, p.numel())
+        expected = QuantizedTensor.write(source.state[original]["exp_avg"][None], False, 256, key)
+        assert torch.equal(eight.state[p]["exp_avg"], expected.codes[0])
+    run(eight, range(steps, steps + 2))
+    run(back, range(steps, steps + 2))
+
+
+def test_what_keeps_its_form_keeps_every_bit() -> None:
+    source, saved = after(5)
+    other, told = into(saved)
+    assert told == []
+    assert same(other.state_dict(), source.state_dict())
+    # Only exp_avg_sq changes its form: exp_avg and exp_avg_res keep their codes.
+    other, told = into(saved, factored="none")
+    for p, q in zip(source.state, other.state, strict=True):
+        for name in ("exp_avg", "exp_avg_absmax", "exp_avg_res", "exp_avg_res_absmax"):
+            if name in source.state[p]:
+                assert same(other.state[q][name], source.state[p][name])
+    assert any("exp_avg_sq is approximated by the product" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize("factored", ["second_moment", "all"])
+def test_single_values_to_means_and_back(factored: str) -> None:
+    source, saved = after(8, optim_bits=32, factored="none")
+    means, told = into(saved, optim_bits=32, factored=factored)
+    assert any("exp_avg_sq goes on as row and column means" in sentence for sentence in told)
+    p, original = next(iter(means.state)), next(iter(source.state))
+    v = source.state[original]["exp_avg_sq"]
+    torch.testing.assert_close(means.state[p]["exp_avg_sq_row"], v.mean(1, keepdim=True))
+    back, _ = into(means.state_dict(), optim_bits=32, factored="none")
+    state = back.state[next(iter(back.state))]
+    expected = v.mean(1, keepdim=True) * v.mean(0, keepdim=True) / v.mean()
+    torch.testing.assert_close(state["exp_avg_sq"], expected)
+    run(back, range(8, 10))
+
+
+def test_the_background_scale_that_means_do_not_keep() -> None:
+    _, saved = after(8, optim_bits=32)
+    assert float(saved["state"][0]["background_scale"]) == 0
+    single, _ = into(saved, optim_bits=32, factored="none")
+    state = single.state[next(iter(single.state))]
+    expected = (state["exp_avg_sq"] / (1 - 0.99**8)).sqrt().mean()
+    torch.testing.assert_close(state["background_scale"], expected)
+
+
+def test_other_blocks_and_other_betas_read_the_same() -> None:
+    source, saved = after(9, optim_bits=32, factored="none")
+    other, told = into(saved, optim_bits=32, factored="none", betas=(0.8, 0.95, 0.99))
+    assert any("betas" in sentence and "(0.9, 0.99, 0.999)" in sentence for sentence in told)
+    p, q = next(iter(source.state)), next(iter(other.state))
+    for name, before, now in (("exp_avg", 0.9, 0.8), ("exp_avg_sq", 0.99, 0.95)):
+        torch.testing.assert_close(
+            other.state[q][name] / (1 - now**9), source.state[p][name] / (1 - before**9), rtol=1e-5, atol=1e-7
+        )
+    confidence = [
+        (o.state[x]["exp_avg_res"] + 1 - b) / (2 - b - b**9) for o, x, b in ((source, p, 0.999), (other, q, 0.99))
+    ]
+    # A difference of numbers near one another: a digit or two less.
+    torch.testing.assert_close(*confidence, rtol=1e-3, atol=1e-5)
+    blocks, told = into(after(9)[1], block_size=64)
+    assert any("blocks of 64" in sentence for sentence in told)
+    assert blocks.state[next(iter(blocks.state))]["exp_avg_absmax"].shape == (24 * 40 // 64,)
+
+
+def test_states_that_one_side_lacks() -> None:
+    bare = {"lr_mask_gain": 0.0, "edge_suppression": False, "spatial_awareness": False, "torque_decay": 0.0}
+    _, saved = after(5, **bare, optim_bits=32)
+    full, told = into(saved, optim_bits=32, percentile_clipping=95)
+    for word in ("lr_mask begins", "edge_history is estimated", "spatial_variance begins", "s begins", "signs of the"):
+        assert any(word in sentence for sentence in told), word
+    # The estimate is of the size of what a run of its own has there: independent gradients are a little rougher.
+    own = after(5, optim_bits=32)[0]
+    for p, q in zip(full.state, own.state, strict=True):
+        if "edge_history" in full.state[p]:
+            ratio = full.state[p]["edge_history"].mean() / own.state[q]["edge_history"].mean()
+            assert 0.8 < float(ratio) < 1.8
+    run(full, range(5, 7))
+    back, told = into(full.state_dict(), **bare, optim_bits=32)
+    for name in ("lr_mask", "edge_history", "spatial_variance", "s", "last_polarity", "norm_history"):
+        assert any(name in sentence and "dropped" in sentence for sentence in told), name
+    run(back, range(7, 8))
+
+
+@pytest.mark.parametrize("fields", [{"layout": "flax"}, {"shapes": ((24, 41), (7,), (4, 3, 3, 3))}])
+def test_what_does_not_fit_is_refused_and_changes_nothing(fields: dict[str, Any]) -> None:
+    _, saved = after(3, optim_bits=32)
+    shapes = fields.pop("shapes", SHAPES)
+    optimizer = AutomagicCameAMP8bit(parameters(shapes), **FIELDS, **fields)
+    set_gradients(optimizer.param_groups[0]["params"], 0)
+    optimizer.step()
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"layout 'torch'|shape \(24, 40\)"):
+        load_requantized(optimizer, saved)
+    assert same(snapshot(optimizer), before)
