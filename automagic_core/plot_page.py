@@ -105,7 +105,7 @@ def _single(name: str, **look: Any) -> Callable[[Any, Curves, _Style], bool]:
 
 
 def _counted(name: str, integer: bool = False) -> Callable[[Any, Curves, _Style], bool]:
-    single = _single(name, drawstyle="steps-post", clip_on=False)  # the line at 0 in its full width
+    single = _single(name, drawstyle="steps-post", clip_on=False, zorder=3)  # the line at 0 in its full width
 
     def draw(axes: Any, curves: Curves, style: _Style) -> bool:
         from matplotlib.ticker import EngFormatter, MaxNLocator

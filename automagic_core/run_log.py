@@ -36,6 +36,7 @@ class RunLog:
         self.every = every
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._file = self.run_dir / FILE_NAME
+        _drop_unfinished_line(self._file)
         self._wrote = False
         self._events = _event_writer(self.run_dir) if tensorboard else None
 
@@ -54,12 +55,8 @@ class RunLog:
         self._wrote = True
         plain = {name: value if math.isfinite(value) else None for name, value in record.items()}
         line = json.dumps({"step": step, **plain}, allow_nan=False) + "\n"
-        # A line that a killed run left unfinished must not swallow this one.
-        with self._file.open("a+b") as file:
-            if file.tell() > 0:
-                file.seek(-1, 2)
-                line = line if file.read(1) == b"\n" else "\n" + line
-            file.write(line.encode())
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(line)
         if self._events is not None:
             from tensorboard.compat.proto.event_pb2 import Event
             from tensorboard.compat.proto.summary_pb2 import Summary
@@ -124,6 +121,15 @@ def read_run(run: str | Path) -> dict[str, tuple[list[int], list[float]]]:
                 steps.append(step)
                 values.append(math.nan if value is None else float(value))
     return curves
+
+
+def _drop_unfinished_line(path: Path) -> None:
+    """Cuts off what a killed run could not write to its end."""
+    written = path.read_bytes() if path.exists() else b""
+    whole = written.rfind(b"\n") + 1
+    if whole < len(written):
+        with path.open("r+b") as file:
+            file.truncate(whole)
 
 
 def _event_writer(run_dir: Path) -> Any:
