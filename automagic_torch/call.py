@@ -86,6 +86,7 @@ class Batch:
     Attributes:
         call: their group's call.
         plan: the plan of their states.
+        names: which states there are in this call.
         embedding, lora: what they are marked as.
         params: the parameters; each has a gradient and at least one element.
         states: their stored states, changed in place.
@@ -93,6 +94,7 @@ class Batch:
 
     call: Call
     plan: StatePlan
+    names: frozenset[str]
     embedding: bool
     lora: bool
     params: list[Tensor] = field(default_factory=list)

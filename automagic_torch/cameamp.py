@@ -55,7 +55,8 @@ def scale_by_cameamp(g: Tensor, old: States, age: Tensor, plan: StatePlan, confi
         config: hyperparameters.
     """
     beta1, beta2, beta3 = (decay(beta) for beta in config.betas)
-    root, new = second_moment(g, old, age, plan, beta2)
+    correction2 = one_minus_power(beta2, age)
+    root, new = second_moment(g, old, correction2, plan, beta2)
     u = (g / root).clamp_(-config.update_clip, config.update_clip)
     m_hat, states = momentum(u, old, age, beta1)
     new |= states
@@ -71,13 +72,13 @@ def scale_by_cameamp(g: Tensor, old: States, age: Tensor, plan: StatePlan, confi
         new |= states
     b: Tensor | float = 1.0
     if config.background_regularization:
-        b, states = background(root, old, new, age, plan, beta2)
+        b, states = background(root, old, new, correction2, plan)
         new |= states
     return Direction(d, kappa, b, new)
 
 
-def second_moment(g: Tensor, old: States, age: Tensor, plan: StatePlan, beta: Decay) -> tuple[Tensor, States]:
-    """√v̂, where v̂ is at least 10⁻³⁰."""
+def second_moment(g: Tensor, old: States, correction: Tensor, plan: StatePlan, beta: Decay) -> tuple[Tensor, States]:
+    """√v̂, where v̂ is at least 10⁻³⁰; `correction` is 1 − β₂ᵗ."""
     q = g.square()
     if plan.factored_sq:
         # q + 10⁻³⁰ has the mean of q, plus 10⁻³⁰.
@@ -86,10 +87,10 @@ def second_moment(g: Tensor, old: States, age: Tensor, plan: StatePlan, beta: De
         # The clamp only guards a β₂ so close to 1 that R begins below float32's normal numbers.
         mean = array_means(R).clamp(min=torch.finfo(R.dtype).tiny)
         # R / mean R comes first: the product R · C may underflow.
-        v_hat = (R / mean / one_minus_power(beta, age)) * C
+        v_hat = (R / mean / correction) * C
         return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq_row": R, "exp_avg_sq_col": C}
     v = ema(old["exp_avg_sq"], q.add_(SQUARE_FLOOR), beta)
-    v_hat = v / one_minus_power(beta, age)
+    v_hat = v / correction
     return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq": v}
 
 
@@ -142,14 +143,11 @@ def spatial_factor(d: Tensor, old: States, plan: StatePlan) -> tuple[Tensor, Sta
     return kappa, {"spatial_variance": ema(variance, row_variances(d, plan), decay(SPATIAL_DECAY))}
 
 
-def background(
-    root: Tensor, old: States, new: States, age: Tensor, plan: StatePlan, beta: Decay
-) -> tuple[Tensor, States]:
-    """b: near 2 where the gradients are small for the array, near 0 where they are large."""
+def background(root: Tensor, old: States, new: States, correction: Tensor, plan: StatePlan) -> tuple[Tensor, States]:
+    """b: near 2 where the gradients are small for the array, near 0 where they are large; `correction` is 1 − β₂ᵗ."""
     if plan.factored_sq:
         R, C = new["exp_avg_sq_row"], new["exp_avg_sq_col"]
-        mean = array_means(R.sqrt()) * array_means(C.sqrt()) / array_means(R).sqrt_()
-        mean = mean / one_minus_power(beta, age).sqrt_()
+        mean = array_means(R.sqrt()) * array_means(C.sqrt()) / (array_means(R) * correction).sqrt_()
         states: States = {}
     else:
         mean = old["background_scale"]

@@ -40,7 +40,7 @@ class Rates(NamedTuple):
     array: Tensor
     """η̂."""
     lower: Tensor
-    upper: float
+    upper: Tensor
 
     def rows(self, delta: Tensor | None, kappa: Tensor | float) -> Tensor:
         """ηᵢ, one per row, (arrays, *`StatePlan.row_shape`); 0-d for arrays without row states.
@@ -50,24 +50,20 @@ class Rates(NamedTuple):
             kappa: spatial factor.
         """
         exponent = self.ell if delta is None else self.ell + delta
-        return _limited(self.eta * exponent.exp() * kappa, self.eta, self.lower, self.upper)
+        return (exponent.exp() * (self.eta * kappa)).clamp(self.lower, self.upper)
 
 
 def rates(lr: float | Tensor, lr_scale: Tensor, step: int, config: Config, device: torch.device) -> Rates:
     """The shared rates at step t."""
     eta = starting_rate(lr, device)
     ell = moved(lr_scale, device)
-    lower = torch.full_like(eta, config.min_lr)
+    lower, upper = (torch.full_like(eta, limit) for limit in (config.min_lr, config.max_lr))
     if step <= config.warmup_steps:
         eta = eta * (step / config.warmup_steps)
         lower = torch.minimum(lower, eta)
-    array = _limited(eta * ell.exp(), eta, lower, config.max_lr)
-    return Rates(eta, ell, array, lower, config.max_lr)
-
-
-def _limited(rate: Tensor, eta: Tensor, lower: Tensor, upper: float) -> Tensor:
     # A schedule that says 0 means 0, not min_lr.
-    return torch.where(eta == 0, 0.0, rate.clamp(min=lower).clamp(max=upper))
+    lower, upper = (torch.where(eta == 0, 0.0, limit) for limit in (lower, upper))
+    return Rates(eta, ell, (eta * ell.exp()).clamp(lower, upper), lower, upper)
 
 
 class Vote(NamedTuple):
@@ -78,7 +74,7 @@ class Vote(NamedTuple):
     row_weight: Tensor | None
     """Σⱼ |gᵢⱼ|."""
     array: Tensor
-    """ā, (arrays,)."""
+    """ā, (arrays,); 0 for an array that does not count."""
     counts: Tensor
     """(arrays,) bool: the array takes part in the pooled vote."""
     size: int
@@ -102,16 +98,16 @@ def vote(g: Tensor, last_polarity: Tensor, took_a_step: Tensor, plan: StatePlan)
         weight, votes = row_sums(weight, plan), row_sums(votes, plan)
         row_weight, rows = weight, votes / weight
     total = weight.view(len(g), -1).sum(1)
-    return Vote(rows, row_weight, votes.view(len(g), -1).sum(1) / total, took_a_step & (total > 0), plan.size)
+    counts = took_a_step & (total > 0)
+    array = (votes.view(len(g), -1).sum(1) / total).masked_fill_(~counts, 0.0)
+    return Vote(rows, row_weight, array, counts, plan.size)
 
 
 def pooled(votes: Sequence[Vote], device: torch.device) -> tuple[Tensor, Tensor]:
     """â of a group and whether any array counts, both 0-d on `device`."""
-    total = torch.zeros((), dtype=torch.float32, device=device)
-    size = torch.zeros((), dtype=torch.float32, device=device)
-    for v in votes:
-        total = total + moved(torch.where(v.counts, v.size * v.array, 0.0).sum(), device)
-        size = size + moved(v.counts.sum(dtype=torch.float32) * v.size, device)
+    # Of every batch: Σ size · ā and Σ size, over the arrays that count.
+    sums = [moved(torch.stack([v.array, v.counts.float()]).sum(1) * v.size, device) for v in votes]
+    total, size = torch.stack(sums).sum(0)
     return total / size, size > 0
 
 

@@ -30,7 +30,7 @@ from automagic_torch.groups import (
 from automagic_torch.learning_rate import moved
 from automagic_torch.loading import checked_state
 from automagic_torch.metrics import metrics
-from automagic_torch.norm_history import add_norm_history, has_norm_history
+from automagic_torch.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import WARM_UP_ONLY, new_state, state_forms
 from automagic_torch.update import update_batch
@@ -53,20 +53,28 @@ class AutomagicCameAMP8bit(Optimizer):
         ValueError: an unknown field, a value outside its range, a schedule as `lr`, a parameter that is complex or
             of an integer dtype.
 
-    A parameter with ``p._is_embedding = True`` is an embedding: `stable_emb` keeps its states in 32 bits.
+    A parameter with ``p._is_embedding = True`` is an embedding: `stable_emb` keeps its states in 32 bits.  A 2-D
+    parameter with ``p._is_lora_layer = True`` is an adapter: `encourage_low_rank` works on it.  `mark_embeddings` and
+    `mark_lora` find and mark them.
     States go to 8 bits on CUDA only, elsewhere under `force_8bit`; both need bitsandbytes.
 
-    Every group counts its calls in ``group["step"]`` and holds ℓ in ``group["lr_scale"]`` (0-d float32).
-    Nothing in a step waits for the device.
+    Every group counts its calls in ``group["step"]``, holds ℓ in ``group["lr_scale"]`` (0-d float32) and, while its
+    `percentile_clipping` is below 100, the squared gradient norms of its arrays in ``group["norm_history"]`` (float32,
+    (100,)) and ``group["norm_position"]`` (0-d int32): to stage 1 a group is what a transformation is in JAX.
+    Arrays of one group, shape, dtype and kind are computed with as one (`automagic_torch.batches`).
+    Nothing in a step waits for the device, but for the eigenvalues of adapters, once for every shape.
     """
 
     _on_update: Callable[[Tensor, Tensor], None] | None = None
     """Called in every step with each parameter and its update in float32, before rounding to the parameter's dtype and
     before the parameter changes; zeros for a skipped array.  For tests of parity: set it on an instance."""
 
+    _stage_energy: dict[str, tuple[Tensor, Tensor]]
+    """By gradient stage that is on: the squared norms of all gradients before and after it in the last step, 0-d."""
+
     def __init__(self, params: Any, lr: float | Tensor = 1e-6, *, layout: str = "torch", **config: Any) -> None:
         self._told_about_fallback = False
-        self._stage_energy: dict[str, tuple[Tensor, Tensor]] = {}
+        self._stage_energy = {}
         super().__init__(params, default_fields(lr, layout, config))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -146,7 +154,7 @@ class AutomagicCameAMP8bit(Optimizer):
             if not state:
                 self._tell_about_fallback(p, batch.plan, call)
                 state = self.state[p] = new_state(batch.plan, call.warming, p.device)
-            elif state.keys() != state_forms(batch.plan, call.warming).keys():
+            elif state.keys() != batch.names:
                 name = parameter_name(call.group, group_index, index)
                 raise RuntimeError(
                     f"the state of {name} does not fit its group's fields: "
@@ -160,7 +168,7 @@ class AutomagicCameAMP8bit(Optimizer):
     @staticmethod
     def _new_batch(call: Call, p: Tensor) -> Batch:
         plan = plan_of(p, call.config, call.group["layout"], eight_bit=can_store_8bit(p, call.config))
-        batch = Batch(call, plan, is_embedding(p), is_lora(p))
+        batch = Batch(call, plan, frozenset(state_forms(plan, call.warming)), is_embedding(p), is_lora(p))
         call.batches.append(batch)
         return batch
 
@@ -200,7 +208,7 @@ class AutomagicCameAMP8bit(Optimizer):
             ArrayMemory(p.numel(), "exp_avg_absmax" in state, sum(map(_bytes, state.values())))
             for p, state in zip(parameters, states, strict=True)
         ]
-        shared = sum(_bytes(group["lr_scale"]) for group in self.param_groups)
+        shared = sum(_bytes(group[name]) for group in self.param_groups for name in SHARED_STATES if name in group)
         return memory_report(memory, shared) | {"bitsandbytes_available": codec.BITSANDBYTES_AVAILABLE}
 
     def metrics(self) -> dict[str, float]:
@@ -250,6 +258,9 @@ def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **ov
     """
     return AutomagicCameAMP8bit(params, profile=profile, **overrides)
 
+
+SHARED_STATES = ("lr_scale", HISTORY, POSITION)
+"""What a group holds for all its arrays."""
 
 Automagic_CameAMP_Improved_8Bit = AutomagicCameAMP8bit
 

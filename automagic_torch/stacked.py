@@ -48,7 +48,8 @@ def chosen(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
         ok: (arrays,) bool.
         new, old: of one shape and dtype.
     """
-    if new[0].nbytes % 8 != 0 or new[0].nbytes < WORTH_WIDENING:
+    nbytes = new.nbytes // len(new)
+    if nbytes % 8 != 0 or nbytes < WORTH_WIDENING:
         return torch.where(spread(ok, new), new, old).contiguous()
     wide_new, wide_old = (x.contiguous().view(len(ok), -1).view(torch.int64) for x in (new, old))
     return torch.where(ok[:, None], wide_new, wide_old).view(new.dtype).view(new.shape)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config
+from automagic_torch.learning_rate import moved
 
 NAMES = ("clip_by_percentile", "suppress_edges", "suppress_high_frequencies", "encourage_low_rank")
 
@@ -50,9 +51,14 @@ class StageEnergy:
 
     def totals(self) -> dict[str, tuple[Tensor, Tensor]]:
         """(before, after) by stage, 0-d float32 each; empty without arrays."""
-        return {
-            name: (_sum(self._before[name]), _sum(self._after[name])) for name in self._before if self._before[name]
-        }
+        names = [name for name, values in self._before.items() if values]
+        if not names:
+            return {}
+        # One sum for all stages: every batch went through all of them.
+        before, after = (
+            torch.stack([_together(values[name]) for name in names]).sum(1) for values in (self._before, self._after)
+        )
+        return dict(zip(names, zip(before, after, strict=True), strict=True))
 
 
 def square_norm(g: Tensor) -> Tensor:
@@ -69,7 +75,5 @@ def _switches(config: Config) -> tuple[bool, ...]:
     )
 
 
-def _sum(values: list[Tensor]) -> Tensor:
-    device = values[0].device
-    # A copy from another device to the host would be read before it is there unless it is waited for.
-    return torch.stack([value.to(device, non_blocking=device.type != "cpu") for value in values]).sum()
+def _together(values: list[Tensor]) -> Tensor:
+    return torch.stack([moved(value, values[0].device) for value in values])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from automagic_core import Layout
 from automagic_core.constants import LOW_RANK_FLOOR
+from automagic_torch.stacked import chosen
 from automagic_torch.stages.axes import array_shape, rows_come_last
 
 
@@ -22,10 +23,12 @@ def encourage_low_rank(
 ) -> Tensor:
     """Strengthens g along the strong directions of w and adds the gradient of w's smooth nuclear tail (section 4).
 
-    The matrices are made and decomposed in float64, all of a batch at once.  A weak direction enters T with up to ten
-    times the weight 1 of a direction as long as the longest, which itself may enter with little more than 1 / n² for a
-    shorter side of n: in float32 the rounding of the decomposition would drown it.  float64 also keeps the products
-    out of reach of the settings that allow reduced precision.
+    Everything is computed in float64, a batch at once.  The weakest directions enter T with a factor of 10 / √λ, where
+    λ is the largest eigenvalue, the strongest perhaps with only 1 / n² of 1 / √λ, where n is the shorter side: in
+    float32 the rounding of the decomposition would drown it.  float64 is also out of reach of the settings that allow
+    products of reduced precision, and the scale of w, which cancels, need not be taken out.
+
+    On CUDA `torch.linalg.eigh` waits for the device once, to look at its error code; nothing else here does.
 
     Args:
         g: gradient, finite float32, of a 2-D array, or with `batched` of such arrays stacked along a leading axis.
@@ -46,38 +49,47 @@ def encourage_low_rank(
     shape = array_shape(g, batched)
     if len(shape) != 2 or 0 in g.shape:
         return g
+    if not batched:
+        g, w = g[None], w[None]
     turned = shape[1] < shape[0] or (shape[0] == shape[1] and rows_come_last(layout, embedding))
-    W, gradient = (x.mT.double() if turned else x.double() for x in (w, g))
 
-    peak = W.abs().amax((-2, -1), keepdim=True)
-    usable = peak.isfinite() & (peak > 0)
+    W = w.to(torch.float64, copy=True)
+    gram = W.mT @ W if turned else W @ W.mT
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    usable = trace.isfinite() & (trace > 0)
     # Where there is nothing to decompose a matrix of zeros is, which eigh accepts.
-    W = torch.where(usable, W / peak, 0.0)
-    values, Q = torch.linalg.eigh(W @ W.mT)
-    values = values.clamp(min=0.0).unsqueeze(-2)
-    weak = 1 / (1 + (values / values.mean(-1, keepdim=True)).square())
-    result = gradient
-    if emphasis != 1:
-        P = (Q * (1 - weak)) @ Q.mT
-        result = result + (emphasis - 1) * (P @ gradient)
-    if strength != 0:
-        T = tail(W, Q, values, weak)
-        result = result + (strength * _norm(gradient) / _norm(T)) * T
-    result = torch.where(usable, result, gradient)
-    return (result.mT if turned else result).float().contiguous()
+    values, Q = torch.linalg.eigh(torch.where(usable[:, None, None], gram, 0.0))
+    weak, M, norm = tail(values, Q)
+    kept = torch.eye(len(Q[0]), dtype=Q.dtype, device=Q.device) + (emphasis - 1) * _rebuilt(1 - weak, Q)
+
+    # The longest arrays here: T becomes the result, and W makes room for g.
+    result = W @ M if turned else M @ W
+    gradient = W.copy_(g)
+    result.mul_((strength * _norms(gradient) / norm)[:, None, None])
+    result.baddbmm_(gradient, kept) if turned else result.baddbmm_(kept, gradient)
+    result = chosen(usable, result.float(), g)
+    return result if batched else result[0]
 
 
-def tail(W: Tensor, Q: Tensor, values: Tensor, weak: Tensor) -> Tensor:
-    """T = Q diag(wᵢ / √(λᵢ + δ²)) Qᵀ W, whose singular values lie between 0 and 1.
+def tail(values: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What makes T of W.
 
     Args:
-        W: scaled to a largest magnitude of 1, shorter side first, float64; batches behind leading axes.
-        Q, values: eigenvectors and eigenvalues λ of W Wᵀ, the latter ≥ 0 and of shape (…, 1, side).
-        weak: wᵢ, the shape of `values`.
+        values, Q: eigenvalues and eigenvectors of W Wᵀ, shorter side first: float64, (arrays, side[, side]).
+
+    Returns:
+        wᵢ; the symmetric M = Q diag(wᵢ / √(λᵢ + δ²)) Qᵀ, with T = M W; and ‖T‖ for every array.
     """
-    floor = LOW_RANK_FLOOR * values.amax(-1, keepdim=True)
-    return ((Q * (weak / (values + floor).sqrt())) @ Q.mT) @ W
+    values = values.clamp(min=0.0)
+    weak = 1 / (1 + (values / values.mean(-1, keepdim=True)).square())
+    factors = weak / (values + LOW_RANK_FLOOR * values.amax(-1, keepdim=True)).sqrt()
+    return weak, _rebuilt(factors, Q), (factors.square() * values).sum(-1).sqrt()
 
 
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+def _rebuilt(values: Tensor, Q: Tensor) -> Tensor:
+    """Q diag(values) Qᵀ."""
+    return (Q * values.unsqueeze(-2)) @ Q.mT
+
+
+def _norms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=(-2, -1))

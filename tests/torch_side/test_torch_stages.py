@@ -257,13 +257,14 @@ def test_low_rank_turns_with_the_long_side(matrix, strength, emphasis):
 @given(matrices(KINDS))
 def test_the_tail_has_singular_values_between_0_and_1(matrix):
     side, more, seed, kind = matrix
-    W = torch.tensor(weight(kind, side, side + more, np.random.default_rng(seed)).astype(np.float32)).double()
+    W = torch.tensor(weight(kind, side, side + more, np.random.default_rng(seed)).astype(np.float32)).double()[None]
     W = W / W.abs().max()
     values, Q = torch.linalg.eigh(W @ W.mT)
-    values = values.clamp(min=0)[None]
-    weak = 1 / (1 + (values / values.mean()) ** 2)
-    spectrum = torch.linalg.svdvals(tail(W, Q, values, weak))
+    weak, M, norm = tail(values, Q)
+    spectrum = torch.linalg.svdvals(M @ W)
     assert 0 < spectrum.max() <= 1 + 1e-9
+    assert ((weak >= 0) & (weak <= 1)).all()
+    assert norm.item() == pytest.approx(torch.linalg.vector_norm(spectrum).item(), rel=1e-6)
 
 
 # ---------------------------------------------------------------- all
