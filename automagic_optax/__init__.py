@@ -15,7 +15,6 @@ from automagic_optax.marks import found_marks
 from automagic_optax.memory_table import analyze_memory_usage
 from automagic_optax.metrics import metrics
 from automagic_optax.migration import from_adam_state
-from automagic_optax.metrics import metrics
 from automagic_optax.monitor import AdaptiveTrainingMonitor
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.progressive import progressive_quantization
