@@ -12,7 +12,7 @@ import optax
 
 from automagic_core.constants import GRADIENT_LIMIT
 from automagic_optax.batches import enter
-from automagic_optax.checks import check_params
+from automagic_optax.checks import check_dtypes, check_params
 
 
 def is_usable(g: jax.Array, limit: float = GRADIENT_LIMIT) -> jax.Array:
@@ -57,4 +57,8 @@ def refuse_unusable(forms_of: Callable[[Any], Sequence[Hashable]]) -> optax.Grad
         batched, _ = enter(updates, params, forms)
         return batched.replace(batched.map(checked)), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    def init(params: Any) -> optax.EmptyState:
+        check_dtypes(params)
+        return optax.EmptyState()
+
+    return optax.GradientTransformationExtraArgs(init, update)

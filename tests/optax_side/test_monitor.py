@@ -148,8 +148,9 @@ def test_memory_table(opt_state: Any, capsys: pytest.CaptureFixture[str]) -> Non
     assert rows["all states"][0] == f"{sum(x.nbytes for x in jax.tree.leaves(state)):,}"
     # Codes and 16 scales of the kernel, and 53 numbers of the arrays that are too small.
     assert rows["exp_avg"][0] == f"{4096 + 16 * 4 + 53 * 4:,}"
-    # The momentum of `trace`, and the step of `round_to_parameters`.
-    assert rows["other transformations"][0] == f"{4 * 4149 + 4:,}"
+    # The momentum of `trace`, the step of `round_to_parameters`, and of the stages: the energy that each of three
+    # removed, and of that of edges 4 ages and the rows of the kernel and of the table.
+    assert rows["other transformations"][0] == f"{4 * 4149 + 4 + 3 * 4 + 4 * 4 + (256 + 5) * 4:,}"
     assert table.splitlines()[-1] == "Very good: 98.7% of the parameters have 8-bit states."
 
 

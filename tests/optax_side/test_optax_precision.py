@@ -54,7 +54,9 @@ def test_the_same_bits_with_and_without_x64() -> None:
         if wide.dtype == np.uint8:
             assert np.mean(np.asarray(wide) != np.asarray(single)) < 1e-3
         else:
-            np.testing.assert_allclose(wide, single, rtol=2e-6, atol=1e-12)
+            # The FFT of stage 3 rounds relative to the largest numbers of an array.
+            largest = float(np.abs(np.asarray(single)).max())
+            np.testing.assert_allclose(wide, single, rtol=2e-6, atol=1e-12 + 2e-7 * largest)
 
 
 def test_x64_from_the_environment_and_under_jit() -> None:

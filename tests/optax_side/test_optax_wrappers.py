@@ -11,8 +11,17 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from automagic_optax import QuantizedArray, RowColumn, automagic_8bit, finish_warmup, memory_report
+from automagic_optax import (
+    EncourageLowRankState,
+    QuantizedArray,
+    RowColumn,
+    SuppressEdgesState,
+    automagic_8bit,
+    finish_warmup,
+    memory_report,
+)
 from tests.optax_side.small import assert_nearly_same, assert_same_bits, find_state, grads, params
+from tests.optax_side.stage_runs import states_of
 
 TX = automagic_8bit(1e-4, warmup_steps=3, weight_decay=0.1)
 
@@ -73,10 +82,12 @@ def test_map_params_visits_everything_shaped_like_parameters() -> None:
     mapped = optax.tree.map_params(tx, visit, state, is_leaf=is_stored)
     assert_same_bits(mapped, state)
     trees = [v for name, v in find_state(state)._asdict().items() if name not in ("step", "lr_scale")]
+    (edges,), (rank,) = (states_of(state, kind) for kind in (SuppressEdgesState, EncourageLowRankState))
+    trees += [edges.age, edges.edge_history, rank.effective_rank]
     expected = [leaf for tree in trees for leaf in jax.tree.leaves(tree, is_leaf=is_stored)]
-    assert len(trees) == 11
+    assert len(trees) == 14
     # Four parameters in every tree; a parameter without a state counts as None.
-    assert len(seen) == len(expected) == 11 * 4
+    assert len(seen) == len(expected) == 14 * 4
     assert sum(isinstance(leaf, QuantizedArray) for leaf in seen) == 2  # the kernel's exp_avg and s
     assert sum(isinstance(leaf, RowColumn) for leaf in seen) == 2 * 2
 
