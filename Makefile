@@ -31,8 +31,9 @@ test-all: lint  ## the slow ones too
 parity: .venv/installed  ## PyTorch against JAX; writes out/parity/report.md
 	$(RUN) -m parity
 
-bench: .venv/installed  ## speed and temporary memory of one update on a CPU
+bench: .venv/installed  ## speed and temporary memory of one update on a CPU, of large arrays and of many small ones
 	OMP_NUM_THREADS=2 $(RUN) -m benchmarks.cpu_speed
+	OMP_NUM_THREADS=2 $(RUN) -m benchmarks.many_arrays
 
 memory: .venv/installed  ## what the states of three profiles hold, in JAX and in PyTorch
 	$(RUN) -m benchmarks.memory

@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("jax", "optax", "numpy")},
+            **{name: version(name) for name in ("jax", "optax", "numpy", "torch", "bitsandbytes")},
         },
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
