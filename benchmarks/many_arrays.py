@@ -38,19 +38,6 @@ MOVES = (
     *("slice", "select", "unbind", "stack", "cat", "view", "reshape"),
     *("copy", "clone", "dynamic", "bitcast", "concat"),
 )
-    "slice",
-    "select",
-    "unbind",
-    "stack",
-    "cat",
-    "view",
-    "reshape",
-    "copy",
-    "clone",
-    "dynamic",
-    "bitcast",
-    "concat",
-)
 
 
 class Score(NamedTuple):
