@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
@@ -20,7 +21,7 @@ def test_three_phases_end_where_they_should(total: int) -> None:
             assert size == 1
         else:
             assert 2048 <= size <= 8192
-    assert all(later <= earlier for earlier, later in zip(sizes, sizes[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(sizes))
 
 
 def test_the_threshold_falls_by_equal_factors() -> None:

@@ -17,7 +17,7 @@ from automagic_torch.polarity import unpack_signs
 from tests.torch_side.torch_helpers import parameters, run, same, set_gradients, snapshot, through_a_file
 
 needs_bitsandbytes = pytest.mark.skipif(not codec.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")
-IN_32 = {"optim_bits": 32, "warmup_steps": 0, "factored": "none"}
+IN_32: dict[str, Any] = {"optim_bits": 32, "warmup_steps": 0, "factored": "none"}
 
 
 def adamw(params: list[Any], **fields: Any) -> Any:
@@ -42,7 +42,7 @@ def steps_of(optimizer: Any, count: int) -> Any:
 def test_every_state_is_what_adams_moments_say() -> None:
     params = parameters(((8, 6), (5,)))
     saved = steps_of(adamw(params), 7)
-    fields = {"betas": (0.9, 0.99, 0.999), "update_clip": 0.5}
+    fields: dict[str, Any] = {"betas": (0.9, 0.99, 0.999), "update_clip": 0.5}
     optimizer = AutomagicCameAMP8bit(params, lr=1e-3, **IN_32, **fields)
     load_adam_state(optimizer, saved, restart_warmup=False)
     assert (optimizer.param_groups[0]["step"], float(optimizer.param_groups[0]["lr_scale"])) == (7, 0.0)
