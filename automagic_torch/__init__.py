@@ -8,12 +8,15 @@ from automagic_torch.health import check_training_health
 from automagic_torch.marks import found_marks, mark_embeddings, mark_lora
 from automagic_torch.memory_table import analyze_memory_usage
 from automagic_torch.metrics import metrics
+from automagic_torch.migration import load_adam_state
 from automagic_torch.monitor import AdaptiveTrainingMonitor
 from automagic_torch.optimizer import (
     Automagic_CameAMP_Improved_8Bit,
     AutomagicCameAMP8bit,
     create_improved_8bit_optimizer,
 )
+from automagic_torch.progressive import ProgressiveQuantization
+from automagic_torch.requantized import load_requantized
 from automagic_torch.stages import (
     clip_by_percentile,
     encourage_low_rank,
@@ -30,6 +33,7 @@ __all__ = [
     "Config",
     "MetricsLogger",
     "OptimizationProfiles",
+    "ProgressiveQuantization",
     "analyze_memory_usage",
     "benchmark_optimizer",
     "check_training_health",
@@ -39,6 +43,8 @@ __all__ = [
     "found_marks",
     "get_adaptive_config",
     "get_hardware_optimized_config",
+    "load_adam_state",
+    "load_requantized",
     "mark_embeddings",
     "mark_lora",
     "metrics",
