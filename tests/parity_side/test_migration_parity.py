@@ -1,0 +1,82 @@
+"""The same Adam moments and the same progressive run give the same states in PyTorch and in JAX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from automagic_core import Config
+from automagic_optax import automagic_8bit, from_adam_state, from_torch_state, progressive_quantization
+from automagic_optax.suppress_edges import SuppressEdgesState
+from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, codec, load_adam_state
+from tests.optax_side.small import find_state
+
+FIELDS: dict[str, Any] = {"warmup_steps": 4, "max_lr": 0.1, "min_8bit_size": 4096, "frequency_penalty": 0.0}
+
+
+def assert_states_agree(ours: Any, theirs: Any) -> None:
+    """Floats up to rounding; codes but for few, which two float32 programs may round apart."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)  # type: ignore[operator]
+    named = jax.tree_util.tree_leaves_with_path(ours)
+    for (path, a), b in zip(named, jax.tree.leaves(theirs), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.dtype == np.uint8:
+            # bitsandbytes' CPU kernel finds a neighbouring code now and then.
+            assert (a != b).mean() < 0.01, path
+        else:
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.skipif(not codec.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")
+def test_both_read_adam_alike() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"weight": (64, 80), "bias": (6,)}
+    params = {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+    mu = {name: jnp.asarray(0.1 * rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+    nu = {name: jnp.asarray(rng.random(shape), jnp.float32) for name, shape in shapes.items()}
+    tensors = [(name, torch.nn.Parameter(torch.tensor(np.asarray(params[name])))) for name in params]
+    adamw = torch.optim.AdamW(tensors, betas=(0.9, 0.95), eps=1e-6)
+    saved = adamw.state_dict()
+    for index, name in enumerate(params):
+        moments = {"exp_avg": torch.tensor(np.asarray(mu[name])), "exp_avg_sq": torch.tensor(np.asarray(nu[name]))}
+        saved["state"][index] = {"step": torch.tensor(11.0), **moments}
+    optimizer = AutomagicCameAMP8bit(tensors, lr=1e-3, force_8bit=True, **FIELDS)
+    load_adam_state(optimizer, saved, restart_warmup=False)
+    ours = from_torch_state(optimizer.state_dict(), params)
+
+    tx = automagic_8bit(1e-3, layout="torch", **FIELDS)
+    adam = optax.ScaleByAdamState(jnp.asarray(11, jnp.int32), mu, nu)
+    theirs, _ = from_adam_state(adam, params, tx, b2=0.95, eps=1e-6, config=Config(**FIELDS), restart_warmup=False)
+    theirs_state = find_state(theirs)
+    # PyTorch's optimizer drops what the warm-up needs once it is over.
+    theirs_state = theirs_state._replace(s=None, last_polarity=None)
+    assert_states_agree(find_state(ours), theirs_state)
+    assert any(isinstance(part, SuppressEdgesState) for part in theirs)
+
+
+@pytest.mark.skipif(not codec.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")
+def test_both_move_the_same_arrays_with_the_same_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((128, 80), (64, 80))]
+    optimizer = AutomagicCameAMP8bit(weights, lr=1e-3, force_8bit=True, **{**FIELDS, "edge_suppression": False})
+    quantization = ProgressiveQuantization(optimizer, 10)
+    params = [jnp.asarray(w.detach().numpy()) for w in weights]
+    moved = 0
+    for t in range(1, 9):
+        for w in weights:
+            w.grad = torch.randn(w.shape, generator=generator)
+        optimizer.step()
+        before = from_torch_state(optimizer.state_dict(), params)
+        quantization.step()
+        if t in (2, 5):
+            ours, theirs = from_torch_state(optimizer.state_dict(), params), progressive_quantization(before, t, 10)
+            assert jax.tree.structure(before) != jax.tree.structure(ours)  # type: ignore[operator]
+            assert_states_agree(find_state(ours), find_state(theirs))
+            moved += 1
+    assert moved == 2
