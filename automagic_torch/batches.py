@@ -13,19 +13,19 @@ from automagic_torch.groups import is_embedding, is_lora
 ARRAY_LIMIT = {"cpu": 2**16, "other": 2**20}
 """Elements above which an array goes alone.
 
-On a CPU, 2²⁰ elements in arrays of 2¹², 2¹⁴, 2¹⁶ and 2¹⁷ took 73, 67, 71 and 71 ns per element in a batch and 422, 136,
-85 and 71 alone with 32-bit states, 114, 96, 102 and 108 against 616, 303, 136 and 122 with 8-bit ones: from 2¹⁷ on what
-a batch saves in calls it loses in the cache.  For other devices nothing was measured: there an operation on fewer than
-some 2²⁰ elements should take no longer than its launch.
+On a CPU, a step with every stage on of 2²⁰ elements in arrays of 2¹², 2¹⁴, 2¹⁶ and 2¹⁷ took 60, 52, 52 and 53 ns
+for each in batches and 394, 129, 60 and 53 alone with 32-bit states, 93, 84, 87 and 83 against 618, 213, 119 and 93
+with 8-bit ones: from 2¹⁷ on what a batch saves in calls it loses in the cache.  For other devices nothing was measured:
+there an operation on fewer than some 2²⁰ elements should take no longer than its launch.
 """
 
 BATCH_LIMIT = 3 * 2**21
-"""Elements in a batch, which needs about 60 bytes of temporary memory for each.
+"""Elements in a batch, which needs 50 to 60 bytes of temporary memory for each.
 
-A CPU is fastest with some 2²⁰: a thousand adapters of 20,480 elements took a quarter longer in four batches than in
-twenty with 32-bit states, a tenth with 8-bit ones.  The limit is higher so that the number of operations is that of the
-shapes for a model's adapters, and below 2²³, where a temporary array reaches 32 MiB and the C library asks the system
-for fresh pages each time.
+A CPU is fastest with fewer: a thousand adapters of 20,480 elements took 1.15 s in batches of 2²⁰ and 1.42 s in one
+batch for each shape with 32-bit states, 1.68 and 1.92 s with 8-bit ones (alone 2.6 and 4.6 s).  The limit is higher so
+that the number of operations is that of the shapes for a model's adapters.  It stays below 2²³, where a temporary array
+reaches 32 MiB and the C library takes fresh pages from the system for it.
 """
 
 

@@ -128,7 +128,7 @@ def write_states(
             quantized = QuantizedTensor.write(value, name in COMPANDED, plan.block_size, key and key(SLOTS[name]))
             encoded[name], encoded[name + "_absmax"] = quantized.codes, quantized.absmax
         else:
-            encoded[name] = value.view_as(stored[name])
+            encoded[name] = value.view(-1) if name in SCALARS else value
     for name, tensor in encoded.items():
         replace(states, name, chosen(ok, tensor, stored[name]))
 

@@ -1,5 +1,7 @@
 """What only a CUDA device can show."""
 
+import warnings
+
 import pytest
 import torch
 from torch_helpers import SMALL, same, snapshot
@@ -8,7 +10,7 @@ from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.codec import QuantizedTensor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-FIELDS = SMALL | {"force_8bit": False, "torque_decay": 0.9}
+FIELDS = SMALL | {"force_8bit": False, "torque_decay": 0.9, "percentile_clipping": 90}
 
 
 def on_the_device(factored):
@@ -71,3 +73,23 @@ def test_the_kernels_round_as_the_exact_rule():
         assert torch.equal(kernel.absmax, exact.absmax)
         # Its fast reciprocal may be an ulp off, which can only matter beside a midpoint.
         assert (kernel.codes != exact.codes).sum() <= 1
+
+
+def test_adapters_wait_once_for_every_shape():
+    shapes = [(8, 64)] * 5 + [(64, 8)] * 5 + [(16, 16)] * 3
+    params = [torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes]
+    for p in params:
+        p._is_lora_layer = True
+    optimizer = AutomagicCameAMP8bit(params, **FIELDS)
+    step(params, optimizer, 1)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    # The error codes of torch.linalg.eigh.
+    assert len(waits) <= 3
