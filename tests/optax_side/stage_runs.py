@@ -69,7 +69,7 @@ KINDS = (
 )
 # Where a gradient of step 2 is not finite (in batches, one of adapters, and alone), and where there is none at step 3.
 SPOILT = (6, 7, 8)
-ABSENT = (1, 3, 6)
+ABSENT = (0, 3, 6)
 
 
 def weight_of(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,71 @@
+"""A thousand adapters are as much work to compile as a few: operations grow with the shapes, not with the arrays."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from automagic_optax import automagic_8bit
+from tests.optax_side.small import find_state
+
+SHAPES = ((16, 1280), (1280, 16), (32, 640), (640, 32))
+TX = automagic_8bit(1e-4, percentile_clipping=95, warmup_steps=10, lora=lambda path, leaf: True)
+# What only puts arrays together and takes them apart; `call` is of the slice at a place that all arrays share.
+MOVES = {"broadcast_in_dim", "call", "concatenate", "constant", "optimization_barrier", "reshape", "slice"}
+
+
+def lowered(count: int) -> Any:
+    params = [jax.ShapeDtypeStruct(SHAPES[i % len(SHAPES)], jnp.float32) for i in range(count)]
+    return jax.jit(TX.update).lower(params, jax.eval_shape(TX.init, params), params)
+
+
+@cache
+def operations(count: int) -> Counter[str]:
+    """Of one update, before XLA optimizes it, by their names."""
+    text = lowered(count).as_text()
+    return Counter(re.findall(r"= \"?(?:stablehlo\.|func\.)?([a-z_]\w*)[ (\"]", text)) + Counter(
+        re.findall(r"custom_call @(\w+)", text)
+    )
+
+
+def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
+    few, many, more = operations(8), operations(40), operations(200)
+    shapes = len(SHAPES)
+    for found in (few, many, more):
+        assert found["fft"] == 2 * shapes
+        # A function for two shapes that differ in which side is the short one.
+        (eigh,) = (n for name, n in found.items() if "syevd" in name)
+        assert eigh == shapes // 2
+        assert 0 < found["reduce"] <= 50 * shapes
+        assert found["dynamic_slice"] <= 20 * shapes
+    grown = {name for name in more if more[name] != many[name]}
+    assert grown <= MOVES, {name: (many[name], more[name]) for name in grown - MOVES}
+    assert {name for name in more if more[name] != few[name]} <= MOVES
+    # Those grow by as many for each array, however many there are; long concatenations are made in parts.
+    for name in grown:
+        for_each = (more[name] - many[name]) / 160
+        assert for_each <= 20, name
+        assert name == "concatenate" or for_each == (many[name] - few[name]) / 32, name
+
+
+@pytest.mark.slow
+def test_a_thousand_adapters_compile_in_a_minute() -> None:
+    start = time.perf_counter()
+    compiled = lowered(1000)
+    traced = time.perf_counter()
+    program = compiled.compile()
+    print(f"traced in {traced - start:.0f} s, compiled in {time.perf_counter() - traced:.0f} s")
+    assert time.perf_counter() - start < 60
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.standard_normal(SHAPES[i % len(SHAPES)]), jnp.float32) for i in range(1000)]
+    updates, state = program(params, TX.init(params), params)
+    assert all(np.asarray(u).any() for u in updates)
+    assert {int(age) for age in find_state(state).age} == {1}
