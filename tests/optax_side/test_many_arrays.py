@@ -58,12 +58,14 @@ def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
 
 @pytest.mark.slow
 def test_a_thousand_adapters_compile_in_a_minute() -> None:
-    start = time.perf_counter()
-    compiled = lowered(1000)
-    traced = time.perf_counter()
-    program = compiled.compile()
-    print(f"traced in {traced - start:.0f} s, compiled in {time.perf_counter() - traced:.0f} s")
-    assert time.perf_counter() - start < 60
+    # Processor time, which other programs on the machine hardly change.
+    start = time.process_time()
+    traced = lowered(1000)
+    between = time.process_time()
+    program = traced.compile()
+    end = time.process_time()
+    print(f"traced in {between - start:.0f} s, compiled in {end - between:.0f} s")
+    assert end - start < 60
     rng = np.random.default_rng(0)
     params = [jnp.asarray(rng.standard_normal(SHAPES[i % len(SHAPES)]), jnp.float32) for i in range(1000)]
     updates, state = program(params, TX.init(params), params)

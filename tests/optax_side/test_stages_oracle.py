@@ -81,13 +81,17 @@ def test_percentiles_over_more_steps_than_the_ring_holds(percentile: int) -> Non
     rng = np.random.default_rng(percentile)
     tx, theirs = clip_by_percentile(percentile), oracle.PercentileClip(percentile)
     update = jax.jit(tx.update)
-    state, clipped = tx.init(None), 0
+    state, clipped, bad_values = tx.init(None), 0, (np.nan, np.inf)
     for step in range(250):
         grads = [(10 ** rng.uniform(-2, 2) * rng.standard_normal(s)).astype(np.float32) for s in ((3, 4), (5,), ())]
         if step % 17 == 0:
             # Zero everywhere, or one array that is not finite: neither is recorded, and nothing is clipped.
-            grads = [0 * g for g in grads] if step % 2 else [grads[0], np.full_like(grads[1], np.nan), grads[2]]
-        bad = [bool(np.isnan(g).any()) for g in grads]
+            grads = (
+                [0 * g for g in grads]
+                if step % 2
+                else [grads[0], np.full_like(grads[1], bad_values[step % 4 // 2]), grads[2]]
+            )
+        bad = [not np.isfinite(g).all() for g in grads]
         wide = [None if b else g.astype(np.float64) for g, b in zip(grads, bad, strict=True)]
         expected, before = theirs(wide, bad), state
         ours, state = update(grads, state)
