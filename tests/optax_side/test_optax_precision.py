@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from automagic_optax import automagic_8bit, scale_by_cameamp
+from automagic_optax import automagic_8bit
 from tests.optax_side.small import assert_same_bits, find_state, grads, params
 from tests.oracle import codec as oracle
 
@@ -88,8 +88,7 @@ print(sorted({str(x.dtype) for x in jax.tree.leaves(state)}))
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_parameters_get_the_exact_difference_of_the_rounded_parameter(dtype: str) -> None:
     # Mathematics in float32: the step before rounding is that of float32 copies of the same numbers.
-    inner = scale_by_cameamp(1e-3, weight_decay=0.1, config=None)
-    tx = automagic_8bit(1e-3, weight_decay=0.1)
+    tx = inner = automagic_8bit(1e-3, weight_decay=0.1)
     weights = cast(params(), dtype)
     state, inner_state = tx.init(weights), inner.init(weights)
     for t in range(3):
@@ -114,14 +113,16 @@ def test_half_precision_parameters_get_the_exact_difference_of_the_rounded_param
 
 
 def test_rounding_to_nearest_on_request() -> None:
-    tx = automagic_8bit(1e-3, stochastic_rounding_params=False)
-    inner = scale_by_cameamp(1e-3)
+    tx = automagic_8bit(1e-3, warmup_steps=0, stochastic_rounding_params=False)
+    inner = automagic_8bit(1e-3, warmup_steps=0)
     weights, gradient = cast(params(), "bfloat16"), cast(grads(), "bfloat16")
     updates = tx.update(gradient, tx.init(weights), weights)[0]
-    wide = inner.update(gradient, inner.init(weights), weights)[0]
+    single = cast(weights, "float32")
+    wide = inner.update(cast(gradient, "float32"), inner.init(single), single)[0]
     new = optax.apply_updates(weights, updates)
     expected = jax.tree.map(lambda w, u: (w.astype(jnp.float32) + u).astype(jnp.bfloat16), weights, wide)
     assert_same_bits(new, expected)
+    assert np.asarray(new["table"] != weights["table"]).any()
 
 
 def test_gradients_may_have_another_dtype_than_parameters() -> None:
