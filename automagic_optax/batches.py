@@ -25,7 +25,10 @@ LARGEST_BATCH = 2**23
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["arrays", "others"], meta_fields=["positions", "forms"]
+    jax.tree_util.register_dataclass,
+    data_fields=["arrays", "others"],
+    meta_fields=["positions", "forms"],
+    drop_fields=["places"],
 )
 @dataclasses.dataclass(frozen=True)
 class Batched:
@@ -36,12 +39,15 @@ class Batched:
         others: at each position of the flat tree that is in no batch, what stands there; None at the others.
         positions: of each batch's arrays in the flat tree (static).
         forms: what the arrays of each batch have in common (static).
+        places: by the length of a batch the numbers 0, 1, …, hidden from the compiler (see `unstack`), made once for
+            all stages.
     """
 
     arrays: list[jax.Array]
     others: list[Any]
     positions: tuple[tuple[int, ...], ...]
     forms: tuple[Any, ...]
+    places: dict[int, list[jax.Array]] = dataclasses.field(default_factory=dict, compare=False)
 
     def replace(self, arrays: Sequence[Any], others: Sequence[Any] | None = None) -> Batched:
         """The same with other arrays, and with other leaves besides them."""
@@ -55,7 +61,7 @@ class Batched:
         """One result for each position, from one for each batch (stacked like its arrays) and those in no batch."""
         found = list(others)
         for positions, result in zip(self.positions, results, strict=True):
-            several = [result] if len(positions) == 1 else unstack(result, len(positions))
+            several = [result] if len(positions) == 1 else unstack(result, len(positions), self.places)
             for position, one in zip(positions, several, strict=True):
                 found[position] = one
         return found
@@ -138,15 +144,18 @@ def stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def unstack(tree: Any, count: int) -> list[Any]:
-    """The several trees again."""
+def unstack(tree: Any, count: int, places: dict[int, list[jax.Array]]) -> list[Any]:
+    """The several trees again.
+
+    A slice at a known place is a kernel of its own for each place, and XLA takes some 10 ms for each.  With the place
+    hidden from the compiler all of them are one kernel.
+    """
     leaves, structure = jax.tree.flatten(tree)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return [jax.tree.unflatten(structure, [leaf[place] for leaf in leaves]) for place in range(count)]
-    # A slice at a known place is a kernel of its own for each place, and XLA takes some 10 ms for each.  With the place
-    # hidden from the compiler all of them are one kernel.
-    places = [lax.optimization_barrier(np.array([place, 0], np.uint32))[0] for place in range(count)]
-    return [jax.tree.unflatten(structure, _at(leaves, place)) for place in places]
+    if count not in places:
+        places[count] = [lax.optimization_barrier(np.array([place, 0], np.uint32))[0] for place in range(count)]
+    return [jax.tree.unflatten(structure, _at(leaves, place)) for place in places[count]]
 
 
 @jax.jit

@@ -20,6 +20,7 @@ from automagic_optax.cameamp_state import (
     gather_states,
     initial_state,
     scatter_states,
+    without_background_scale,
 )
 from automagic_optax.checks import check_dtypes, check_params
 from automagic_optax.lr_mask import count_votes, rates
@@ -123,6 +124,11 @@ def scale_by_cameamp(
         plans, weights = plans_of(params), jax.tree.leaves(params)
         decayed = resolve_decay_mask(weight_decay_mask, params)
         arrays = scatter_states(params, state)
+        # A scalar that nothing changes is not carried through the batches: a thousand of them take seconds to compile.
+        idle = [
+            None if plan.has_background_scale else a.background_scale for plan, a in zip(plans, arrays, strict=True)
+        ]
+        arrays = [a if x is None else without_background_scale(a) for x, a in zip(idle, arrays, strict=True)]
 
         def forms(gradients: list[Any]) -> list[Form | None]:
             return [
@@ -153,7 +159,9 @@ def scale_by_cameamp(
         )
         states = [stepped.state._replace(lr_mask=mask) for stepped, mask in zip(steps, masks, strict=True)]
         absent = frozenset(name for name in ArrayState._fields if getattr(state, name) is None)
-        new_state = gather_states(params, step, lr_scale, batched.spread(states, arrays), absent)
+        arrays = batched.spread(states, arrays)
+        arrays = [a if x is None else a._replace(background_scale=x) for x, a in zip(idle, arrays, strict=True)]
+        new_state = gather_states(params, step, lr_scale, arrays, absent)
         stepped_updates = batched.replace([stepped.update for stepped in steps], [_no_step(g) for g in batched.others])
         tell_step(
             config, step, lr_scale, new_state.skipped_steps, rate=now.array(), start=lambda: start(params, new_state)

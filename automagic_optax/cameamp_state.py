@@ -52,7 +52,7 @@ class ArrayState(NamedTuple):
     age: jax.Array
     skipped_steps: jax.Array
     torque_mean: jax.Array
-    background_scale: jax.Array
+    background_scale: jax.Array | None
     exp_avg: Stored
     exp_avg_sq: StoredMoment
     exp_avg_res: StoredMoment
@@ -60,6 +60,11 @@ class ArrayState(NamedTuple):
     last_polarity: jax.Array | None
     lr_mask: jax.Array | None
     spatial_variance: jax.Array | None
+
+
+def without_background_scale(array: ArrayState) -> ArrayState:
+    """The same states but for this one."""
+    return array._replace(background_scale=None)
 
 
 def initial_state(plan: StatePlan) -> ArrayState:

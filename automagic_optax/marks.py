@@ -7,7 +7,6 @@ from typing import Any
 
 from automagic_optax.default_marks import default_marks
 from automagic_optax.leaves import leaf_name, leaves_of
-from automagic_optax.lora_params import remember_lora_params
 
 Mark = Callable[[tuple, Any], bool] | Any | None
 """A predicate on (path, leaf), a tree of booleans (or a prefix of one), or None for the default rule."""
@@ -28,8 +27,6 @@ def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> l
         ValueError: a leaf of `params` has no mark; the message names it.
     """
     leaves = leaves_of(params)
-    # Whatever `init` looks for: its leaves may be the only ones that still have their types.
-    remember_lora_params(leaves)
     if mark is None and what in ("lora", "embedding"):
         return default_marks(params, what)
     if mark is None:

@@ -118,8 +118,8 @@ def row_variance(d: Array, plan: StatePlan) -> Array:
 
 
 def background(
-    v: Array | RowColumn, root: Array, background_scale: Array, decay: Decay, age: Array
-) -> tuple[Array, Array]:
+    v: Array | RowColumn, root: Array, background_scale: Array | None, decay: Decay, age: Array
+) -> tuple[Array, Array | None]:
     """b = 2 / (1 + exp(4z)) with z = √v̂ / mean(√v̂) − 1, and the new `background_scale`.
 
     Args:
@@ -132,6 +132,7 @@ def background(
         mean = accurate_mean(jnp.sqrt(v.row)) * accurate_mean(jnp.sqrt(v.column)) / jnp.sqrt(accurate_mean(v.row))
         mean, new_scale = mean / jnp.sqrt(remainder(decay, age)), background_scale
     else:
+        assert background_scale is not None, "only factored second moments do without"
         mean, new_scale = background_scale, accurate_mean(root)
     z = root / jnp.where(mean > 0, mean, f32(1)) - 1
     b = f32(2) / (1 + jnp.exp(f32(constants.BACKGROUND_SLOPE) * z))

@@ -22,7 +22,7 @@ class SuppressEdgesState(NamedTuple):
     """How rough the rows of each array usually are.
 
     Attributes:
-        age: tree of int32 scalars, the steps that each array took.
+        age: tree of int32 scalars, the steps that each array with a history took.
         edge_history: tree of float32 row statistics, the moving average of the row means of |L|; None for arrays that
             the stage leaves alone.
         energy_removed: float32 scalar, the share of Σ g² that the last step took away.
@@ -115,9 +115,10 @@ def suppress_edges(
 
         batched, leave = enter(updates, state.age, forms)
         results = batched.map(one, ages, histories)
+        kept = batched.spread([(result[1], result[2]) for result in results], list(zip(ages, histories, strict=True)))
         return leave(batched.replace([result[0] for result in results])), SuppressEdgesState(
-            age=unflatten_like(state.age, batched.spread([result[1] for result in results], ages)),
-            edge_history=unflatten_like(state.age, batched.spread([result[2] for result in results], histories)),
+            age=unflatten_like(state.age, [age for age, _ in kept]),
+            edge_history=unflatten_like(state.age, [history for _, history in kept]),
             energy_removed=removed_share([result[3] for result in results], [result[4] for result in results]),
         )
 
