@@ -92,7 +92,8 @@ def jax_scores(count: int, repeats: int, transformations: dict[str, Any]) -> lis
 
         def step(compiled: Any = compiled, held: dict[str, Any] = held) -> None:
             updates, held["state"] = compiled(grads, held["state"], params)
-            jax.block_until_ready(updates)
+            # The states too: else the next contestant's program would overlap with the rest of this one.
+            jax.block_until_ready((updates, held["state"]))
 
         steps[name] = step
     found = timed(steps, repeats)

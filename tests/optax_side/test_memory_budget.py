@@ -47,7 +47,12 @@ def held_bytes(state: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("profile", "budget"), [("memory_optimized", 0.135), ("balanced", 0.26), ("quality_optimized", 0.39)]
+    ("profile", "budget"),
+    [
+        ("memory_optimized", 0.135),
+        pytest.param("balanced", 0.26, marks=pytest.mark.slow),
+        pytest.param("quality_optimized", 0.39, marks=pytest.mark.slow),
+    ],
 )
 def test_share_of_adams_state(profile: str, budget: float) -> None:
     params = transformer()

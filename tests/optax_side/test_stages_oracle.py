@@ -141,7 +141,11 @@ STAGES_ON: dict[str, Any] = {**EVERYTHING, **FIELDS, "edge_suppression": True, "
 # Operation by operation with two adapters in a batch, of which now and then one has no gradient, and one array alone.
 @pytest.mark.parametrize(
     ("layout", "factored", "jit", "arrays"),
-    [("torch", "second_moment", True, WHOLE), ("flax", "all", True, WHOLE), ("flax", "none", False, [1, 7, 9])],
+    [
+        ("torch", "second_moment", True, WHOLE),
+        ("flax", "all", True, WHOLE),
+        pytest.param("flax", "none", False, [1, 7, 9], marks=pytest.mark.slow),
+    ],
     ids=["torch-second_moment-compiled", "flax-all-compiled", "flax-none-operation by operation"],
 )
 def test_the_whole_optimizer(layout: str, factored: str, jit: bool, arrays: list[int]) -> None:

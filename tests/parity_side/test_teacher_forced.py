@@ -24,7 +24,14 @@ def is_equal(found: Comparison) -> bool:
     return found.update <= UPDATE_BOUND and found.state <= UPDATE_BOUND and codes
 
 
-@pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
+@pytest.mark.parametrize(
+    "factored",
+    [
+        pytest.param("none", marks=pytest.mark.slow),
+        "second_moment",
+        pytest.param("all", marks=pytest.mark.slow),
+    ],
+)
 def test_each_step_is_the_same(factored):
     found = compare({**FIELDS, "factored": factored}, steps=STEPS)
     assert found.codes > 100_000 or factored == "all"
@@ -41,7 +48,7 @@ def test_each_step_is_the_same_in_other_forms(fields):
     assert is_equal(compare({**FIELDS, **fields}, steps=STEPS, shapes=FEW))
 
 
-@pytest.mark.parametrize("layout", ["torch", "flax"])
+@pytest.mark.parametrize("layout", [pytest.param("torch", marks=pytest.mark.slow), "flax"])
 def test_the_stages_are_the_same_in_both_layouts(layout):
     assert all(check.passed for check in stages.checks(tuple(stages.ON), layout, "cpu", STEPS))
 
