@@ -45,13 +45,13 @@ class ArrayStep(NamedTuple):
     """What the step of one array, or of a batch with a leading axis, gives.
 
     Attributes:
-        update: float32, to be added to the parameter; None where there is no gradient.
+        update: float32, to be added to the parameter.
         state: the array's new states.
         vote: None where none is held.
         skipped: int32, how many arrays were skipped so far in this call.
     """
 
-    update: jax.Array | None
+    update: jax.Array
     state: ArrayState
     vote: Votes | None
     skipped: jax.Array
@@ -112,14 +112,16 @@ def step_batch(
         return all_of_them(*operands)
     # The count of skipped arrays is never negative, which the compiler cannot know.  The branch keeps it from computing
     # the whole step once more for each array that is cut out of the result.
-    return jax.lax.cond(skipped >= 0, all_of_them, _unchanged(all_of_them), *operands)
+    return jax.lax.cond(skipped >= 0, all_of_them, _never_taken(all_of_them), *operands)
 
 
-def _unchanged(step: Callable[..., ArrayStep]) -> Callable[..., ArrayStep]:
-    def nothing(*operands: Any) -> ArrayStep:
+def _never_taken(step: Callable[..., ArrayStep]) -> Callable[..., ArrayStep]:
+    """A branch of the same types as the step's."""
+
+    def zeros(*operands: Any) -> ArrayStep:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, *operands))
 
-    return nothing
+    return zeros
 
 
 def _select(condition: jax.Array, a: ArrayStep, b: ArrayStep) -> ArrayStep:

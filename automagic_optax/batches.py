@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -18,18 +19,14 @@ from jax import lax
 
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 
+SMALLEST_BATCH = 4
+"""Arrays.  On a CPU fewer take as long together as one by one, and longer to compile."""
 LARGEST_ARRAY = 2**18
 """Elements.  A batch is a copy of its arrays; for larger ones that costs more than the calls it saves."""
 LARGEST_BATCH = 2**23
 """Elements: float32 values of 32 MB at a time."""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["arrays", "others"],
-    meta_fields=["positions", "forms"],
-    drop_fields=["places"],
-)
 @dataclasses.dataclass(frozen=True)
 class Batched:
     """The leaves of a tree in batches.  Inside one chain updates travel like this from stage to stage.
@@ -37,8 +34,8 @@ class Batched:
     Attributes:
         arrays: one for each batch: stacked along a leading axis, or as it is where a batch has a single array.
         others: at each position of the flat tree that is in no batch, what stands there; None at the others.
-        positions: of each batch's arrays in the flat tree (static).
-        forms: what the arrays of each batch have in common (static).
+        positions: of each batch's arrays in the flat tree.
+        forms: what the arrays of each batch have in common.
         places: by the length of a batch the numbers 0, 1, …, hidden from the compiler (see `unstack`), made once for
             all stages.
     """
@@ -47,7 +44,7 @@ class Batched:
     others: list[Any]
     positions: tuple[tuple[int, ...], ...]
     forms: tuple[Any, ...]
-    places: dict[int, list[jax.Array]] = dataclasses.field(default_factory=dict, compare=False)
+    places: dict[int, list[jax.Array]] = dataclasses.field(default_factory=dict)
 
     def replace(self, arrays: Sequence[Any], others: Sequence[Any] | None = None) -> Batched:
         """The same with other arrays, and with other leaves besides them."""
@@ -87,55 +84,53 @@ class Batched:
         return results
 
 
-def in_batches(leaves: Sequence[Any], forms: Sequence[Hashable | None]) -> Batched:
-    """Puts arrays of equal shape, dtype and form together.
+def in_batches(leaves: Sequence[Any], forms: Sequence[Hashable]) -> Batched:
+    """Puts arrays of equal shape, dtype and form together; None and arrays without elements are in no batch.
 
     Args:
-        leaves: arrays, or anything where the form is None.
-        forms: what must be equal besides; None leaves a leaf out.
+        leaves: arrays, or None.
+        forms: one for each leaf, what must be equal besides.
     """
-    positions: list[list[int]] = []
+    found: list[list[int]] = []
     last: dict[Hashable, list[int]] = {}
     for position, (leaf, form) in enumerate(zip(leaves, forms, strict=True)):
-        if form is None:
+        if leaf is None or leaf.size == 0:
             continue
         key = (leaf.shape, leaf.dtype, form)
         batch = last.get(key)
         if batch is None or leaf.size > LARGEST_ARRAY or (len(batch) + 1) * leaf.size > LARGEST_BATCH:
             batch = last[key] = []
-            positions.append(batch)
+            found.append(batch)
         batch.append(position)
+    parts = ([batch] if len(batch) >= SMALLEST_BATCH else [[one] for one in batch] for batch in found)
+    positions = list(itertools.chain.from_iterable(parts))
+    inside = set(itertools.chain.from_iterable(positions))
     return Batched(
         arrays=[leaves[batch[0]] if len(batch) == 1 else stack([leaves[i] for i in batch]) for batch in positions],
-        others=[leaf if form is None else None for leaf, form in zip(leaves, forms, strict=True)],
+        others=[None if position in inside else leaf for position, leaf in enumerate(leaves)],
         positions=tuple(map(tuple, positions)),
         forms=tuple(forms[batch[0]] for batch in positions),
     )
 
 
-def enter(
-    updates: Any, like: Any, forms: Callable[[list[Any]], Sequence[Hashable | None]]
-) -> tuple[Batched, Callable[[Batched], Any]]:
+def enter(updates: Any, like: Any, forms: Sequence[Hashable] | None = None) -> tuple[Batched, Callable[[Batched], Any]]:
     """Updates in batches, and the way back to what they came as.
 
     Args:
         updates: a tree, or `Batched` from the stage before, which is used as it is where its batches have one form
             each here too.
         like: a tree of the structure of the parameters.
-        forms: the form of each leaf, from the flat tree; None for leaves without elements and where there is none.
+        forms: what the arrays of a batch must have in common besides shape and dtype, one for each leaf of the flat
+            tree; None where any may be together.
     """
     if not isinstance(updates, Batched):
         flat = flatten_like(like, updates)
-        return in_batches(flat, forms(flat)), lambda batched: unflatten_like(like, batched.flat())
-    shown = list(updates.others)
-    for positions, array in zip(updates.positions, updates.arrays, strict=True):
-        shape = array.shape if len(positions) == 1 else array.shape[1:]
-        for position in positions:
-            shown[position] = jax.ShapeDtypeStruct(shape, array.dtype)
-    here = forms(shown)
-    if any(len({here[position] for position in positions}) > 1 for positions in updates.positions):
-        return in_batches(updates.flat(), here), lambda batched: batched
-    mine = tuple(here[positions[0]] for positions in updates.positions)
+        return in_batches(flat, forms or [()] * len(flat)), lambda batched: unflatten_like(like, batched.flat())
+    if forms is None:
+        return updates, lambda batched: batched
+    if any(len({forms[position] for position in positions}) > 1 for positions in updates.positions):
+        return in_batches(updates.flat(), forms), lambda batched: batched
+    mine = tuple(forms[positions[0]] for positions in updates.positions)
     return dataclasses.replace(updates, forms=mine), lambda batched: batched
 
 

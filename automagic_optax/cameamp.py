@@ -20,7 +20,6 @@ from automagic_optax.cameamp_state import (
     gather_states,
     initial_state,
     scatter_states,
-    without_background_scale,
 )
 from automagic_optax.checks import check_dtypes, check_params
 from automagic_optax.lr_mask import count_votes, rates
@@ -128,14 +127,12 @@ def scale_by_cameamp(
         idle = [
             None if plan.has_background_scale else a.background_scale for plan, a in zip(plans, arrays, strict=True)
         ]
-        arrays = [a if x is None else without_background_scale(a) for x, a in zip(idle, arrays, strict=True)]
+        arrays = [a if x is None else a._replace(background_scale=None) for x, a in zip(idle, arrays, strict=True)]
 
-        def forms(gradients: list[Any]) -> list[Form | None]:
-            return [
-                None if g is None or plan.size == 0 else Form(plan, is_decayed, w.dtype, jax.tree.structure(old))
-                for g, w, old, plan, is_decayed in zip(gradients, weights, arrays, plans, decayed, strict=True)
-            ]
-
+        forms = [
+            Form(plan, is_decayed, w.dtype, jax.tree.structure(old))
+            for w, old, plan, is_decayed in zip(weights, arrays, plans, decayed, strict=True)
+        ]
         batched, leave = enter(updates, params, forms)
         steps: list[ArrayStep] = []
         # Always 0, which the compiler cannot know: else it would do away with the branches that hold memory down.

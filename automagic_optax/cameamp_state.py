@@ -62,11 +62,6 @@ class ArrayState(NamedTuple):
     spatial_variance: jax.Array | None
 
 
-def without_background_scale(array: ArrayState) -> ArrayState:
-    """The same states but for this one."""
-    return array._replace(background_scale=None)
-
-
 def initial_state(plan: StatePlan) -> ArrayState:
     """The states of one array before its first step: all zeros, but for τ̄ = 1."""
 

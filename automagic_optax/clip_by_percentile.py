@@ -62,7 +62,7 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
         updates: Any, state: ClipByPercentileState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ClipByPercentileState]:
         del params, extra_args
-        batched, leave = enter(updates, updates, lambda leaves: [_form(leaf) for leaf in leaves])
+        batched, leave = enter(updates, updates)
         before = batched.map(lambda g, form: energy(g))
         n2 = sum((jnp.sum(e) for e in before), start=jnp.zeros([], jnp.float32))
         records = jnp.isfinite(n2) & (n2 > 0)
@@ -79,7 +79,3 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
         return leave(batched.replace(clipped)), ClipByPercentileState(history, position, removed)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _form(leaf: Any) -> tuple | None:
-    return None if leaf is None or leaf.size == 0 else ()

@@ -95,12 +95,7 @@ def encourage_low_rank(
         # The marks of `init`, which saw the types that flax hides from `update`.
         ranks = flatten_like(params, state.effective_rank)
 
-        def forms(leaves: list[Any]) -> list[Any]:
-            return [
-                None if leaf is None or leaf.size == 0 else (w.dtype, rank is not None)
-                for leaf, w, rank in zip(leaves, weights, ranks, strict=True)
-            ]
-
+        forms = [(w.dtype, rank is not None) for w, rank in zip(weights, ranks, strict=True)]
         batched, leave = enter(updates, params, forms)
         results = batched.map(one, weights, ranks)
         return leave(batched.replace([result[0] for result in results])), EncourageLowRankState(

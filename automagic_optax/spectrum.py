@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from automagic_core.constants import LOW_RANK_FLOOR
 
@@ -37,7 +38,7 @@ def spectrum(W: jax.Array) -> Spectrum:
     1 / n²: for n = 64 the noise would be a third of T.  So the rows QᵀW are made more exactly than float32, and what
     they then show of strong directions in weak ones (they should be orthogonal) is taken out.
     """
-    _, Q = jnp.linalg.eigh(jnp.matmul(W, W.T, precision=_HIGHEST))
+    _, Q = eigh(jnp.matmul(W, W.T, precision=_HIGHEST))
     rows = exact_product(Q.T, W)
     overlap = jnp.matmul(rows, rows.T, precision=_HIGHEST)
     lengths = jnp.diagonal(overlap)
@@ -50,6 +51,27 @@ def spectrum(W: jax.Array) -> Spectrum:
     rows = rows + jnp.matmul(turn.T, rows, precision=_HIGHEST)
     Q = Q + jnp.matmul(Q, turn, precision=_HIGHEST)
     return Spectrum(Q, rows, jnp.sum(jnp.square(rows), axis=1))
+
+
+@jax.custom_batching.custom_vmap
+def eigh(symmetric: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues (n,), ascending, and eigenvectors (n, n), as columns, of a symmetric (n, n) matrix."""
+    values, vectors = jnp.linalg.eigh(symmetric)
+    return values, vectors
+
+
+@eigh.def_vmap
+def _eigh_of_batch(size: int, batched: list[bool], symmetric: jax.Array) -> Any:
+    # On a CPU jaxlib's eigh of several matrices occupies one thread of XLA's pool until other threads of the pool have
+    # worked for it: as many such calls as there are threads wait for each other for ever.  One matrix at a time needs
+    # no other thread, and takes no longer.
+    del size, batched
+    found = lax.platform_dependent(
+        symmetric,
+        cpu=lambda matrices: lax.map(eigh, matrices),
+        default=lambda matrices: tuple(jnp.linalg.eigh(matrices)),
+    )
+    return found, (True, True)
 
 
 def power_of_two_above(x: jax.Array) -> jax.Array:

@@ -90,12 +90,6 @@ def suppress_edges(
         ages = flatten_like(state.age, state.age)
         histories = flatten_like(state.age, state.edge_history)
 
-        def forms(leaves: list[Any]) -> list[Any]:
-            return [
-                None if leaf is None or leaf.size == 0 else (None if history is None else history.shape,)
-                for leaf, history in zip(leaves, histories, strict=True)
-            ]
-
         def one(g: jax.Array, age: jax.Array, history: jax.Array | None, form: Any) -> Any:
             before = energy(g)
             if history is None:
@@ -113,7 +107,8 @@ def suppress_edges(
                 energy(new),
             )
 
-        batched, leave = enter(updates, state.age, forms)
+        shapes = [None if history is None else history.shape for history in histories]
+        batched, leave = enter(updates, state.age, shapes)
         results = batched.map(one, ages, histories)
         kept = batched.spread([(result[1], result[2]) for result in results], list(zip(ages, histories, strict=True)))
         return leave(batched.replace([result[0] for result in results])), SuppressEdgesState(

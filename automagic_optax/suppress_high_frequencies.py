@@ -61,7 +61,7 @@ def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -
         updates: Any, state: SuppressHighFrequenciesState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SuppressHighFrequenciesState]:
         del state, params, extra_args
-        batched, leave = enter(updates, updates, lambda leaves: [_form(leaf) for leaf in leaves])
+        batched, leave = enter(updates, updates)
         results = batched.map(one)
         removed = removed_share([result[1] for result in results], [result[2] for result in results])
         return leave(batched.replace([result[0] for result in results])), SuppressHighFrequenciesState(removed)
@@ -78,7 +78,3 @@ def _damped(g: jax.Array, axes: tuple[int, int], penalty: Any) -> jax.Array:
     factors = jnp.asarray(penalty, jnp.float32) * is_high.astype(np.float32)
     # What is to go is taken from g, rather than g made anew: its rounding is then as small as itself.
     return g - jnp.fft.irfft2(jnp.fft.rfft2(g, axes=axes) * factors, s=(n1, n2), axes=axes)
-
-
-def _form(leaf: Any) -> tuple | None:
-    return None if leaf is None or leaf.size == 0 else ()

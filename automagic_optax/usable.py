@@ -46,14 +46,7 @@ def refuse_unusable(forms_of: Callable[[Any], Sequence[Hashable]]) -> optax.Grad
     ) -> tuple[Any, optax.EmptyState]:
         del extra_args
         check_params(params)
-        dtypes = [w.dtype for w in jax.tree.leaves(params)]
-
-        def forms(leaves: list[Any]) -> list[Any]:
-            return [
-                None if leaf is None or leaf.size == 0 else (dtype, form)
-                for leaf, dtype, form in zip(leaves, dtypes, forms_of(params), strict=True)
-            ]
-
+        forms = [(w.dtype, form) for w, form in zip(jax.tree.leaves(params), forms_of(params), strict=True)]
         batched, _ = enter(updates, params, forms)
         return batched.replace(batched.map(checked)), state
 

@@ -19,6 +19,11 @@ from tests.optax_side.small import assert_same_bits, find_state
 SHAPES = [(16, 96), (5,), (96, 16), (4, 3, 3, 3), (16, 96), (7, 3), (5,), (96, 16), (4, 3, 3, 3), (16, 96), (0, 3), ()]
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SMALLEST_BATCH", 2)
+
+
 def leaves() -> list[Any]:
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in SHAPES]
@@ -27,8 +32,7 @@ def leaves() -> list[Any]:
 def test_arrays_of_one_shape_dtype_and_form_are_together() -> None:
     arrays: list[Any] = [*leaves(), None]
     arrays[6] = arrays[6].astype(jnp.bfloat16)
-    forms: list[Any] = ["a" if x is not None and x.size else None for x in arrays]
-    forms[8] = "b"
+    forms = ["b" if position == 8 else "a" for position in range(len(arrays))]
     batched = in_batches(arrays, forms)
     assert batched.positions == ((0, 4, 9), (1,), (2, 7), (3,), (5,), (6,), (8,), (11,))
     assert [array.shape for array in batched.arrays[:4]] == [(3, 16, 96), (5,), (2, 96, 16), (4, 3, 3, 3)]
@@ -36,20 +40,20 @@ def test_arrays_of_one_shape_dtype_and_form_are_together() -> None:
     assert_same_bits(batched.flat(), arrays)
     # The way in and the way back through a tree.
     tree = {"x": arrays[:6], "y": tuple(arrays[6:])}
-    found, leave = enter(
-        tree, jax.tree.map(lambda x: x, {"x": leaves()[:6], "y": (*leaves()[6:], 0.0)}), lambda _: forms
-    )
+    found, leave = enter(tree, {"x": leaves()[:6], "y": (*leaves()[6:], 0.0)}, forms)
+    assert found.positions == batched.positions
     assert_same_bits(leave(found), tree)
 
 
 def test_a_stage_finds_its_batches_ready_or_makes_them_anew() -> None:
     arrays = leaves()
-    batched = in_batches(arrays, ["a" if x.size else None for x in arrays])
-    same, leave = enter(batched, arrays, lambda shown: [x.shape[:1] if x.size else None for x in shown])
+    batched = in_batches(arrays, ["a"] * len(arrays))
+    assert enter(batched, arrays)[0] is batched
+    same, leave = enter(batched, arrays, [x.shape[:1] for x in arrays])
     assert all(ours is theirs for ours, theirs in zip(same.arrays, batched.arrays, strict=True))
     assert same.forms[0] == (16,)
     assert leave(same) is same
-    other, _ = enter(batched, arrays, lambda shown: [i == 4 if x.size else None for i, x in enumerate(shown)])
+    other, _ = enter(batched, arrays, [i == 4 for i in range(len(arrays))])
     assert other.positions[:2] == ((0, 9), (1, 6))
     assert_same_bits(other.flat(), arrays)
 
@@ -59,6 +63,14 @@ def test_large_arrays_are_alone_and_batches_are_bounded(monkeypatch: pytest.Monk
     monkeypatch.setattr(batches, "LARGEST_ARRAY", 10)
     monkeypatch.setattr(batches, "LARGEST_BATCH", 29)
     assert in_batches(arrays, [()] * 7).positions == ((0, 2), (1,), (3,), (4, 5), (6,))
+
+
+def test_a_few_arrays_are_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    few, enough = [jnp.zeros(3)] * 3, [jnp.ones(4)] * 4
+    batched = in_batches([*few, *enough], [()] * 7)
+    assert batched.positions == ((0,), (1,), (2,), (3, 4, 5, 6))
+    assert_same_bits(batched.flat(), [*few, *enough])
 
 
 def test_the_whole_optimizer_gives_what_it_gives_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
