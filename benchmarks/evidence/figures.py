@@ -75,10 +75,10 @@ def _rates(results: Results, job: str) -> Figure | None:
         )
     axes.set(xscale="log", xlabel="starting learning rate", ylabel=f"validation loss ({JOBS[job].unit})")
     beyond = any(loss > top for curve in points.values() for loss in curve.values())
-    axes.set(title=f"{JOBS[job].title}, one seed" + ("; points at the upper edge are above it" if beyond else ""))
+    axes.set(title=f"{JOBS[job].title}, one seed" + ("\nPoints at the upper edge are above it" if beyond else ""))
     axes.set_ylim(low - 0.06 * (high - low), top)
     axes.grid(alpha=0.3)
-    figure.legend(fontsize="small", loc="outside right upper")
+    figure.legend(fontsize="small", loc="outside right center")
     return figure
 
 
