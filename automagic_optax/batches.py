@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,11 @@ class Batched:
             for position, one in zip(positions, several, strict=True):
                 found[position] = one
         return found
+
+    def one_by_one(self) -> Iterator[Batched]:
+        """Each batch by itself."""
+        for positions, array, form in zip(self.positions, self.arrays, self.forms, strict=True):
+            yield dataclasses.replace(self, arrays=[array], positions=(positions,), forms=(form,))
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
         """`function(array, *values)` on every array, one call for each batch.
