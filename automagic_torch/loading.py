@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -15,6 +16,7 @@ from automagic_core import FIELD_NAMES, MAX_STEP, Config
 from automagic_torch import codec
 from automagic_torch.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.norm_history import check_norm_history
+from automagic_torch.saved_values import check_values
 from automagic_torch.states import WARM_UP_ONLY, States, state_forms
 
 Group = dict[str, Any]
@@ -36,13 +38,15 @@ def checked_state(
     Raises:
         ValueError: says what does not fit.  Nothing was changed.
     """
-    saved_groups = deepcopy(_entry(state_dict, "param_groups"))
+    saved_groups = deepcopy(_entry(state_dict, "param_groups", (list, tuple)))
     if len(saved_groups) != len(groups):
         raise ValueError(f"the saved state has {len(saved_groups)} parameter groups, the optimizer {len(groups)}")
     for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         _check_group(group, saved, index)
-    ids = chain.from_iterable(saved["params"] for saved in saved_groups)
-    saved_states = dict(_entry(state_dict, "state"))
+    ids = list(chain.from_iterable(saved["params"] for saved in saved_groups))
+    if not all(isinstance(key, (int, str)) for key in ids) or len(set(ids)) != len(ids):
+        raise ValueError("the saved state numbers its parameters otherwise than state_dict() does, or one twice")
+    saved_states = dict(_entry(state_dict, "state", Mapping))
     unknown = set(saved_states) - set(ids)
     if unknown:
         raise ValueError(f"the saved state has entries for unknown parameters: {sorted(unknown, key=str)}")
@@ -56,16 +60,25 @@ def checked_state(
     return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
 
 
-def _entry(state_dict: Mapping[str, Any], name: str) -> Any:
+def _entry(state_dict: Mapping[str, Any], name: str, kind: Any) -> Any:
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"the saved state is a {type(state_dict).__name__}; valid: a dict, as state_dict() gives it")
     if name not in state_dict:
         raise ValueError(f"the saved state has no {name!r}")
-    return state_dict[name]
+    value = state_dict[name]
+    if not isinstance(value, kind):
+        raise ValueError(f"the saved state has a {type(value).__name__} as {name!r}; valid: what state_dict() gives")
+    return value
 
 
-def _check_group(group: Group, saved: Group, index: int) -> None:
+def _check_group(group: Group, saved: Any, index: int) -> None:
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"group {index} of the saved state is a {type(saved).__name__}; valid: a dict")
     missing = [name for name in ("params", "layout", "step", "lr_scale", *FIELD_NAMES) if name not in saved]
     if missing:
         raise ValueError(f"group {index} of the saved state lacks {', '.join(missing)}")
+    if not isinstance(saved["params"], (list, tuple)):
+        raise ValueError(f"group {index} of the saved state has params = {saved['params']!r}; valid: a list")
     if len(saved["params"]) != len(group["params"]):
         raise ValueError(
             f"group {index} has {len(saved['params'])} parameters in the saved state, "
@@ -76,12 +89,15 @@ def _check_group(group: Group, saved: Group, index: int) -> None:
             f"group {index} was saved with layout {saved['layout']!r}, the optimizer has {group['layout']!r}"
         )
     step, lr_scale = saved["step"], saved["lr_scale"]
-    if not isinstance(step, int) or not 0 <= step <= MAX_STEP:
+    if type(step) is not int or not 0 <= step <= MAX_STEP:
         raise ValueError(f"group {index} has step = {step!r} in the saved state; valid: an integer in [0, {MAX_STEP}]")
-    if not isinstance(lr_scale, Tensor) or lr_scale.shape != () or lr_scale.dtype != torch.float32:
+    if not _is_scalar(lr_scale) or lr_scale.dtype != torch.float32:
         raise ValueError(
             f"group {index} has lr_scale = {lr_scale!r} in the saved state; valid: a float32 scalar tensor"
         )
+    check_values(lr_scale, "lr_scale", f"group {index} of the saved state")
+    if not _is_rate(saved["lr"]):
+        raise ValueError(f"group {index} has lr = {saved['lr']!r} in the saved state; valid: a finite number")
     try:
         config = group_config(saved)
     except ValueError as error:
@@ -89,8 +105,21 @@ def _check_group(group: Group, saved: Group, index: int) -> None:
     check_norm_history(saved, config, f"group {index} of the saved state")
 
 
-def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_place: bool) -> States:
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == () and value.layout == torch.strided
+
+
+def _is_rate(lr: Any) -> bool:
+    # A scheduler may have set any rate, beyond the limits too.
+    if isinstance(lr, Tensor):
+        return lr.numel() == 1 and lr.layout == torch.strided and math.isfinite(lr)
+    return isinstance(lr, (int, float)) and not isinstance(lr, bool) and math.isfinite(lr)
+
+
+def _checked_array(p: Tensor, saved: Any[str, Any], group: Group, name: str, any_place: bool) -> States:
     config = group_config(group)
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"the saved state of {name} is a {type(saved).__name__}; valid: a dict")
     warming = group["step"] < config.warmup_steps
     # What the warm-up no longer needs may still be there: a checkpoint that was read into a fresh optimizer's tensors.
     kept = {key: value for key, value in saved.items() if warming or key not in WARM_UP_ONLY}
@@ -98,7 +127,7 @@ def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str,
     plan = plan_of(p, config, group["layout"], eight_bit=eight_bit)
     forms = state_forms(plan, warming)
     _check_bits(kept, plan.quantized, config, name)
-    differing = sorted(set(kept) ^ set(forms))
+    differing = sorted(set(kept) ^ set(forms), key=str)
     if differing:
         listed = ", ".join(f"{key} ({'unknown' if key in kept else 'missing'})" for key in differing)
         raise ValueError(f"the saved state of {name} does not fit: {listed}")
@@ -106,11 +135,12 @@ def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str,
         value = kept[key]
         if not isinstance(value, Tensor):
             raise ValueError(f"the saved state of {name} has {key} = {value!r}; valid: a tensor")
-        if (tuple(value.shape), value.dtype) != form:
+        if (tuple(value.shape), value.dtype) != form or value.layout != torch.strided:
             raise ValueError(
                 f"the saved state of {name} has {key} of shape {tuple(value.shape)} and {value.dtype}; "
-                f"valid: {form.shape} and {form.dtype}"
+                f"valid: {form.shape} and {form.dtype}, dense"
             )
+        check_values(value, key, f"the saved state of {name}")
     return {key: _copied(kept[key], p.device) for key in forms}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from automagic_core import Config
 from automagic_core.constants import NORM_HISTORY
+from automagic_torch.saved_values import check_values
 
 HISTORY, POSITION = "norm_history", "norm_position"
 
@@ -49,6 +50,7 @@ def check_norm_history(group: Mapping[str, Any], config: Config, name: str) -> N
         raise ValueError(
             f"{name} has norm_history {_form(history)}; valid: a float32 tensor of shape ({NORM_HISTORY},)"
         )
+    check_values(history, HISTORY, name)
     if not _is(position, (), torch.int32) or not 0 <= int(position) < NORM_HISTORY:
         raise ValueError(
             f"{name} has norm_position = {position!r}; valid: an int32 scalar tensor in [0, {NORM_HISTORY - 1}]"
@@ -56,7 +58,11 @@ def check_norm_history(group: Mapping[str, Any], config: Config, name: str) -> N
 
 
 def _is(value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    return isinstance(value, Tensor) and tuple(value.shape) == shape and value.dtype == dtype
+    return isinstance(value, Tensor) and (tuple(value.shape), value.dtype, value.layout) == (
+        shape,
+        dtype,
+        torch.strided,
+    )
 
 
 def _form(value: Any) -> str:
