@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -188,7 +189,7 @@ class AutomagicCameAMP8bit(Optimizer):
         Raises:
             ValueError: the state does not fit; the message says where.  Nothing was changed.
         """
-        loaded: Any = dict(state_dict)
+        loaded: Any = copy(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, loaded)
             loaded = loaded if replaced is None else replaced
