@@ -86,7 +86,10 @@ class AutomagicCameAMP8bit(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
-        fields = group_fields(param_group, self.defaults)
+        try:
+            fields = group_fields(param_group, self.defaults)
+        except ValueError as error:
+            raise ValueError(f"group {len(self.param_groups)}: {error}") from error
         super().add_param_group({**param_group, **fields})
         group = self.param_groups[-1]
         try:
