@@ -99,9 +99,9 @@ def test_a_mistake_is_an_error_that_names_the_field(argument):
 
 @pytest.mark.parametrize("lr", ["1e-4", None, True, 1.0, 0.0, float("nan"), [1e-4]])
 def test_a_wrong_rate_is_named_and_so_is_the_group_that_has_it(lr):
-    with pytest.raises(ValueError, match="^lr = "):
+    with pytest.raises(ValueError, match=r"^lr = "):
         from_strings(NAMES[0], parameters([(8, 6)]), lr, [])
     wrong = groups()
     wrong[1]["lr"] = lr
-    with pytest.raises(ValueError, match="^group 1: lr = "):
+    with pytest.raises(ValueError, match=r"^group 1: lr = "):
         from_strings(NAMES[0], wrong, 1e-4, [])
