@@ -94,7 +94,11 @@ def test_a_scheduler_of_ones_own_is_resumed_too(tmp_path):
 def test_gradient_checkpointing_changes_no_bit(tmp_path):
     def run(**changes):
         model, calls = adapted_model(), []
-        model.get_submodule("base_model.model.model.layers.0.mlp").register_forward_hook(lambda *_: calls.append(1))
+
+        def count(*_):
+            calls.append(1)
+
+        model.get_submodule("base_model.model.model.layers.0.self_attn").register_forward_pre_hook(count)
         return snapshot(trained(trainer_of(tmp_path, model, **changes))), len(calls)
 
     plain, once = run()

@@ -68,7 +68,7 @@ def checksums_agree(file):
         return False
 
 
-@pytest.mark.parametrize("flips", [250, pytest.param(8000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [200, pytest.param(4000, marks=pytest.mark.slow)])
 def test_a_flipped_bit_is_refused_or_harmless_or_found_by_the_archives_checksums(flips):
     optimizer = make(steps=2, percentile_clipping=90)
     good, good_file = copy.deepcopy(optimizer.state_dict()), as_file(optimizer.state_dict())
@@ -100,7 +100,7 @@ def test_a_flipped_bit_is_refused_or_harmless_or_found_by_the_archives_checksums
             run(target, range(3, 5))
             assert all(p.isfinite().all() for p in target.param_groups[0]["params"])
             target = make(steps=1)
-    # About 2715, 613, 3832 and 840 of 8000: none may be empty, or nothing was tried.
+    # About 34, 8, 48 and 10 in a hundred: none may be empty, or nothing was tried.
     assert set(outcomes) == {"unreadable", "refused", "harmless", "other numbers"}
 
 
