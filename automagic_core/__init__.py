@@ -1,9 +1,11 @@
 """What the PyTorch and the JAX optimizer share and neither framework owns.  Needs numpy only."""
 
 from automagic_core.adapter_names import LORA_NAMES, is_lora_name
+from automagic_core.axes import axes_between
 from automagic_core.codebook import codebook_midpoints, dynamic_codebook
 from automagic_core.config import FIELD_NAMES, PROFILES, Config, check_field, check_names
 from automagic_core.decay import Decay, decay
+from automagic_core.embedding_names import is_embedding_name
 from automagic_core.frequencies import last_kept_frequency
 from automagic_core.hardware import adaptive_config, hardware_optimized_config
 from automagic_core.health import OptimizerFacts, TrainingHealth, training_health
@@ -49,6 +51,7 @@ __all__ = [
     "Trend",
     "absmax_shape",
     "adaptive_config",
+    "axes_between",
     "check_field",
     "check_layout",
     "check_names",
@@ -58,6 +61,7 @@ __all__ = [
     "decay",
     "dynamic_codebook",
     "hardware_optimized_config",
+    "is_embedding_name",
     "is_lora_name",
     "last_kept_frequency",
     "loss_trend",

@@ -6,7 +6,7 @@ Each framework turns its own state into this form and back; the neutral file hol
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ def _check_shared(shared: Mapping[str, np.ndarray], config: Config, label: str) 
 def in_layout(
     group: NeutralGroup,
     layout: Layout,
-    axes: Axes | Callable[[str], Sequence[int] | None] | None,
+    axes: Axes | None,
     notes: Notes,
 ) -> tuple[NeutralGroup, list[Rounded]]:
     """A group with its arrays in another layout.
@@ -154,7 +154,7 @@ def in_layout(
         ValueError: axes that are no permutation, or for a parameter that there is not.
     """
     check_layout(layout)
-    given = dict(axes or {}) if not callable(axes) else {array.name: axes(array.name) for array in group.arrays}
+    given = axes or {}
     unknown = sorted(set(given) - {array.name for array in group.arrays})
     if unknown:
         raise ValueError(f"axes are given for {', '.join(unknown)}, which the run does not have")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import Slot, StatePlan
+from automagic_core.state_forms import state_forms as core_state_forms
 from automagic_torch.codec import QuantizedTensor
 from automagic_torch.stacked import chosen, separate
 
@@ -40,33 +41,8 @@ def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
         plan: which states there are.
         warming: fewer than `warmup_steps` steps are over.
     """
-    forms: dict[str, Form] = {}
-
-    def element_wise(name: str) -> None:
-        forms[name] = Form(plan.shape, torch.uint8 if plan.quantized else torch.float32)
-        if plan.quantized:
-            forms[name + "_absmax"] = Form(plan.absmax_shape, torch.float32)
-
-    def row_and_column(name: str) -> None:
-        forms[name + "_row"] = Form(plan.row_shape, torch.float32)
-        forms[name + "_col"] = Form(plan.column_shape, torch.float32)
-
-    element_wise("exp_avg")
-    (row_and_column if plan.factored_sq else element_wise)("exp_avg_sq")
-    (row_and_column if plan.factored_res else element_wise)("exp_avg_res")
-    if warming and plan.has_s:
-        element_wise("s")
-    if warming and plan.has_last_polarity:
-        forms["last_polarity"] = Form(plan.polarity_shape, torch.uint8)
-    if plan.has_lr_mask:
-        forms["lr_mask"] = Form(plan.row_shape, torch.float32)
-    if plan.has_spatial_variance:
-        forms["spatial_variance"] = Form(plan.row_shape, torch.float32)
-    if plan.has_edge_history:
-        forms["edge_history"] = Form(plan.row_shape, torch.float32)
-    forms["age"] = forms["skipped_steps"] = Form((), torch.int32)
-    forms["torque_mean"] = forms["background_scale"] = Form((), torch.float32)
-    return forms
+    forms = core_state_forms(plan, warming)
+    return {name: Form(form.shape, getattr(torch, form.dtype)) for name, form in forms.items()}
 
 
 def new_state(plan: StatePlan, warming: bool, device: torch.device) -> States:

@@ -1,0 +1,194 @@
+"""`python -m automagic_core.convert IN OUT`: a run's optimizer state from one file form to another."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from automagic_core.adapter_names import is_lora_name
+from automagic_core.embedding_names import is_embedding_name
+from automagic_core.layout import Layout
+from automagic_core.neutral import Axes, NeutralArray, NeutralGroup, check_group, in_layout
+from automagic_core.notes import Notes
+from automagic_core.state_file import read_groups, write_groups
+from automagic_core.torch_checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
+
+LOGGER = "automagic_core"
+NEUTRAL = ".safetensors"
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    layout: Layout | None = None,
+    axes: Axes | None = None,
+    embedding: Sequence[str] | None = None,
+    lora: Sequence[str] | None = None,
+    like: str | Path | None = None,
+) -> list[str]:
+    """Turns a PyTorch checkpoint of this optimizer into the neutral file, or back, or changes its layout.
+
+    Args:
+        source, target: files; ``.safetensors`` is the neutral form, ``.pt``, ``.pth`` and ``.bin`` are PyTorch's.
+            `target` is replaced as a whole, or is what it was.
+        layout: ``"torch"`` or ``"flax"`` for all arrays; None keeps the one that they have.
+        axes: with `layout`, permutations of single arrays by name, where they are no dense or convolution kernels.
+        embedding, lora: which parameters of a checkpoint, whose state dict has no marks, are embeddings and adapters:
+            names or positions, ``*`` and ``?`` as in file names.  None goes by the usual names.  A neutral file has
+            marks, which a list here replaces.
+        like: a checkpoint or neutral file of the optimizer that is to go on.  Parameters are put into its order by
+            their names, since PyTorch loads them by position.
+
+    Returns:
+        What the state is and what was lost, one sentence each; losses are also logged by ``automagic_core``.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, damaged or does not fit; the message says where.
+        ImportError: PyTorch or safetensors is needed for a file and missing.
+    """
+    write = write_groups if _suffix(target) == NEUTRAL else write_checkpoint
+    groups = _marked(_read(source), embedding, lora, has_marks=_suffix(source) == NEUTRAL)
+    for index, group in enumerate(groups):
+        check_group(group, f"group {index} of {source}")
+    notes = Notes()
+    if layout is not None:
+        groups = [in_layout(group, layout, _of_group(axes or {}, group), notes)[0] for group in groups]
+    _refuse_unknown(axes, groups, layout)
+    if like is not None:
+        groups = _ordered(groups, _read(like), str(like))
+    write(target, groups)
+    return [*_described(groups), *notes.tell(LOGGER)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m automagic_core.convert",
+        description="Converts an optimizer state between a PyTorch checkpoint and the neutral .safetensors form.",
+    )
+    parser.add_argument("source", metavar="IN", help=f"a file ending in {NEUTRAL} or {', '.join(SUFFIXES)}")
+    parser.add_argument("target", metavar="OUT", help="likewise; replaced as a whole where it is there")
+    parser.add_argument("--layout", choices=("torch", "flax"), help="of the arrays in OUT; by default that of IN")
+    parser.add_argument(
+        "--axes", action="append", default=[], metavar="NAME=2,3,0,1", help="order of one parameter's axes in OUT"
+    )
+    for mark, what in (("embedding", "an embedding"), ("lora", "an adapter")):
+        help_text = f"this parameter of a checkpoint is {what}; * and ? as in file names; by default the usual names"
+        parser.add_argument(f"--{mark}", action="append", metavar="NAME", help=help_text)
+    parser.add_argument("--like", metavar="FILE", help="put the parameters into the order of this file, by name")
+    options = parser.parse_args(arguments)
+    try:
+        told = convert(
+            options.source,
+            options.target,
+            layout=options.layout,
+            axes=dict(map(_parsed_axes, options.axes)),
+            embedding=options.embedding,
+            lora=options.lora,
+            like=options.like,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(told))
+    return 0
+
+
+def _read(path: str | Path) -> list[NeutralGroup]:
+    return read_groups(path) if _suffix(path) == NEUTRAL else read_checkpoint(path)
+
+
+def _suffix(path: str | Path) -> str:
+    suffix = Path(path).suffix
+    if suffix not in (NEUTRAL, *SUFFIXES):
+        raise ValueError(f"{path} ends in {suffix!r}; valid: {', '.join((NEUTRAL, *SUFFIXES))}")
+    return suffix
+
+
+def _marked(
+    groups: Sequence[NeutralGroup], embedding: Sequence[str] | None, lora: Sequence[str] | None, *, has_marks: bool
+) -> list[NeutralGroup]:
+    """The groups with the marks that names or the caller give them."""
+    for patterns in (embedding or (), lora or ()):
+        for pattern in patterns:
+            if not any(fnmatchcase(array.name, pattern) for group in groups for array in group.arrays):
+                raise ValueError(f"no parameter is called {pattern!r}")
+
+    def mark(array: NeutralArray, patterns: Sequence[str] | None, known: bool, by_name: Callable) -> bool:
+        if patterns is not None:
+            return any(fnmatchcase(array.name, pattern) for pattern in patterns)
+        return known if has_marks else len(array.shape or ()) == 2 and by_name(array.name.split("."))
+
+    return [
+        dataclasses.replace(
+            group,
+            arrays=tuple(
+                dataclasses.replace(
+                    array,
+                    embedding=mark(array, embedding, array.embedding, is_embedding_name),
+                    lora=mark(array, lora, array.lora, is_lora_name),
+                )
+                for array in group.arrays
+            ),
+        )
+        for group in groups
+    ]
+
+
+def _of_group(axes: Axes, group: NeutralGroup) -> Axes:
+    names = {array.name for array in group.arrays}
+    return {name: order for name, order in axes.items() if name in names}
+
+
+def _refuse_unknown(axes: Axes | None, groups: Sequence[NeutralGroup], layout: str | None) -> None:
+    unknown = set(axes or {}) - {array.name for group in groups for array in group.arrays}
+    if unknown:
+        raise ValueError(f"axes are given for {', '.join(sorted(unknown))}, which the run does not have")
+    if axes and layout is None:
+        raise ValueError("axes are given but no layout, so no array is transposed")
+
+
+def _ordered(groups: Sequence[NeutralGroup], like: Sequence[NeutralGroup], label: str) -> list[NeutralGroup]:
+    """The groups with their arrays in the order of others."""
+    if len(groups) != len(like):
+        raise ValueError(f"{label} has {len(like)} groups, the run {len(groups)}")
+    ordered = []
+    for group, model in zip(groups, like, strict=True):
+        arrays = {array.name: array for array in group.arrays}
+        names = [array.name for array in model.arrays]
+        if not (group.named and model.named):
+            raise ValueError(f"parameters cannot be put into the order of {label}: both need names")
+        if differing := sorted(arrays.keys() ^ set(names)):
+            listed = ", ".join(f"{name} ({'only in ' + label if name in names else 'not there'})" for name in differing)
+            raise ValueError(f"{label} has other parameters: {listed}")
+        ordered.append(dataclasses.replace(group, arrays=tuple(arrays[name] for name in names)))
+    return ordered
+
+
+def _described(groups: Sequence[NeutralGroup]) -> list[str]:
+    told = []
+    for index, group in enumerate(groups):
+        known: Mapping[str, list[str]] = {
+            what: [array.name for array in group.arrays if getattr(array, mark)]
+            for what, mark in (("embeddings", "embedding"), ("adapters", "lora"))
+        }
+        marks = "; ".join(f"{what}: {', '.join(names) or 'none'}" for what, names in known.items())
+        told.append(f"group {index}: {len(group.arrays)} arrays, layout {group.layout}, step {group.step}; {marks}")
+    return told
+
+
+def _parsed_axes(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, order = text.rpartition("=")
+    try:
+        return name, tuple(int(axis) for axis in order.split(","))
+    except ValueError:
+        raise ValueError(f"--axes {text} is not valid; valid: NAME=2,3,0,1") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

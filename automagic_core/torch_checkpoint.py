@@ -1,0 +1,56 @@
+"""PyTorch checkpoints of this optimizer as files.  Needs PyTorch when it is called."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from automagic_core.late_import import needed
+from automagic_core.neutral import NeutralGroup
+from automagic_core.torch_dict import neutral_groups, state_dict_of
+from automagic_core.whole_file import write_whole
+
+SUFFIXES = (".pt", ".pth", ".bin")
+_PURPOSE = "a PyTorch checkpoint"
+
+
+def read_checkpoint(path: str | Path) -> list[NeutralGroup]:
+    """The groups of a checkpoint: ``optimizer.state_dict()``, or a dict with that under ``"optimizer"``.
+
+    It is read with ``weights_only=True``, so that no code in it can run.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: the file holds something else; the message says what.
+        ImportError: PyTorch is missing; the message says how to get it.
+    """
+    torch = needed("torch", "torch", _PURPOSE)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as weights alone: {error}") from error
+    if isinstance(loaded, Mapping) and "optimizer" in loaded and "param_groups" not in loaded:
+        loaded = loaded["optimizer"]
+    if not isinstance(loaded, Mapping):
+        raise ValueError(
+            f"{path} holds {type(loaded).__name__}; valid: a state dict, or a dict with one in 'optimizer'"
+        )
+    try:
+        return neutral_groups(loaded)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_checkpoint(path: str | Path, groups: Sequence[NeutralGroup]) -> None:
+    """Writes what ``torch.load(path, weights_only=True)`` gives to ``optimizer.load_state_dict``.
+
+    Raises:
+        ImportError: PyTorch is missing; the message says how to get it.
+    """
+    torch = needed("torch", "torch", _PURPOSE)
+    state_dict: Any = state_dict_of(groups, lambda array: torch.tensor(array))
+    write_whole(path, lambda file: torch.save(state_dict, file))

@@ -1,0 +1,115 @@
+"""PyTorch's state dict and the neutral form of a run.  Tensors are met, PyTorch itself is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from automagic_core.config import FIELD_NAMES
+from automagic_core.neutral import NeutralArray, NeutralGroup
+from automagic_core.state_forms import WARM_UP_ONLY
+
+SHARED = ("lr_scale", "norm_history", "norm_position")
+"""What a group holds for all its arrays."""
+_OWN_PLACE = frozenset({*FIELD_NAMES, *SHARED, "params", "param_names", "layout", "step"})
+
+
+def neutral_groups(state_dict: Mapping[str, Any]) -> list[NeutralGroup]:
+    """The groups of ``optimizer.state_dict()``; a state dict knows no marks, so no array has one.
+
+    What only the warm-up needed is left out after it.  States are not checked here (`check_group`).
+
+    Raises:
+        ValueError: something is missing, or there are states of unknown parameters; the message says what.
+    """
+    for name in ("state", "param_groups"):
+        if name not in state_dict:
+            raise ValueError(f"the state dict has no {name!r}")
+    groups, states = state_dict["param_groups"], dict(state_dict["state"])
+    several = len(groups) > 1
+    found = []
+    for index, group in enumerate(groups):
+        label = f"the state dict's parameter group {index}" if several else "the state dict's parameter group"
+        missing = [name for name in (*FIELD_NAMES, "layout", "step", "lr_scale", "params") if name not in group]
+        if missing:
+            raise ValueError(f"{label} lacks {', '.join(missing)}")
+        found.append(_group(group, states))
+    if states:
+        raise ValueError(f"the state dict has states for unknown parameters: {sorted(states, key=str)}")
+    return found
+
+
+def _group(group: Mapping[str, Any], states: dict[Any, Any]) -> NeutralGroup:
+    """One group; its states are taken out of `states`."""
+    names = group.get("param_names")
+    step, warmup_steps = group["step"], group["warmup_steps"]
+    over = isinstance(step, int) and isinstance(warmup_steps, int) and step >= warmup_steps
+    arrays = []
+    for index, key in enumerate(group["params"]):
+        name = str(names[index] if names is not None else index)
+        saved = states.pop(key, None) or {}
+        held = {
+            state: as_numpy(value, f"{state} of {name}")
+            for state, value in saved.items()
+            if not (over and state in WARM_UP_ONLY)
+        }
+        shape = tuple(held["exp_avg"].shape) if "exp_avg" in held else None
+        arrays.append(NeutralArray(name, shape, False, False, held))
+    return NeutralGroup(
+        fields={name: _plain(group[name]) for name in FIELD_NAMES},
+        layout=group["layout"],
+        step=group["step"],
+        shared={name: as_numpy(group[name], name) for name in SHARED if name in group},
+        arrays=tuple(arrays),
+        named=names is not None,
+        others={name: _plain(value) for name, value in group.items() if name not in _OWN_PLACE},
+    )
+
+
+def state_dict_of(groups: Sequence[NeutralGroup], tensor: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+    """A state dict for ``optimizer.load_state_dict``, which takes parameters by their position.
+
+    Args:
+        groups: in the optimizer's order, and each with its arrays in the optimizer's order.
+        tensor: makes a tensor from an array.
+    """
+    param_groups: list[dict[str, Any]] = []
+    states: dict[int, dict[str, Any]] = {}
+    count = 0
+    for group in groups:
+        keys = list(range(count, count + len(group.arrays)))
+        count += len(keys)
+        for key, array in zip(keys, group.arrays, strict=True):
+            if array.states:
+                states[key] = {name: tensor(value) for name, value in array.states.items()}
+        param_groups.append(
+            {
+                **group.others,
+                **group.fields,
+                "layout": group.layout,
+                "step": group.step,
+                **{name: tensor(value) for name, value in group.shared.items()},
+                "params": keys,
+                **({"param_names": [array.name for array in group.arrays]} if group.named else {}),
+            }
+        )
+    return {"state": states, "param_groups": param_groups}
+
+
+def as_numpy(value: Any, what: str) -> np.ndarray:
+    """A tensor, wherever it lives, or anything else that is an array.
+
+    Raises:
+        ValueError: a dtype that numpy does not know.
+    """
+    try:
+        return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except TypeError as error:
+        raise ValueError(f"{what} has a dtype that no state has: {getattr(value, 'dtype', type(value))}") from error
+
+
+def _plain(value: Any) -> Any:
+    """The number in a tensor of one element; anything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
