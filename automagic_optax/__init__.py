@@ -26,10 +26,12 @@ from automagic_optax.round_to_parameters import (
     round_stochastically,
     round_to_parameters,
 )
+from automagic_optax.state_file import LoadedState, load_state_file, save_state_file
 from automagic_optax.stored import RowColumn
 from automagic_optax.suppress_edges import SuppressEdgesState, suppress_edges
 from automagic_optax.suppress_high_frequencies import SuppressHighFrequenciesState, suppress_high_frequencies
 from automagic_optax.tensorboard import MetricsLogger
+from automagic_optax.torch_names import peft_name
 from automagic_optax.torch_state import from_torch_state, to_torch_state
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "ClipByPercentileState",
     "Config",
     "EncourageLowRankState",
+    "LoadedState",
     "MetricsLogger",
     "OptimizationProfiles",
     "QuantizedArray",
@@ -58,16 +61,19 @@ __all__ = [
     "from_torch_state",
     "get_adaptive_config",
     "get_hardware_optimized_config",
+    "load_state_file",
     "memory_report",
     "metrics",
     "mix32",
     "nearest_code",
+    "peft_name",
     "progressive_quantization",
     "quantize",
     "random_unit",
     "requantized",
     "round_stochastically",
     "round_to_parameters",
+    "save_state_file",
     "scale_by_cameamp",
     "suppress_edges",
     "suppress_high_frequencies",
