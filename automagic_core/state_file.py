@@ -84,9 +84,9 @@ def _group(described: Any, index: int, tensors: dict[str, np.ndarray]) -> Neutra
     """One group; its tensors are taken out of `tensors`."""
     label = _label(index)
     fields, layout, step, named, others, shared, parameters = _entries(described, _GROUP, label)
-    betas = fields.get("betas")
     group = NeutralGroup(
-        fields={**fields, "betas": tuple(betas) if isinstance(betas, list) else betas},
+        # JSON has no tuples, which `betas` is.
+        fields={name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()},
         layout=layout,
         step=step,
         shared={name: _taken(tensors, _shared_key(index, name)) for name in shared},

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from parity import codec_suite, free_running, model_runs, stages, teacher_forced
+from parity import carried_runs, codec_suite, free_running, model_runs, stages, teacher_forced
 from parity.checks import Check, Report, show, show_bound, verdict
 
 SUITES: dict[str, Callable[[str], Iterable[Check]]] = {
@@ -31,6 +31,7 @@ SUITES: dict[str, Callable[[str], Iterable[Check]]] = {
     "stages": stages.suite,
     "free": free_running.suite,
     "model": model_runs.suite,
+    "carried": carried_runs.suite,
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from automagic_optax.codec import exact_rule
 from parity import __main__ as command
-from parity import codec_suite, free_running, model_runs
+from parity import carried_runs, codec_suite, free_running, model_runs
 from parity.checks import Check, Report, distance
 
 
@@ -39,6 +39,27 @@ def test_free_running_notices_a_missing_feature(monkeypatch):
 def test_a_model_trains_the_same_in_both_frameworks():
     checks = list(model_runs.suite("cpu"))
     assert [(check.name, check.value) for check in checks if not check.passed] == []
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_the_other_framework_and_layout():
+    checks = list(carried_runs.suite("cpu"))
+    assert [(check.name, check.value) for check in checks if not check.passed] == []
+
+
+@pytest.mark.slow
+def test_carried_runs_notice_a_state_that_begins_anew(monkeypatch):
+    monkeypatch.setattr(carried_runs, "from_torch_state", lambda *_, **__: None)
+    real = carried_runs.FlaxRun.__setattr__
+
+    def keeps_its_first_state(self, name, value):
+        if value is not None:
+            real(self, name, value)
+
+    monkeypatch.setattr(carried_runs.FlaxRun, "__setattr__", keeps_its_first_state)
+    checks = {check.name: check for check in carried_runs.suite("cpu", half=60)}
+    noticed = [name for name, check in checks.items() if "torch, then jax" in name and not check.passed]
+    assert len(noticed) == 4
 
 
 def test_an_exceeded_bound_is_an_exit_code(tmp_path, monkeypatch):
