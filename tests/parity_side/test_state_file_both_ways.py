@@ -112,19 +112,21 @@ def test_a_run_that_began_in_jax(tmp_path):
     convert(path, tmp_path / "back.pt", layout="torch", like=tmp_path / "like.pt")
     optimizer = torch_run(0)
     optimizer.load_state_dict(torch.load(tmp_path / "back.pt", weights_only=True))
-    with pytest.raises(ValueError, match=r"the state of .* has exp_avg of shape"):
+    with pytest.raises(ValueError, match=r"the state of conv\.kernel lacks exp_avg_sq"):
         save_state_file(path, state, params, Config(**FIELDS, factored="none"))
 
 
 def test_marks_that_differ_are_refused_or_told(checkpoint, tmp_path):
     checkpoint(3)
     path, params = tmp_path / "run.safetensors", tree("flax")
-    with pytest.raises(ValueError, match="wte.weight is an embedding in the file and no embedding in params"):
+    with pytest.raises(ValueError, match=r"wte\.weight is an embedding in the file and no embedding in params"):
         load_state_file(path, params, names=names, embedding=lambda path, leaf: False)
     told = load_state_file(path, params, names=names, lora=lambda path, leaf: False).told
     assert "no adapter here, other than in the file (lora_A.default.weight)" in told
     convert(path, path, layout="flax")
-    with pytest.raises(ValueError, match="dense.weight is no embedding in the file and an embedding in params"):
+    with pytest.raises(
+        ValueError, match=r"(conv|dense)\.weight is no embedding in the file and an embedding in params"
+    ):
         load_state_file(path, params, names=names, embedding=lambda path, leaf: True)
     (group,) = read_groups(path)
     write_groups(path, [group, dataclasses.replace(group)])
