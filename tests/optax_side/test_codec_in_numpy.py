@@ -25,8 +25,9 @@ def values(shape, signed):
 CASES = [
     ((8, 512), 256, True, True),
     ((5, 7, 61), 64, False, True),
+    pytest.param((8, 512), 256, False, True, marks=pytest.mark.slow),
     ((5, 7, 61), None, True, False),
-    ((), 256, False, False),
+    pytest.param((), 256, False, False, marks=pytest.mark.slow),
 ]
 
 
