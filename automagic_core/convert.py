@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--axes", action="append", default=[], metavar="NAME=2,3,0,1", help="order of one parameter's axes in OUT"
     )
     for mark, what in (("embedding", "an embedding"), ("lora", "an adapter")):
-        help_text = f"this parameter of a checkpoint is {what}; * and ? as in file names; by default the usual names"
+        help_text = f"this parameter of a checkpoint is {what}; * and ? as in file names; '' for none; by default the usual names"
         parser.add_argument(f"--{mark}", action="append", metavar="NAME", help=help_text)
     parser.add_argument("--like", metavar="FILE", help="put the parameters into the order of this file, by name")
     options = parser.parse_args(arguments)
@@ -88,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.target,
             layout=options.layout,
             axes=dict(map(_parsed_axes, options.axes)),
-            embedding=options.embedding,
-            lora=options.lora,
+            embedding=_given(options.embedding),
+            lora=_given(options.lora),
             like=options.like,
         )
     except (OSError, ValueError, ImportError) as error:
@@ -180,6 +180,11 @@ def _described(groups: Sequence[NeutralGroup]) -> list[str]:
         marks = "; ".join(f"{what}: {', '.join(names) or 'none'}" for what, names in known.items())
         told.append(f"group {index}: {len(group.arrays)} arrays, layout {group.layout}, step {group.step}; {marks}")
     return told
+
+
+def _given(patterns: list[str] | None) -> list[str] | None:
+    """The names that are not empty; an empty one alone says that there are none."""
+    return None if patterns is None else [pattern for pattern in patterns if pattern]
 
 
 def _parsed_axes(text: str) -> tuple[str, tuple[int, ...]]:

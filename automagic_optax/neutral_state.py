@@ -124,7 +124,10 @@ def flat_states(opt_state: Any, params: Any) -> list[dict[str, Any]]:
 
 def parts_of(opt_state: Any, kind: type[Part]) -> list[Part]:
     """The members of a chain's state that are of one type, however they are wrapped."""
-    is_kind = lambda x: isinstance(x, kind)  # noqa: E731
+
+    def is_kind(x: Any) -> bool:
+        return isinstance(x, kind)
+
     return [pure(x) for x in jax.tree.leaves(opt_state, is_leaf=is_kind) if is_kind(x)]
 
 

@@ -86,7 +86,8 @@ def save_state_file(
 ) -> None:
     """Writes a run into a neutral file, every bit of it and in its own layout.
 
-    A state does not know its hyperparameters, so they come from `config` or from an earlier file of the run.
+    A state does not know its hyperparameters, so they come from `config` or from an earlier file of the run.  What only
+    the warm-up needs must be there until `warmup_steps` steps are over, and is left out afterwards.
 
     Args:
         path: ends in ``.safetensors``; a file that is there is replaced as a whole.

@@ -21,7 +21,7 @@ def values(shape, signed):
     return (x if signed else np.abs(x)).astype(np.float32).reshape(shape)
 
 
-# Each case compiles the JAX codec once more: one for each kind of blocks, codebook and rounding rather than all of them.
+# Each case compiles the JAX codec once more: one for each kind of blocks, codebook and rounding, not every pair.
 CASES = [
     ((8, 512), 256, True, True),
     ((5, 7, 61), 64, False, True),

@@ -75,6 +75,8 @@ def test_marks_come_from_names_or_from_the_caller(tmp_path, capsys):
     convert(source, target, embedding=["conv.*"], lora=[])
     arrays = read_groups(target)[0].arrays
     assert [(array.embedding, array.lora) for array in arrays] == [(a.name.startswith("conv."), False) for a in arrays]
+    assert main([str(source), str(target), "--embedding", ""]) == 0
+    assert "embeddings: none; adapters: lora_A.default.weight" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no parameter is called 'nose'"):
         convert(source, target, embedding=["nose"])
 
