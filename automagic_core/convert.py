@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--axes", action="append", default=[], metavar="NAME=2,3,0,1", help="order of one parameter's axes in OUT"
     )
     for mark, what in (("embedding", "an embedding"), ("lora", "an adapter")):
-        help_text = f"this parameter of a checkpoint is {what}; * and ? as in file names; '' for none; by default the usual names"
+        help_text = f"which parameter is {what}; * and ? as in file names, '' for none; by default the usual names"
         parser.add_argument(f"--{mark}", action="append", metavar="NAME", help=help_text)
     parser.add_argument("--like", metavar="FILE", help="put the parameters into the order of this file, by name")
     options = parser.parse_args(arguments)
