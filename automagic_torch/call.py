@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config, Slot, StatePlan, rounding_key
-from automagic_torch.gradients import are_usable, raw_gradients
+from automagic_torch.extent import Extent
+from automagic_torch.gradients import are_usable, gradients, raw_gradients
 from automagic_torch.learning_rate import Rates, Vote, moved, new_lr_mask, new_lr_scale, pooled, rates
 from automagic_torch.norm_history import HISTORY, POSITION
 from automagic_torch.stages.percentile import clipping_factor, recorded, total
-from automagic_torch.states import States, replace
+from automagic_torch.states import States
 
 
 @dataclass
@@ -75,7 +76,9 @@ class Call:
         a_hat, any_counts = pooled([vote for _, vote, _ in self.votes], group["lr_scale"].device)
         for batch, vote, lr_mask in self.votes:
             if lr_mask is not None:
-                replace(batch.states, "lr_mask", new_lr_mask(lr_mask, vote, a_hat, batch.plan, self.config))
+                batch.extent.replace(
+                    batch.states, "lr_mask", new_lr_mask(lr_mask, vote, a_hat, batch.plan, self.config)
+                )
         group["lr_scale"] = new_lr_scale(group["lr_scale"], a_hat, any_counts, group["lr"], self.config)
 
 
@@ -85,7 +88,7 @@ class Batch:
 
     Attributes:
         call: their group's call.
-        plan: the plan of their states.
+        extent: what of them this process holds.
         names: which states there are in this call.
         embedding, lora: what they are marked as.
         params: the parameters; each has a gradient and at least one element.
@@ -93,13 +96,23 @@ class Batch:
     """
 
     call: Call
-    plan: StatePlan
+    extent: Extent
     names: frozenset[str]
     embedding: bool
     lora: bool
     params: list[Tensor] = field(default_factory=list)
     states: list[States] = field(default_factory=list)
     _usable: Tensor | None = None
+    _square_norm: Tensor | None = None
+
+    @property
+    def plan(self) -> StatePlan:
+        """Of the states of the whole arrays."""
+        return self.extent.plan
+
+    def raw_gradients(self) -> Tensor:
+        """What is here of the gradients: `automagic_torch.gradients.raw_gradients`."""
+        return raw_gradients(self.extent.here(gradients(self.params)))
 
     def usable(self, g: Tensor) -> Tensor:
         """(arrays,) bool: the raw gradients g can be used; the others' arrays are skipped (section 6)."""
@@ -109,9 +122,9 @@ class Batch:
 
     def square_norm(self) -> Tensor:
         """Σ g² of the raw gradients, 0-d; NaN when one of the arrays is skipped."""
-        g = raw_gradients(self.params)
+        g = self.raw_gradients()
         return torch.where(self.usable(g).all(), torch.linalg.vector_norm(g).square(), torch.nan)
 
     def rounding_key(self, slot: Slot) -> int:
         """Of the random bits that the arrays share."""
-        return rounding_key(self.call.step, slot, self.plan.size)
+        return (rounding_key(self.call.step, slot, self.plan.size) + self.extent.first) % 2**32

@@ -13,7 +13,7 @@ from automagic_core.bias import weight_seen
 from automagic_core.constants import EDGE_DECAY, SQUARE_FLOOR
 from automagic_core.notes import Notes
 from automagic_torch import polarity
-from automagic_torch.stacked import column_means, row_means
+from automagic_torch.means import Means
 from automagic_torch.stages.edges import laplacian
 from automagic_torch.states import States, state_forms
 
@@ -23,7 +23,8 @@ _SQUARES_OF_LAPLACIAN = 20
 
 def row_and_column(x: Tensor, plan: StatePlan) -> tuple[Tensor, Tensor]:
     """Row and column means of one array, `StatePlan.row_shape` and `column_shape`."""
-    return row_means(x[None], plan)[0], column_means(x[None], plan)[0]
+    means = Means(plan)
+    return means.rows(x[None])[0], means.columns(x[None])[0]
 
 
 def product(row: Tensor, column: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def edge_history_of(v_hat: Tensor, plan: StatePlan, age: int) -> Tensor:
     assert plan.spatial_axes is not None, "only arrays with spatial axes have a history"
     variance = laplacian(v_hat, plan.spatial_axes) + _SQUARES_OF_LAPLACIAN * v_hat
     # E |x| of a normal variable is √(2/π) σ.
-    usual = row_means((variance.clamp(min=0).sqrt() * math.sqrt(2 / math.pi))[None], plan)[0]
+    usual = Means(plan).rows((variance.clamp(min=0).sqrt() * math.sqrt(2 / math.pi))[None])[0]
     return usual * weight_seen(EDGE_DECAY, age)
 
 

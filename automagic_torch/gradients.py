@@ -11,13 +11,18 @@ from automagic_core.constants import GRADIENT_LIMIT
 from automagic_torch.stacked import spread, stacked
 
 
-def raw_gradients(params: Sequence[Tensor]) -> Tensor:
-    """The gradients of parameters of one shape: float32, stacked, contiguous in the logical row-major order.
+def gradients(params: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of parameters that all have one."""
+    grads = [p.grad for p in params if p.grad is not None]
+    assert len(grads) == len(params), "only parameters with a gradient take part"
+    return grads
+
+
+def raw_gradients(grads: Sequence[Tensor]) -> Tensor:
+    """Gradients of one shape: float32, stacked, contiguous in the logical row-major order.
 
     It may be a gradient's own memory, so it is not to be written to.
     """
-    grads = [p.grad for p in params if p.grad is not None]
-    assert len(grads) == len(params), "only parameters with a gradient take part"
     return stacked(grads).float()
 
 

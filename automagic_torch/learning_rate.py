@@ -13,8 +13,8 @@ from torch import Tensor
 
 from automagic_core import Config, StatePlan
 from automagic_core.constants import ROW_LIMIT, ROW_SHRINKAGE
-from automagic_torch.polarity import unpack_signs
-from automagic_torch.stacked import row_sums, spread
+from automagic_torch.means import Means
+from automagic_torch.stacked import spread
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:
@@ -81,25 +81,26 @@ class Vote(NamedTuple):
     """Elements of one array."""
 
 
-def vote(g: Tensor, last_polarity: Tensor, took_a_step: Tensor, plan: StatePlan) -> Vote:
+def vote(g: Tensor, last_signs: Tensor, took_a_step: Tensor, means: Means) -> Vote:
     """The vote of stacked arrays at step t ≥ 2.
 
     Args:
         g: the gradients after section 4, float32, (arrays, *`StatePlan.shape`).
-        last_polarity: the packed sign bits of the last gradients.
+        last_signs: of the last gradients, −1 or 1, the shape of g.
         took_a_step: (arrays,) bool, the array has an earlier gradient and is not skipped now.
-        plan: the arrays' rows.
+        means: over the arrays' rows.
     """
+    plan = means.plan
     weight = g.abs()
     # |g| · vote: the last sign makes g positive where the two agree.
-    votes = g * unpack_signs(last_polarity, plan.shape[-1] if plan.shape else 1).view_as(g)
+    votes = g * last_signs
     rows = row_weight = None
     if plan.has_lr_mask:
-        weight, votes = row_sums(weight, plan), row_sums(votes, plan)
+        weight, votes = means.row_sums(weight, votes)
         row_weight, rows = weight, votes / weight
-    total = weight.view(len(g), -1).sum(1)
+    total, agreed = means.sums(weight, votes, of_rows=plan.has_lr_mask)
     counts = took_a_step & (total > 0)
-    array = (votes.view(len(g), -1).sum(1) / total).masked_fill_(~counts, 0.0)
+    array = (agreed / total).masked_fill_(~counts, 0.0)
     return Vote(rows, row_weight, array, counts, plan.size)
 
 

@@ -15,6 +15,7 @@ from automagic_core import MAX_STEP, ArrayMemory, StatePlan, memory_report
 from automagic_torch import codec
 from automagic_torch.batches import has_room, kind
 from automagic_torch.call import Batch, Call
+from automagic_torch.extent import extent_of
 from automagic_torch.groups import (
     MARKS,
     can_store_8bit,
@@ -33,7 +34,7 @@ from automagic_torch.loading import checked_state
 from automagic_torch.metrics import metrics
 from automagic_torch.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
 from automagic_torch.stages.energy import StageEnergy
-from automagic_torch.states import WARM_UP_ONLY, new_state, state_forms
+from automagic_torch.states import WARM_UP_ONLY, state_forms
 from automagic_torch.update import update_batch
 from automagic_torch.verbose import tell_step
 
@@ -157,7 +158,7 @@ class AutomagicCameAMP8bit(Optimizer):
             state = self.state.get(p)
             if not state:
                 self._tell_about_fallback(p, batch.plan, call)
-                state = self.state[p] = new_state(batch.plan, call.warming, p.device)
+                state = self.state[p] = batch.extent.new_state(call.warming, p.device)
             elif state.keys() != batch.names:
                 name = parameter_name(call.group, group_index, index)
                 raise RuntimeError(
@@ -172,7 +173,7 @@ class AutomagicCameAMP8bit(Optimizer):
     @staticmethod
     def _new_batch(call: Call, p: Tensor) -> Batch:
         plan = plan_of(p, call.config, call.group["layout"], eight_bit=can_store_8bit(p, call.config))
-        batch = Batch(call, plan, frozenset(state_forms(plan, call.warming)), is_embedding(p), is_lora(p))
+        batch = Batch(call, extent_of(p, plan), frozenset(state_forms(plan, call.warming)), is_embedding(p), is_lora(p))
         call.batches.append(batch)
         return batch
 

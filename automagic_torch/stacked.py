@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from automagic_core import StatePlan
-
 WORTH_WIDENING = 2**13
 """Bytes of an array from which on it pays to let `torch.where`, which is slow by the element, see few wide ones."""
 
@@ -55,32 +53,6 @@ def chosen(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(ok[:, None], wide_new, wide_old).view(new.dtype).view(new.shape)
 
 
-def array_means(x: Tensor) -> Tensor:
-    """Mean over each array, a new tensor."""
-    return x.mean(dim=tuple(range(1, x.ndim)), keepdim=True) if x.ndim > 1 else x.clone()
-
-
-def row_means(x: Tensor, plan: StatePlan) -> Tensor:
-    """Mean over the columns: `StatePlan.row_shape` for every array."""
-    return x.mean(dim=_columns(plan), keepdim=True)
-
-
-def row_sums(x: Tensor, plan: StatePlan) -> Tensor:
-    """Sum over the columns."""
-    return x.sum(dim=_columns(plan), keepdim=True)
-
-
-def column_means(x: Tensor, plan: StatePlan) -> Tensor:
-    """Mean over the row axis: `StatePlan.column_shape` for every array."""
-    assert plan.row_axis is not None, "only arrays with rows are factored"
-    return x.mean(dim=plan.row_axis + 1, keepdim=True)
-
-
-def row_variances(x: Tensor, plan: StatePlan) -> Tensor:
-    """Population variance over the columns."""
-    # torch's own takes ten times as long on a CPU.
-    return row_means((x - row_means(x, plan)).square_(), plan)
-
-
-def _columns(plan: StatePlan) -> tuple[int, ...]:
-    return tuple(axis + 1 for axis in plan.column_axes)
+def square_norm(g: Tensor) -> Tensor:
+    """Σ g², 0-d."""
+    return torch.linalg.vector_norm(g).square()

@@ -15,7 +15,7 @@ from torch import Tensor
 from automagic_core import Slot, StatePlan
 from automagic_core.state_forms import state_forms as core_state_forms
 from automagic_torch.codec import QuantizedTensor
-from automagic_torch.stacked import chosen, separate
+from automagic_torch.stacked import separate
 
 States = dict[str, Tensor]
 
@@ -78,23 +78,11 @@ def read_states(stored: States, plan: StatePlan) -> States:
     return values
 
 
-def write_states(
-    states: Sequence[States],
-    stored: States,
-    new: States,
-    ok: Tensor,
-    plan: StatePlan,
-    key: Callable[[Slot], int] | None,
-) -> None:
-    """Stores new values in the form that the states have.
-
-    The tensors are replaced, not written into, so that an earlier `state_dict` keeps its values.
+def encoded_states(new: States, plan: StatePlan, key: Callable[[Slot], int] | None) -> States:
+    """Stacked states in the form that is stored.
 
     Args:
-        states: one for each array, whose entries are replaced.
-        stored: the same states as they were, stacked.
         new: as `read_states` gives them, only those that change.
-        ok: (arrays,) bool; False leaves every stored bit of an array.
         plan: the states' plan.
         key: gives the key of a slot's random bits; None rounds codes to nearest.
     """
@@ -105,11 +93,13 @@ def write_states(
             encoded[name], encoded[name + "_absmax"] = quantized.codes, quantized.absmax
         else:
             encoded[name] = value.view(-1) if name in SCALARS else value
-    for name, tensor in encoded.items():
-        replace(states, name, chosen(ok, tensor, stored[name]))
+    return encoded
 
 
 def replace(states: Sequence[States], name: str, value: Tensor) -> None:
-    """Gives every array its part of a fresh stacked tensor."""
+    """Gives every array its part of a fresh stacked tensor.
+
+    Tensors are replaced, not written into, so that an earlier `state_dict` keeps its values.
+    """
     for state, tensor in zip(states, separate(value), strict=True):
         state[name] = tensor

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from automagic_core import MAX_STEP, Slot
-from automagic_torch import polarity
 from automagic_torch.call import Batch
 from automagic_torch.cameamp import scale_by_cameamp
-from automagic_torch.gradients import raw_gradients, usable_or_zero
+from automagic_torch.gradients import usable_or_zero
 from automagic_torch.learning_rate import vote
 from automagic_torch.parameters import HALF_DTYPES, add_updates
 from automagic_torch.stacked import spread, stacked
-from automagic_torch.stages.chain import after_stages
 from automagic_torch.stages.energy import StageEnergy
-from automagic_torch.states import States, read_states, replace, write_states
+from automagic_torch.states import States
 
 OnUpdate = Callable[[Tensor, Tensor], None]
 
@@ -30,20 +28,21 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None) 
         energy: is told the gradients before and after every stage.
         on_update: is shown every parameter and its update in float32 before the parameter changes.
     """
-    config = batch.call.config
-    before = stacked(batch.params)
-    stored = {name: stacked([state[name] for state in batch.states]) for name in batch.names}
+    config, extent = batch.call.config, batch.extent
+    params = list(extent.here(batch.params))
+    before = stacked(params)
+    stored = {name: stacked(extent.here([state[name] for state in batch.states])) for name in batch.names}
     ok, delta, new = _step(batch, before, stored, energy)
 
-    write_states(batch.states, stored, new, ok, batch.plan, batch.rounding_key if config.stochastic_rounding else None)
+    extent.write(batch.states, stored, new, ok, batch.rounding_key if config.stochastic_rounding else None)
     skipped = stored["skipped_steps"]
-    replace(batch.states, "skipped_steps", skipped + (~ok & (skipped < MAX_STEP)))
+    extent.replace(batch.states, "skipped_steps", skipped + (~ok & (skipped < MAX_STEP)))
     if on_update is not None:
         shown = torch.where(spread(ok, delta), delta, 0.0)
-        for p, update in zip(batch.params, shown, strict=True):
+        for p, update in zip(batch.params, extent.like_parameters(shown), strict=True):
             on_update(p, update)
     rounded = before.dtype in HALF_DTYPES and config.stochastic_rounding_params
-    add_updates(batch.params, before, delta, ok, batch.rounding_key(Slot.parameters) if rounded else None)
+    add_updates(params, before, delta, ok, batch.rounding_key(Slot.parameters) if rounded else None)
 
 
 def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> tuple[Tensor, Tensor, States]:
@@ -51,17 +50,17 @@ def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> 
 
     It holds many arrays as large as the batch; on return only the results are left of them.
     """
-    call, plan, config = batch.call, batch.plan, batch.call.config
-    g = raw_gradients(batch.params)
+    call, extent, config = batch.call, batch.extent, batch.call.config
+    g = batch.raw_gradients()
     ok = batch.usable(g)
     g = usable_or_zero(g, ok)
     w = before.float()
-    old = read_states(stored, plan)
+    old = extent.read(stored)
     new_age = old["age"] + (old["age"] < MAX_STEP)
     age = new_age.float()
 
-    g, stage_states = after_stages(batch, g, w, old, age, energy)
-    direction = scale_by_cameamp(g, old, age, plan, config)
+    g, stage_states = extent.after_stages(batch, g, w, old, age, energy)
+    direction = scale_by_cameamp(g, old, age, config, extent.means)
     eta = call.rates(g.device)
     eta_rows = eta.rows(old.get("lr_mask"), direction.kappa)
     delta = direction.d.mul_(-eta_rows)
@@ -73,7 +72,8 @@ def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> 
     new = {"age": new_age} | stage_states | direction.states
     if "last_polarity" in stored:
         if call.voting:
-            ballot = vote(g, stored["last_polarity"], ok & (stored["age"] >= 1), plan)
+            last_signs = extent.signs(stored["last_polarity"], g)
+            ballot = vote(g, last_signs, ok & (stored["age"] >= 1), extent.means)
             call.votes.append((batch, ballot, old.get("lr_mask")))
-        new["last_polarity"] = polarity.updated(stored["last_polarity"], g)
+        new["last_polarity"] = extent.updated_polarity(stored["last_polarity"], g)
     return ok, delta, new

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from automagic_torch.call import Batch
+from automagic_torch.means import Means
 from automagic_torch.stages.edges import suppress_edges
 from automagic_torch.stages.energy import NAMES, StageEnergy
 from automagic_torch.stages.frequencies import suppress_high_frequencies
 from automagic_torch.stages.low_rank import encourage_low_rank
 from automagic_torch.states import States
 
+if TYPE_CHECKING:
+    from automagic_torch.call import Batch
+
 CLIP, EDGES, FREQUENCIES, LOW_RANK = NAMES
 
 
 def after_stages(
-    batch: Batch, g: Tensor, w: Tensor, old: States, age: Tensor, energy: StageEnergy
+    batch: Batch, g: Tensor, w: Tensor, old: States, age: Tensor, energy: StageEnergy, means: Means
 ) -> tuple[Tensor, States]:
     """The gradients that section 5 sees, and the new states of the stages.
 
@@ -26,10 +31,11 @@ def after_stages(
         old: states before the step.
         age: the arrays' ages, this step included, (arrays, 1, …, 1).
         energy: is told what every stage does.
+        means: of the gradients as they come.
     """
     config, plan, layout = batch.call.config, batch.plan, batch.call.group["layout"]
     new: States = {}
-    energy.begin(g)
+    energy.begin(g, means.square_norm)
 
     factor = batch.call.clipping_factor(g.device)
     if factor is not None:

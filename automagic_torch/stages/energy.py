@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from automagic_core import Config
 from automagic_torch.learning_rate import moved
+from automagic_torch.stacked import square_norm
 
 NAMES = ("clip_by_percentile", "suppress_edges", "suppress_high_frequencies", "encourage_low_rank")
 
@@ -26,9 +27,11 @@ class StageEnergy:
         }
         self._after: dict[str, list[Tensor]] = {name: [] for name in self._before}
         self._now: Tensor | None = None
+        self._square_norm: Callable[[Tensor], Tensor] = square_norm
 
-    def begin(self, g: Tensor) -> None:
-        """The next batch: its raw gradients, those of skipped arrays as zeros."""
+    def begin(self, g: Tensor, square_norm: Callable[[Tensor], Tensor]) -> None:
+        """The next batch: its raw gradients, those of skipped arrays as zeros, and what gives their Σ g²."""
+        self._square_norm = square_norm
         self._now = square_norm(g) if self._before else None
 
     def scaled(self, stage: str, factor: Tensor | None) -> None:
@@ -41,7 +44,7 @@ class StageEnergy:
         """A stage gave g; it is not measured again unless the stage may have changed it."""
         if stage in self._before:
             assert self._now is not None
-            self._record(stage, square_norm(g) if changed else self._now)
+            self._record(stage, self._square_norm(g) if changed else self._now)
 
     def _record(self, stage: str, after: Tensor) -> None:
         assert self._now is not None
@@ -59,11 +62,6 @@ class StageEnergy:
             torch.stack([_together(values[name]) for name in names]).sum(1) for values in (self._before, self._after)
         )
         return dict(zip(names, zip(before, after, strict=True), strict=True))
-
-
-def square_norm(g: Tensor) -> Tensor:
-    """Σ g², 0-d."""
-    return torch.linalg.vector_norm(g).square()
 
 
 def _switches(config: Config) -> tuple[bool, ...]:
