@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from automagic_torch.call import Batch
+from automagic_torch.extent import is_dtensor
 from automagic_torch.groups import is_embedding, is_lora
 
 ARRAY_LIMIT = {"cpu": 2**16, "other": 2**20}
@@ -32,7 +33,12 @@ reaches 32 MiB and the C library takes fresh pages from the system for it.
 def kind(p: Tensor) -> Hashable:
     """What the arrays of one group must have in common to be in one batch; p has a gradient."""
     assert p.grad is not None
-    return p.shape, p.dtype, p.grad.dtype, p.device, is_embedding(p), is_lora(p)
+    return p.shape, p.dtype, p.grad.dtype, p.device, is_embedding(p), is_lora(p), _processes(p)
+
+
+def _processes(p: Tensor) -> Hashable:
+    """Which processes hold p, and how; None for a plain tensor."""
+    return (p.device_mesh, p.placements) if is_dtensor(p) else None  # type: ignore[attr-defined]
 
 
 def arrays_in_batch(size: int, device: torch.device) -> int:

@@ -13,6 +13,7 @@ from automagic_torch.extent import Extent
 from automagic_torch.gradients import are_usable, gradients, raw_gradients
 from automagic_torch.learning_rate import Rates, Vote, moved, new_lr_mask, new_lr_scale, pooled, rates
 from automagic_torch.norm_history import HISTORY, POSITION
+from automagic_torch.stacked import square_norm
 from automagic_torch.stages.percentile import clipping_factor, recorded, total
 from automagic_torch.states import States
 
@@ -112,7 +113,7 @@ class Batch:
 
     def raw_gradients(self) -> Tensor:
         """What is here of the gradients: `automagic_torch.gradients.raw_gradients`."""
-        return raw_gradients(self.extent.here(gradients(self.params)))
+        return raw_gradients(self.extent.gradients_here(gradients(self.params)))
 
     def usable(self, g: Tensor) -> Tensor:
         """(arrays,) bool: the raw gradients g can be used; the others' arrays are skipped (section 6)."""
@@ -120,10 +121,24 @@ class Batch:
             self._usable = are_usable(g)
         return self._usable
 
+    def know(self, usable: Tensor, square_norm: Tensor) -> None:
+        """What the processes have agreed on, where each has but a part of the gradients.
+
+        Args:
+            usable: as `usable` gives it.
+            square_norm: Σ g² of the raw gradients, 0-d.
+        """
+        self._usable, self._square_norm = usable, square_norm
+
     def square_norm(self) -> Tensor:
         """Σ g² of the raw gradients, 0-d; NaN when one of the arrays is skipped."""
-        g = self.raw_gradients()
-        return torch.where(self.usable(g).all(), torch.linalg.vector_norm(g).square(), torch.nan)
+        norm = self._square_norm
+        if norm is None:
+            g = self.raw_gradients()
+            self.usable(g)
+            norm = square_norm(g)
+        assert self._usable is not None
+        return torch.where(self._usable.all(), norm, torch.nan)
 
     def rounding_key(self, slot: Slot) -> int:
         """Of the random bits that the arrays share."""

@@ -49,6 +49,10 @@ class Extent:
         """The parts of parameters, gradients or states that are here; not copied."""
         return tensors
 
+    def gradients_here(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        """As `here`, of gradients."""
+        return grads
+
     def read(self, stored: States) -> States:
         """Stacked states in float32: `automagic_torch.states.read_states`."""
         return read_states(stored, self.plan)
@@ -96,5 +100,19 @@ class Extent:
 
 
 def extent_of(p: Tensor, plan: StatePlan) -> Extent:
-    """What this process holds of a parameter, and of others that are spread alike."""
-    return Extent(plan)
+    """What this process holds of a parameter, and of others that are spread alike.
+
+    Raises:
+        ValueError: it is a DTensor with placements that are not supported.
+    """
+    if not is_dtensor(p):
+        return Extent(plan)
+    from automagic_torch.sharded.extent import ShardedExtent
+    from automagic_torch.sharded.split import split_of
+
+    return ShardedExtent(plan, split_of(p))  # type: ignore[arg-type]  # it is a DTensor
+
+
+def is_dtensor(x: Tensor) -> bool:
+    """Whether processes hold it together; does not import what such tensors need."""
+    return hasattr(x, "device_mesh")

@@ -125,6 +125,12 @@ class AutomagicCameAMP8bit(Optimizer):
         calls = [Call(group, group_config(group), min(group["step"] + 1, MAX_STEP)) for group in self.param_groups]
         for index, call in enumerate(calls):
             self._form_batches(call, index)
+        spread = [batch for call in calls for batch in call.batches if batch.extent.spread]
+        if spread:
+            # Only now, since most processes have no part in any exchange.
+            from automagic_torch.sharded.agreement import agree_on_gradients
+
+            agree_on_gradients(spread)
         energy = StageEnergy(call.config for call in calls)
         for call in calls:
             call.group["step"] = call.step

@@ -1,0 +1,93 @@
+"""The extent of a batch of DTensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from automagic_core import Slot, StatePlan
+from automagic_torch.extent import Extent
+from automagic_torch.sharded import signs
+from automagic_torch.sharded.blocks import ShardBlocks
+from automagic_torch.sharded.means import ShardedMeans
+from automagic_torch.sharded.pictures import sharded_stages
+from automagic_torch.sharded.split import Split, as_dtensor, piece_shape, places
+from automagic_torch.stacked import separate
+from automagic_torch.stages.energy import StageEnergy
+from automagic_torch.states import COMPANDED, SLOTS, States, state_forms
+
+if TYPE_CHECKING:
+    from automagic_torch.call import Batch
+
+
+class ShardedExtent(Extent):
+    """Every process holds a piece of every array."""
+
+    def __init__(self, plan: StatePlan, split: Split) -> None:
+        super().__init__(plan)
+        self.split = split
+        self.first = split.first
+        self.spread = split.count > 1
+        if self.spread:
+            self.means = ShardedMeans(plan, split)
+        self._places = places(split, plan)
+        self._blocks = ShardBlocks(split, plan) if plan.quantized else None
+
+    def new_state(self, warming: bool, device: torch.device) -> States:
+        state = {}
+        for name in state_forms(self.plan, warming):
+            place = self._places[name]
+            local = torch.zeros(piece_shape(place, self.split), dtype=place.dtype, device=device)
+            if name == "torque_mean":
+                local.fill_(1.0)
+            state[name] = as_dtensor(local, self.split, place)
+        return state
+
+    def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
+
+    def gradients_here(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self.here([self._as_parameter(grad) for grad in grads])
+
+    def _as_parameter(self, grad: Tensor) -> Tensor:
+        """A gradient placed as its parameter; it may have come as partial sums."""
+        if isinstance(grad, DTensor) and grad.placements != self.split.placements:
+            return grad.redistribute(self.split.mesh, self.split.placements)
+        return grad
+
+    def read(self, stored: States) -> States:
+        coded = [name for name in stored if name in SLOTS and self._blocks is not None]
+        values = super().read({name: x for name, x in stored.items() if name not in coded})
+        for name in coded:
+            assert self._blocks is not None
+            values[name] = self._blocks.read(stored[name], stored[name + "_absmax"], name in COMPANDED)
+        return values
+
+    def encoded(self, new: States, key: Callable[[Slot], int] | None) -> States:
+        if self._blocks is None:
+            return super().encoded(new, key)
+        to_code = {name: x for name, x in new.items() if name in SLOTS}
+        others = {name: x for name, x in new.items() if name not in SLOTS}
+        return self._blocks.encoded(to_code, key) | super().encoded(others, key)
+
+    def replace(self, states: Sequence[States], name: str, value: Tensor) -> None:
+        for state, local in zip(states, separate(value), strict=True):
+            state[name] = as_dtensor(local, self.split, self._places[name])
+
+    def like_parameters(self, x: Tensor) -> Sequence[Tensor]:
+        return [as_dtensor(local, self.split, self._places["exp_avg"]) for local in x.unbind()]
+
+    def signs(self, packed: Tensor, g: Tensor) -> Tensor:
+        return signs.signs_here(packed, g, self.split, self._places["last_polarity"].split)
+
+    def updated_polarity(self, packed: Tensor, g: Tensor) -> Tensor:
+        return signs.updated(packed, g, self.split, self._places["last_polarity"].split)
+
+    def after_stages(
+        self, batch: Batch, g: Tensor, w: Tensor, old: States, age: Tensor, energy: StageEnergy
+    ) -> tuple[Tensor, States]:
+        return sharded_stages(batch, self.split, g, w, old, age, energy)

@@ -1,0 +1,81 @@
+"""What the processes of the tests of sharded parameters do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch_helpers import SMALL, parameters
+
+from automagic_torch import AutomagicCameAMP8bit
+
+SHAPES = ((3,), (1000,), (2048,), (8, 6), (8, 6), (7, 256), (33, 48), (2, 5), (5, 2, 3), (6, 4, 5, 5), (5, 3, 4, 6))
+"""Borders within blocks and bytes and between them, fewer rows than processes, and two arrays that make a batch."""
+
+
+def whole(x: Tensor) -> Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def whole_state(optimizer: AutomagicCameAMP8bit, p: Tensor) -> dict[str, Tensor]:
+    return {name: whole(value).clone() for name, value in optimizer.state[p].items()}
+
+
+def meshes(world: int, hybrid: bool) -> tuple[DeviceMesh, list[Placement]]:
+    if hybrid:
+        return init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("copies", "shards")), [Replicate(), Shard(0)]
+    return init_device_mesh("cpu", (world,)), [Shard(0)]
+
+
+def gradient(shape: torch.Size, step: int, index: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * step + index)
+    return 0.5 + torch.randn(shape, generator=generator)
+
+
+def steps_from_one_state(rank: int, world: int, hybrid: bool, dtype: torch.dtype, steps: int, fields: dict[str, Any]):
+    """Steps sharded and whole, every whole step from the sharded state: what they give, by step and parameter."""
+    mesh, placements = meshes(world, hybrid)
+    alone = parameters(SHAPES, dtype)
+    spread = [nn.Parameter(distribute_tensor(p.detach().clone(), mesh, placements)) for p in alone]
+    for params in (alone, spread):
+        params[3]._is_lora_layer = params[4]._is_lora_layer = True
+    made = [AutomagicCameAMP8bit(params, **SMALL | fields) for params in (alone, spread)]
+    updates: list[list[Tensor]] = [[], []]
+    for optimizer, shown in zip(made, updates, strict=True):
+        optimizer._on_update = lambda p, update, shown=shown: shown.append(whole(update).clone())
+    results = []
+    for step in range(1, steps + 1):
+        for index, (p, q) in enumerate(zip(alone, spread, strict=True)):
+            g = gradient(p.shape, step, index).to(dtype)
+            if step == 2 and index == 6:
+                g[-1] = torch.nan
+            p.grad = None if (step, index) == (3, 5) else g
+            q.grad = None if p.grad is None else distribute_tensor(g.clone(), mesh, placements)
+        for shown in updates:
+            shown.clear()
+        for optimizer in made:
+            optimizer.step()
+        results.append(
+            {
+                "updates": [list(shown) for shown in updates],
+                "params": [[whole(p.detach()).clone() for p in params] for params in (alone, spread)],
+                "states": [
+                    [whole_state(o, p) if o.state.get(p) else {} for p in params]
+                    for o, params in zip(made, (alone, spread), strict=True)
+                ],
+                "shared": [
+                    {k: v.clone() for k, v in o.param_groups[0].items() if isinstance(v, Tensor)} for o in made
+                ],
+                "energy": [o._stage_energy for o in made],
+            }
+        )
+        for p, q in zip(alone, spread, strict=True):
+            p.data.copy_(whole(q.detach()))
+            if made[1].state.get(q):
+                made[0].state[p] = whole_state(made[1], q)
+        for name, value in results[-1]["shared"][1].items():
+            made[0].param_groups[0][name] = value.clone()
+    return results
