@@ -45,6 +45,16 @@ class Extent:
         """The state of one array before its first step."""
         return new_state(self.plan, warming, device)
 
+    def placed(self, name: str, value: Tensor, device: torch.device) -> Tensor:
+        """A copy of one state of one array, wherever it comes from, as it is kept here.
+
+        Args:
+            name: of the state.
+            value: of the state's whole shape; a DTensor of any placements, or a whole tensor.
+            device: of the parameter.
+        """
+        return whole(value).detach().to(device, copy=True, memory_format=torch.contiguous_format)
+
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The parts of parameters, gradients or states that are here; not copied."""
         return tensors
@@ -111,6 +121,11 @@ def extent_of(p: Tensor, plan: StatePlan) -> Extent:
     from automagic_torch.sharded.split import split_of
 
     return ShardedExtent(plan, split_of(p))  # type: ignore[arg-type]  # it is a DTensor
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of a tensor: a DTensor is gathered, which every process that holds it must do; others are returned."""
+    return x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
 def is_dtensor(x: Tensor) -> bool:

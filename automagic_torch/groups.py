@@ -12,6 +12,7 @@ from torch import Tensor
 
 from automagic_core import FIELD_NAMES, PROFILES, Config, StatePlan, check_layout, check_names, state_plan
 from automagic_torch import codec
+from automagic_torch.extent import is_dtensor
 from automagic_torch.parameters import SUPPORTED_DTYPES
 
 OTHER_KEYS = ("params", "param_names", "name", "initial_lr")
@@ -104,6 +105,18 @@ def refuse_dtypes(group: Mapping[str, Any], group_index: int) -> None:
             valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
             name = parameter_name(group, group_index, index)
             raise ValueError(f"{name} has dtype {str(p.dtype).removeprefix('torch.')}; valid: {valid}")
+
+
+def refuse_placements(group: Mapping[str, Any], group_index: int) -> None:
+    """Raises a ValueError that names the first DTensor that is not split as `automagic_torch.sharded` needs it."""
+    for index, p in enumerate(group["params"]):
+        if is_dtensor(p):
+            from automagic_torch.sharded.split import split_of
+
+            try:
+                split_of(p)
+            except ValueError as error:
+                raise ValueError(f"{parameter_name(group, group_index, index)}: {error}") from error
 
 
 def refuse_sparse(group: Mapping[str, Any], group_index: int) -> None:

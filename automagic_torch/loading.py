@@ -14,6 +14,7 @@ from torch import Tensor
 
 from automagic_core import FIELD_NAMES, MAX_STEP, Config
 from automagic_torch import codec
+from automagic_torch.extent import extent_of
 from automagic_torch.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.norm_history import check_norm_history
 from automagic_torch.saved_values import check_values
@@ -140,8 +141,12 @@ def _checked_array(p: Tensor, saved: Any[str, Any], group: Group, name: str, any
                 f"the saved state of {name} has {key} of shape {tuple(value.shape)} and {value.dtype}; "
                 f"valid: {form.shape} and {form.dtype}, dense"
             )
-        check_values(value, key, f"the saved state of {name}")
-    return {key: _copied(kept[key], p.device) for key in forms}
+    extent = extent_of(p, plan)
+    placed = {key: extent.placed(key, kept[key], p.device) for key in forms}
+    # Of a sharded state each process checks its own part.
+    for key, part in zip(placed, extent.here(list(placed.values())), strict=True):
+        check_values(part, key, f"the saved state of {name}")
+    return placed
 
 
 def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: str) -> None:
@@ -157,10 +162,6 @@ def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: s
     else:
         hint = "its hyperparameters plan 32 bits here"
     raise ValueError(f"the saved state of {name} holds {8 if held else 32} bits: {hint}")
-
-
-def _copied(value: Tensor, device: torch.device) -> Tensor:
-    return value.detach().to(device, copy=True, memory_format=torch.contiguous_format)
 
 
 def _merged(group: Group, saved: Group) -> Group:

@@ -27,12 +27,14 @@ from automagic_torch.groups import (
     parameter_name,
     plan_of,
     refuse_dtypes,
+    refuse_placements,
     refuse_sparse,
 )
 from automagic_torch.learning_rate import moved
 from automagic_torch.loading import checked_state
 from automagic_torch.metrics import metrics
 from automagic_torch.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
+from automagic_torch.rehearsal import is_rehearsal
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import WARM_UP_ONLY, state_forms
 from automagic_torch.update import update_batch
@@ -95,6 +97,7 @@ class AutomagicCameAMP8bit(Optimizer):
         group = self.param_groups[-1]
         try:
             refuse_dtypes(group, len(self.param_groups) - 1)
+            refuse_placements(group, len(self.param_groups) - 1)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -108,6 +111,9 @@ class AutomagicCameAMP8bit(Optimizer):
 
         Args:
             closure: evaluates the model again, with gradients, and returns the loss.
+
+        A call before the first step in which every `lr` is 0 and every gradient zero makes the states and does not
+        count: `torch.distributed.checkpoint` makes one when it needs the states of a fresh optimizer.
 
         Returns:
             The closure's loss, or None.
@@ -125,7 +131,10 @@ class AutomagicCameAMP8bit(Optimizer):
         calls = [Call(group, group_config(group), min(group["step"] + 1, MAX_STEP)) for group in self.param_groups]
         for index, call in enumerate(calls):
             self._form_batches(call, index)
-        spread = [batch for call in calls for batch in call.batches if batch.extent.spread]
+        batches = [batch for call in calls for batch in call.batches]
+        if is_rehearsal(calls):
+            return loss
+        spread = [batch for batch in batches if batch.extent.spread]
         if spread:
             # Only now, since most processes have no part in any exchange.
             from automagic_torch.sharded.agreement import agree_on_gradients

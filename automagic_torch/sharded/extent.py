@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from automagic_core import Slot, StatePlan
-from automagic_torch.extent import Extent
+from automagic_torch.extent import Extent, whole
 from automagic_torch.sharded import signs
 from automagic_torch.sharded.blocks import ShardBlocks
 from automagic_torch.sharded.means import ShardedMeans
 from automagic_torch.sharded.pictures import sharded_stages
-from automagic_torch.sharded.split import Split, as_dtensor, piece_shape, places
+from automagic_torch.sharded.split import Split, as_dtensor, local_piece, piece_shape, places
 from automagic_torch.stacked import separate
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import COMPANDED, SLOTS, States, state_forms
@@ -46,6 +46,18 @@ class ShardedExtent(Extent):
                 local.fill_(1.0)
             state[name] = as_dtensor(local, self.split, place)
         return state
+
+    def placed(self, name: str, value: Tensor, device: torch.device) -> Tensor:
+        place = self._places[name]
+        if isinstance(value, DTensor) and value.device_mesh == self.split.mesh:
+            placements = self.split.placements if place.split else (Replicate(),) * self.split.mesh.ndim
+            local = value.redistribute(self.split.mesh, placements).to_local()
+        elif place.split:
+            local = local_piece(whole(value), place, self.split)
+        else:
+            local = whole(value)
+        copied = local.detach().to(device, copy=True, memory_format=torch.contiguous_format)
+        return as_dtensor(copied, self.split, place)
 
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [x.to_local() if isinstance(x, DTensor) else x for x in tensors]

@@ -159,6 +159,12 @@ def piece_shape(place: Place, split: Split) -> tuple[int, ...]:
     return (borders[split.index + 1] - borders[split.index], *place.shape[1:])
 
 
+def local_piece(value: Tensor, place: Place, split: Split) -> Tensor:
+    """What this process has of a whole state that is split; a view."""
+    borders = chunk_borders(place.shape[0], split.count)
+    return value.narrow(0, borders[split.index], borders[split.index + 1] - borders[split.index])
+
+
 def as_dtensor(local: Tensor, split: Split, place: Place) -> Tensor:
     """A state of which `local` is here."""
     if not place.is_dtensor:
