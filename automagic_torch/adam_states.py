@@ -10,6 +10,7 @@ from torch import Tensor
 
 from automagic_core import MAX_STEP
 from automagic_core.bias import weight_seen
+from automagic_torch.extent import whole
 
 _WRAPPED = "__bnb_optimizer_quant_state__"
 """Under this name newer bitsandbytes hides its tensors from FSDP."""
@@ -73,6 +74,7 @@ def _moment(saved: Mapping[str, Any], which: str, shape: torch.Size, device: tor
         raise ValueError(f"Adam's state of {name} lacks {key}; it has {', '.join(map(str, saved))}")
     if value.shape != shape:
         raise ValueError(f"Adam's state of {name} has {key} of shape {tuple(value.shape)}; valid: {tuple(shape)}")
+    value = whole(value)
     if value.dtype == torch.uint8:
         value = _read_codes(value, saved.get("absmax" + which), saved.get("qmap" + which), key, name)
     value = value.detach().to(device, torch.float32)

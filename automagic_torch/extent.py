@@ -14,11 +14,12 @@ from torch import Tensor
 
 from automagic_core import Slot, StatePlan
 from automagic_torch import polarity
+from automagic_torch.host_memory import on_device, on_host
 from automagic_torch.means import Means
-from automagic_torch.stacked import chosen
+from automagic_torch.stacked import chosen, separate
 from automagic_torch.stages.chain import after_stages
 from automagic_torch.stages.energy import StageEnergy
-from automagic_torch.states import States, encoded_states, new_state, read_states, replace
+from automagic_torch.states import States, encoded_states, new_state, read_states
 
 if TYPE_CHECKING:
     from automagic_torch.call import Batch
@@ -30,6 +31,7 @@ class Extent:
     Attributes:
         plan: of the whole arrays.
         means: over rows, columns and arrays.
+        state_device: where states are kept, None for the device of their parameter.
         first: row-major index, in the whole array, of the first element that is here.
         spread: other processes hold parts of the arrays too.
     """
@@ -37,13 +39,14 @@ class Extent:
     first = 0
     spread = False
 
-    def __init__(self, plan: StatePlan) -> None:
+    def __init__(self, plan: StatePlan, state_device: torch.device | None = None) -> None:
         self.plan = plan
+        self.state_device = state_device
         self.means = Means(plan)
 
     def new_state(self, warming: bool, device: torch.device) -> States:
         """The state of one array before its first step."""
-        return new_state(self.plan, warming, device)
+        return new_state(self.plan, warming, self.state_device or device)
 
     def placed(self, name: str, value: Tensor, device: torch.device) -> Tensor:
         """A copy of one state of one array, wherever it comes from, as it is kept here.
@@ -53,11 +56,25 @@ class Extent:
             value: of the state's whole shape; a DTensor of any placements, or a whole tensor.
             device: of the parameter.
         """
-        return whole(value).detach().to(device, copy=True, memory_format=torch.contiguous_format)
+        return self._copied(whole(value), device)
+
+    def adopted(self, state: States, device: torch.device) -> States:
+        """A whole state that was made here for one array, as it is kept; what need not be copied is not."""
+        return state if self.state_device is None else {name: self.placed(name, x, device) for name, x in state.items()}
+
+    def _copied(self, value: Tensor, device: torch.device) -> Tensor:
+        copied = value.detach().to(self.state_device or device, copy=True, memory_format=torch.contiguous_format)
+        # Pinned from the start, so that the first step does not wait for its copies.
+        return copied.pin_memory() if self.state_device is not None and device.type == "cuda" else copied
 
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The parts of parameters, gradients or states that are here; not copied."""
         return tensors
+
+    def states_here(self, states: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+        """As `here`, of states, on the device of their parameters."""
+        there = self.here(states)
+        return there if self.state_device is None else on_device(there, device)
 
     def gradients_here(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
         """As `here`, of gradients."""
@@ -87,8 +104,16 @@ class Extent:
             self.replace(states, name, chosen(ok, tensor, stored[name]))
 
     def replace(self, states: Sequence[States], name: str, value: Tensor) -> None:
-        """Gives every array its part of a fresh stacked tensor."""
-        replace(states, name, value)
+        """Gives every array its part of a fresh stacked tensor.
+
+        Tensors are replaced, not written into, so that an earlier `state_dict` keeps its values.
+        """
+        for state, tensor in zip(states, separate(value), strict=True):
+            state[name] = self.kept(name, tensor)
+
+    def kept(self, name: str, tensor: Tensor) -> Tensor:
+        """One state of one array as it is kept between steps."""
+        return tensor if self.state_device is None else on_host(tensor)
 
     def like_parameters(self, x: Tensor) -> Sequence[Tensor]:
         """A stacked tensor as one tensor for each parameter."""
@@ -109,23 +134,33 @@ class Extent:
         return after_stages(batch, g, w, old, age, energy, self.means)
 
 
-def extent_of(p: Tensor, plan: StatePlan) -> Extent:
+def extent_of(p: Tensor, plan: StatePlan, state_device: torch.device | None = None) -> Extent:
     """What this process holds of a parameter, and of others that are spread alike.
+
+    Args:
+        p: the parameter.
+        plan: of its states.
+        state_device: where states are kept; None, with the parameter.
 
     Raises:
         ValueError: it is a DTensor with placements that are not supported.
     """
     if not is_dtensor(p):
-        return Extent(plan)
+        return Extent(plan, state_device)
     from automagic_torch.sharded.extent import ShardedExtent
     from automagic_torch.sharded.split import split_of
 
-    return ShardedExtent(plan, split_of(p))  # type: ignore[arg-type]  # it is a DTensor
+    return ShardedExtent(plan, split_of(p), state_device)  # type: ignore[arg-type]  # it is a DTensor
 
 
 def whole(x: Tensor) -> Tensor:
     """All of a tensor: a DTensor is gathered, which every process that holds it must do; others are returned."""
     return x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
+
+
+def whole_state(state: States, device: torch.device) -> States:
+    """All of the state of one array, on a device; gathers as `whole` does."""
+    return {name: whole(value).to(device) for name, value in state.items()}
 
 
 def is_dtensor(x: Tensor) -> bool:

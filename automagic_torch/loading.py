@@ -24,7 +24,11 @@ Group = dict[str, Any]
 
 
 def checked_state(
-    groups: Sequence[Group], state_dict: Mapping[str, Any], *, any_place: bool = False
+    groups: Sequence[Group],
+    state_dict: Mapping[str, Any],
+    *,
+    any_place: bool = False,
+    state_device: torch.device | None = None,
 ) -> tuple[list[Group], defaultdict[Tensor, States]]:
     """What an optimizer with `groups` holds after loading: new groups, and copies of the states on their devices.
 
@@ -34,6 +38,7 @@ def checked_state(
     Args:
         groups: of the optimizer.
         state_dict: as an optimizer saved it.
+        state_device: where the optimizer keeps its states, None for the device of their parameter.
         any_place: 8-bit states may come from a place that can store them to one that cannot, and the other way round.
 
     Raises:
@@ -57,7 +62,7 @@ def checked_state(
         for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
             if saved_states.get(key):
                 name = parameter_name(group, group_index, index)
-                states[p] = _checked_array(p, saved_states[key], saved, name, any_place)
+                states[p] = _checked_array(p, saved_states[key], saved, name, any_place, state_device)
     return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
 
 
@@ -117,7 +122,9 @@ def _is_rate(lr: Any) -> bool:
     return isinstance(lr, (int, float)) and not isinstance(lr, bool) and math.isfinite(lr)
 
 
-def _checked_array(p: Tensor, saved: Any[str, Any], group: Group, name: str, any_place: bool) -> States:
+def _checked_array(
+    p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_place: bool, state_device: torch.device | None
+) -> States:
     config = group_config(group)
     if not isinstance(saved, Mapping):
         raise ValueError(f"the saved state of {name} is a {type(saved).__name__}; valid: a dict")
@@ -141,7 +148,7 @@ def _checked_array(p: Tensor, saved: Any[str, Any], group: Group, name: str, any
                 f"the saved state of {name} has {key} of shape {tuple(value.shape)} and {value.dtype}; "
                 f"valid: {form.shape} and {form.dtype}, dense"
             )
-    extent = extent_of(p, plan)
+    extent = extent_of(p, plan, state_device)
     placed = {key: extent.placed(key, kept[key], p.device) for key in forms}
     # Of a sharded state each process checks its own part.
     for key, part in zip(placed, extent.here(list(placed.values())), strict=True):

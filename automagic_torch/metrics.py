@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from automagic_core import metrics as core
 from automagic_core.metrics import ArrayFacts, NextStep
+from automagic_torch.extent import whole
 from automagic_torch.groups import group_config, is_lora
 
 _READ = ("lr_mask", "spatial_variance", "torque_mean", "skipped_steps")
@@ -23,7 +24,8 @@ def metrics(optimizer: Any) -> dict[str, float]:
     The host waits once for each device that holds states; no step does.
 
     Args:
-        optimizer: an `AutomagicCameAMP8bit`.  Call it after ``scheduler.step()``, which sets the next step's `lr`.
+        optimizer: an `AutomagicCameAMP8bit`.  Where parameters are DTensors every process must call it, for their
+            states are gathered.  Call it after ``scheduler.step()``, which sets the next step's `lr`.
 
     Returns:
         The names of `automagic_core.metrics.metrics`.  Rates are those of the next step; before the first step there
@@ -35,7 +37,10 @@ def metrics(optimizer: Any) -> dict[str, float]:
     adapters = _adapters(optimizer)
     grams = [torch.stack([_gram(adapters[name]) for name in names]) for names in _by_side(adapters)]
     wanted: dict[Any, Tensor] = {
-        (index, name): state[name] for index, (_, _, state) in enumerate(arrays) for name in _READ if name in state
+        (index, name): whole(state[name])
+        for index, (_, _, state) in enumerate(arrays)
+        for name in _READ
+        if name in state
     }
     for index, group in enumerate(optimizer.param_groups):
         wanted["lr_scale", index] = group["lr_scale"]
@@ -121,6 +126,6 @@ def _by_side(adapters: Mapping[str, Tensor]) -> list[list[str]]:
 
 def _gram(p: Tensor) -> Tensor:
     """W Wᵀ in float64 with the shorter side first.  Singular values below 10⁻⁸ of the largest drown in it."""
-    W = p.detach().double()
+    W = whole(p.detach()).double()
     W = W.mT if W.shape[0] > W.shape[1] else W
     return W @ W.mT

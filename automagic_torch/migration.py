@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from automagic_core import StatePlan
 from automagic_core.bias import stored_confidence, weight_seen
 from automagic_core.constants import SQUARE_FLOOR
 from automagic_core.notes import Notes
 from automagic_torch.adam_states import AdamMoments, adam_moments
+from automagic_torch.extent import extent_of
 from automagic_torch.float_states import rounding, stored_values
 from automagic_torch.fresh_states import background_of, note_fresh_states, row_and_column, with_fresh_states
 from automagic_torch.groups import can_store_8bit, group_config, parameter_name, plan_of
@@ -81,7 +83,8 @@ def load_adam_state(
         new_group = _restarted(group, step)
         new_groups.append(new_group)
         for name, p, found in moments:
-            states[p], added = _state_from(p, found, eps, new_group)
+            values, plan, added = _state_from(p, found, eps, new_group)
+            states[p] = extent_of(p, plan, optimizer.state_device).adopted(values, p.device)
             note_fresh_states(notes, added, name)
     notes.changed("Adam's hyperparameters (lr, betas, eps, weight_decay) are not taken over: this optimizer's own hold")
     notes.changed(
@@ -133,8 +136,10 @@ def _restarted(group: Mapping[str, Any], step: int) -> dict[str, Any]:
     return new
 
 
-def _state_from(p: Tensor, adam: AdamMoments, eps: float, group: Mapping[str, Any]) -> tuple[States, list[str]]:
-    """The state of one array in the form of its group, and the names of what begins anew in it."""
+def _state_from(
+    p: Tensor, adam: AdamMoments, eps: float, group: Mapping[str, Any]
+) -> tuple[States, StatePlan, list[str]]:
+    """The state of one array in the form of its group, what plans it, and the names of what begins anew in it."""
     config = group_config(group)
     plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
     beta1, beta2, beta3 = config.betas
@@ -161,4 +166,4 @@ def _state_from(p: Tensor, adam: AdamMoments, eps: float, group: Mapping[str, An
         values["background_scale"] = background_of(adam.v_hat)
     warming = group["step"] < config.warmup_steps
     values, added = with_fresh_states(values, u, adam.v_hat, adam.age, plan, warming)
-    return stored_values(values, plan, rounding(config, group["step"], plan)), added
+    return stored_values(values, plan, rounding(config, group["step"], plan)), plan, added

@@ -30,6 +30,7 @@ from automagic_torch.groups import (
     refuse_placements,
     refuse_sparse,
 )
+from automagic_torch.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.learning_rate import moved
 from automagic_torch.loading import checked_state
 from automagic_torch.metrics import metrics
@@ -51,6 +52,10 @@ class AutomagicCameAMP8bit(Optimizer):
             ``group["lr"]`` to any value later.  ``OneCycleLR`` writes its own `max_lr` and `min_lr` into the groups:
             they are then the limits here too.
         layout: ``"torch"``, or ``"flax"`` for kernels of shape (in, out) and (*spatial, in, out).
+        state_device: ``"cpu"`` keeps the states of all arrays in the host's memory, pinned where there is CUDA, and
+            brings those of one batch at a time to their parameters' device; a step then waits for the device at its
+            end.  None keeps them with their parameters.  It belongs to the optimizer, not to its `state_dict`: what is
+            loaded goes where this optimizer keeps its states.
         **config: any field of `automagic_core.Config`, `profile` included.
 
     Raises:
@@ -76,7 +81,16 @@ class AutomagicCameAMP8bit(Optimizer):
     _stage_energy: dict[str, tuple[Tensor, Tensor]]
     """By gradient stage that is on: the squared norms of all gradients before and after it in the last step, 0-d."""
 
-    def __init__(self, params: Any, lr: float | Tensor = 1e-6, *, layout: str = "torch", **config: Any) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-6,
+        *,
+        layout: str = "torch",
+        state_device: str | torch.device | None = None,
+        **config: Any,
+    ) -> None:
+        self.state_device = checked_state_device(state_device)
         self._told_about_fallback = False
         self._stage_energy = {}
         super().__init__(params, default_fields(lr, layout, config))
@@ -149,6 +163,8 @@ class AutomagicCameAMP8bit(Optimizer):
                 update_batch(batch, energy, self._on_update)
             call.count_votes()
             self._drop_what_only_the_warm_up_needs(call)
+        if self.state_device is not None:
+            wait_for_copies({batch.params[0].device for batch in batches})
         self._stage_energy = energy.totals()
         tell_step(self)
         return loss
@@ -169,7 +185,7 @@ class AutomagicCameAMP8bit(Optimizer):
             key = kind(p)
             batch = open_batches.get(key)
             if batch is None or not has_room(batch):
-                batch = open_batches[key] = self._new_batch(call, p)
+                batch = open_batches[key] = self._new_batch(call, p, self.state_device)
             state = self.state.get(p)
             if not state:
                 self._tell_about_fallback(p, batch.plan, call)
@@ -186,9 +202,15 @@ class AutomagicCameAMP8bit(Optimizer):
             batch.states.append(state)
 
     @staticmethod
-    def _new_batch(call: Call, p: Tensor) -> Batch:
+    def _new_batch(call: Call, p: Tensor, state_device: torch.device | None) -> Batch:
         plan = plan_of(p, call.config, call.group["layout"], eight_bit=can_store_8bit(p, call.config))
-        batch = Batch(call, extent_of(p, plan), frozenset(state_forms(plan, call.warming)), is_embedding(p), is_lora(p))
+        batch = Batch(
+            call,
+            extent_of(p, plan, state_device),
+            frozenset(state_forms(plan, call.warming)),
+            is_embedding(p),
+            is_lora(p),
+        )
         call.batches.append(batch)
         return batch
 
@@ -212,7 +234,7 @@ class AutomagicCameAMP8bit(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, loaded)
             loaded = loaded if replaced is None else replaced
-        groups, states = checked_state(self.param_groups, loaded)
+        groups, states = checked_state(self.param_groups, loaded, state_device=self.state_device)
         self.__setstate__({"state": states, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -244,13 +266,14 @@ class AutomagicCameAMP8bit(Optimizer):
             for mark in MARKS
             if hasattr(p, mark)
         ]
-        return {**super().__getstate__(), "marks": marks}
+        return {**super().__getstate__(), "marks": marks, "state_device": self.state_device}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         marks = state.pop("marks", [])
         super().__setstate__(state)
         self.__dict__.setdefault("_told_about_fallback", False)
+        self.__dict__.setdefault("state_device", None)
         self.__dict__.setdefault("_stage_energy", {})
         for i, j, mark, value in marks:
             setattr(self.param_groups[i]["params"][j], mark, value)

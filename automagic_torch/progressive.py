@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from automagic_core.progressive import progressive_min_8bit_size
+from automagic_torch.extent import extent_of, whole_state
 from automagic_torch.float_states import rounding, stored_values
 from automagic_torch.groups import can_store_8bit, group_config, plan_of
 from automagic_torch.optimizer import AutomagicCameAMP8bit
@@ -81,7 +82,8 @@ class ProgressiveQuantization:
             plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
             if state and plan.quantized and "exp_avg_absmax" not in state:
                 # A new dict, since an earlier state_dict holds the old one.
-                states[p] = stored_values(state, plan, rounding(config, group["step"], plan))
+                values = stored_values(whole_state(state, p.device), plan, rounding(config, group["step"], plan))
+                states[p] = extent_of(p, plan, self.optimizer.state_device).adopted(values, p.device)
 
     def _optimizer_steps(self) -> int:
         return max((group["step"] for group in self.optimizer.param_groups), default=0)

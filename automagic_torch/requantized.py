@@ -12,6 +12,7 @@ from automagic_core import FIELD_NAMES, Config, StatePlan
 from automagic_core.bias import weight_seen
 from automagic_core.decay import decay
 from automagic_core.notes import Notes
+from automagic_torch.extent import extent_of, whole_state
 from automagic_torch.float_states import float_values, rounding, stored_values
 from automagic_torch.fresh_states import (
     background_of,
@@ -61,7 +62,9 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
         for index, p in enumerate(group["params"]):
             if saved_states.get(p):
                 name = parameter_name(group, group_index, index)
-                states[p] = _converted(p, saved_states[p], saved, new_group, name, notes)
+                state = whole_state(saved_states[p], p.device)
+                new_state, plan = _converted(p, state, saved, new_group, name, notes)
+                states[p] = extent_of(p, plan, optimizer.state_device).adopted(new_state, p.device)
     optimizer.__setstate__({"state": defaultdict(dict, states), "param_groups": new_groups})
     return notes.tell(LOGGER)
 
@@ -88,8 +91,8 @@ def _continued(group: Mapping[str, Any], saved: Mapping[str, Any], index: int, n
 
 def _converted(
     p: Tensor, state: States, saved: Mapping[str, Any], group: Mapping[str, Any], name: str, notes: Notes
-) -> States:
-    """One array's state in the form of its new group."""
+) -> tuple[States, StatePlan]:
+    """One array's state in the form of its new group, and what plans it."""
     old_config, config = group_config(saved), group_config(group)
     old = plan_of(p, old_config, saved["layout"], eight_bit="exp_avg_absmax" in state)
     plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
@@ -128,7 +131,7 @@ def _converted(
         for unchanged in (key for key in SLOTS if key in values and values[key] is read.get(key)):
             parts = (unchanged, unchanged + "_absmax") if plan.quantized else (unchanged,)
             new |= {part: state[part] for part in parts}
-    return new
+    return new, plan
 
 
 def _names(plan: StatePlan, warming: bool) -> set[str]:

@@ -5,7 +5,7 @@ Every tensor is contiguous in the logical row-major order of its parameter, what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from automagic_core import Slot, StatePlan
 from automagic_core.state_forms import state_forms as core_state_forms
 from automagic_torch.codec import QuantizedTensor
-from automagic_torch.stacked import separate
 
 States = dict[str, Tensor]
 
@@ -94,12 +93,3 @@ def encoded_states(new: States, plan: StatePlan, key: Callable[[Slot], int] | No
         else:
             encoded[name] = value.view(-1) if name in SCALARS else value
     return encoded
-
-
-def replace(states: Sequence[States], name: str, value: Tensor) -> None:
-    """Gives every array its part of a fresh stacked tensor.
-
-    Tensors are replaced, not written into, so that an earlier `state_dict` keeps its values.
-    """
-    for state, tensor in zip(states, separate(value), strict=True):
-        state[name] = tensor

@@ -31,7 +31,10 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None) 
     config, extent = batch.call.config, batch.extent
     params = list(extent.here(batch.params))
     before = stacked(params)
-    stored = {name: stacked(extent.here([state[name] for state in batch.states])) for name in batch.names}
+    stored = {
+        name: stacked(extent.states_here([state[name] for state in batch.states], before.device))
+        for name in batch.names
+    }
     ok, delta, new = _step(batch, before, stored, energy)
 
     extent.write(batch.states, stored, new, ok, batch.rounding_key if config.stochastic_rounding else None)

@@ -16,7 +16,6 @@ from automagic_torch.sharded.blocks import ShardBlocks
 from automagic_torch.sharded.means import ShardedMeans
 from automagic_torch.sharded.pictures import sharded_stages
 from automagic_torch.sharded.split import Split, as_dtensor, local_piece, piece_shape, places
-from automagic_torch.stacked import separate
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import COMPANDED, SLOTS, States, state_forms
 
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 class ShardedExtent(Extent):
     """Every process holds a piece of every array."""
 
-    def __init__(self, plan: StatePlan, split: Split) -> None:
-        super().__init__(plan)
+    def __init__(self, plan: StatePlan, split: Split, state_device: torch.device | None = None) -> None:
+        super().__init__(plan, state_device)
         self.split = split
         self.first = split.first
         self.spread = split.count > 1
@@ -41,7 +40,7 @@ class ShardedExtent(Extent):
         state = {}
         for name in state_forms(self.plan, warming):
             place = self._places[name]
-            local = torch.zeros(piece_shape(place, self.split), dtype=place.dtype, device=device)
+            local = torch.zeros(piece_shape(place, self.split), dtype=place.dtype, device=self.state_device or device)
             if name == "torque_mean":
                 local.fill_(1.0)
             state[name] = as_dtensor(local, self.split, place)
@@ -56,8 +55,10 @@ class ShardedExtent(Extent):
             local = local_piece(whole(value), place, self.split)
         else:
             local = whole(value)
-        copied = local.detach().to(device, copy=True, memory_format=torch.contiguous_format)
-        return as_dtensor(copied, self.split, place)
+        return as_dtensor(self._copied(local, device), self.split, place)
+
+    def adopted(self, state: States, device: torch.device) -> States:
+        return {name: self.placed(name, value, device) for name, value in state.items()}
 
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
@@ -86,9 +87,8 @@ class ShardedExtent(Extent):
         others = {name: x for name, x in new.items() if name not in SLOTS}
         return self._blocks.encoded(to_code, key) | super().encoded(others, key)
 
-    def replace(self, states: Sequence[States], name: str, value: Tensor) -> None:
-        for state, local in zip(states, separate(value), strict=True):
-            state[name] = as_dtensor(local, self.split, self._places[name])
+    def kept(self, name: str, tensor: Tensor) -> Tensor:
+        return as_dtensor(super().kept(name, tensor), self.split, self._places[name])
 
     def like_parameters(self, x: Tensor) -> Sequence[Tensor]:
         return [as_dtensor(local, self.split, self._places["exp_avg"]) for local in x.unbind()]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from automagic_core import StatePlan
 from automagic_torch.states import SCALARS, SLOTS, state_forms
@@ -169,7 +170,9 @@ def as_dtensor(local: Tensor, split: Split, place: Place) -> Tensor:
     """A state of which `local` is here."""
     if not place.is_dtensor:
         return local
-    placements = split.placements if place.split else [Replicate()] * split.mesh.ndim
+    placements = split.placements if place.split else (Replicate(),) * split.mesh.ndim
     shape = torch.Size(place.shape)
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return DTensor.from_local(local, split.mesh, placements, run_check=False, shape=shape, stride=tuple(strides))
+    # Not `from_local`, which moves what is on the host to the mesh's device.
+    spec = DTensorSpec(split.mesh, placements, TensorMeta(shape, tuple(strides), local.dtype))
+    return DTensor(local, spec, requires_grad=False)

@@ -66,9 +66,7 @@ def steps_from_one_state(rank: int, world: int, hybrid: bool, dtype: torch.dtype
                     [whole_state(o, p) if o.state.get(p) else {} for p in params]
                     for o, params in zip(made, (alone, spread), strict=True)
                 ],
-                "shared": [
-                    {k: v.clone() for k, v in o.param_groups[0].items() if isinstance(v, Tensor)} for o in made
-                ],
+                "shared": [{k: v.clone() for k, v in o.param_groups[0].items() if isinstance(v, Tensor)} for o in made],
                 "energy": [o._stage_energy for o in made],
             }
         )
