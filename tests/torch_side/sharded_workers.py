@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch_helpers import SMALL, parameters
 
-from automagic_torch import AutomagicCameAMP8bit
+from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, load_adam_state, load_requantized
 
 SHAPES = ((3,), (1000,), (2048,), (8, 6), (8, 6), (7, 256), (33, 48), (2, 5), (5, 2, 3), (6, 4, 5, 5), (5, 3, 4, 6))
 """Borders within blocks and bytes and between them, fewer rows than processes, and two arrays that make a batch."""
@@ -35,7 +35,9 @@ def gradient(shape: torch.Size, step: int, index: int) -> Tensor:
     return 0.5 + torch.randn(shape, generator=generator)
 
 
-def steps_from_one_state(rank: int, world: int, hybrid: bool, dtype: torch.dtype, steps: int, fields: dict[str, Any]):
+def steps_from_one_state(
+    rank: int, world: int, hybrid: bool, dtype: torch.dtype, steps: int, fields: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Steps sharded and whole, every whole step from the sharded state: what they give, by step and parameter."""
     mesh, placements = meshes(world, hybrid)
     alone = parameters(SHAPES, dtype)
@@ -77,3 +79,53 @@ def steps_from_one_state(rank: int, world: int, hybrid: bool, dtype: torch.dtype
         for name, value in results[-1]["shared"][1].items():
             made[0].param_groups[0][name] = value.clone()
     return results
+
+
+def gathered_on_demand(rank: int) -> dict[str, Any]:
+    """What works on whole states, on sharded ones and on the same ones whole: results of both, by name."""
+    mesh, placements = meshes(2, hybrid=False)
+    alone = parameters(SHAPES)
+    spread = [nn.Parameter(distribute_tensor(p.detach().clone(), mesh, placements)) for p in alone]
+    both: dict[str, list[Any]] = {}
+
+    def note(name: str, optimizer: AutomagicCameAMP8bit, params: list[nn.Parameter]) -> None:
+        both.setdefault(name, []).append([whole_state(optimizer, p) for p in params])
+
+    saved: dict[str, Any] = {}
+    for params in (alone, spread):
+        adam = torch.optim.AdamW(params)
+        for p, q in zip(params, alone, strict=True):
+            g = gradient(q.shape, 1, 0)
+            p.grad = g if p is q else distribute_tensor(g, mesh, placements)
+        adam.step()
+        optimizer = AutomagicCameAMP8bit(params, **SMALL)
+        load_adam_state(optimizer, adam.state_dict())
+        note("from Adam", optimizer, params)
+        in_32_bits = AutomagicCameAMP8bit(params, **SMALL | {"optim_bits": 32})
+        load_requantized(in_32_bits, optimizer.state_dict())
+        note("in 32 bits", in_32_bits, params)
+        moving = AutomagicCameAMP8bit(params, **SMALL)
+        quantization = ProgressiveQuantization(moving, total_steps=1)
+        moving.load_state_dict(saved.setdefault("in 32 bits", in_32_bits.state_dict()))
+        moving.param_groups[0]["optim_bits"] = 8
+        quantization.step()
+        note("progressive", moving, params)
+        both.setdefault("metrics", []).append(moving.metrics())
+        both.setdefault("report", []).append(moving.get_memory_efficiency_report())
+    return both
+
+
+def refusals(rank: int) -> list[str]:
+    """What the optimizer says to placements that it cannot work with."""
+    mesh = init_device_mesh("cpu", (2,))
+    messages = []
+    for placements in ([Shard(1)], [Partial()]):
+        if isinstance(placements[0], Partial):
+            p: Tensor = DTensor.from_local(torch.zeros(4, 4), mesh, placements)
+        else:
+            p = distribute_tensor(torch.zeros(4, 4), mesh, placements)
+        try:
+            AutomagicCameAMP8bit([("weight", nn.Parameter(p))])
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
