@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,16 @@ def kind(p: Tensor) -> Hashable:
     return p.shape, p.dtype, p.grad.dtype, p.device, is_embedding(p), is_lora(p), _processes(p)
 
 
+def agree_on_gradients(batches: Sequence[Batch]) -> None:
+    """Where processes hold arrays together, they find out what each has to know of all gradients."""
+    spread = [batch for batch in batches if batch.extent.spread]
+    if spread:
+        # Imported only where there is somebody to agree with.
+        from automagic_torch.sharded import agreement
+
+        agreement.agree_on_gradients(spread)
+
+
 def _processes(p: Tensor) -> Hashable:
     """Which processes hold p, and how; None for a plain tensor."""
     return (p.device_mesh, p.placements) if is_dtensor(p) else None  # type: ignore[attr-defined]
@@ -49,4 +59,4 @@ def arrays_in_batch(size: int, device: torch.device) -> int:
 
 def has_room(batch: Batch) -> bool:
     """Whether the batch takes another array."""
-    return len(batch.params) < arrays_in_batch(batch.plan.size, batch.params[0].device)
+    return len(batch.params) < arrays_in_batch(batch.extent.elements_computed(batch), batch.params[0].device)

@@ -67,6 +67,10 @@ class Extent:
         # Pinned from the start, so that the first step does not wait for its copies.
         return copied.pin_memory() if self.state_device is not None and device.type == "cuda" else copied
 
+    def elements_computed(self, batch: Batch) -> int:
+        """How many elements of one array a step computes with here, the same in every process."""
+        return self.plan.size
+
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The parts of parameters, gradients or states that are here; not copied."""
         return tensors

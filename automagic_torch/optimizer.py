@@ -13,15 +13,15 @@ from torch.optim import Optimizer
 
 from automagic_core import MAX_STEP, ArrayMemory, StatePlan, memory_report
 from automagic_torch import codec
-from automagic_torch.batches import has_room, kind
+from automagic_torch.batches import agree_on_gradients, has_room, kind
 from automagic_torch.call import Batch, Call
 from automagic_torch.extent import extent_of
 from automagic_torch.groups import (
-    MARKS,
     can_store_8bit,
     default_fields,
     group_config,
     group_fields,
+    held_marks,
     is_embedding,
     is_lora,
     parameter_name,
@@ -29,6 +29,7 @@ from automagic_torch.groups import (
     refuse_dtypes,
     refuse_placements,
     refuse_sparse,
+    set_marks,
 )
 from automagic_torch.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.learning_rate import moved
@@ -148,12 +149,7 @@ class AutomagicCameAMP8bit(Optimizer):
         batches = [batch for call in calls for batch in call.batches]
         if is_rehearsal(calls):
             return loss
-        spread = [batch for batch in batches if batch.extent.spread]
-        if spread:
-            # Only now, since most processes have no part in any exchange.
-            from automagic_torch.sharded.agreement import agree_on_gradients
-
-            agree_on_gradients(spread)
+        agree_on_gradients(batches)
         energy = StageEnergy(call.config for call in calls)
         for call in calls:
             call.group["step"] = call.step
@@ -259,14 +255,7 @@ class AutomagicCameAMP8bit(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copying a parameter loses its attributes; the marks belong to what the copied states mean.
-        marks = [
-            (i, j, mark, getattr(p, mark))
-            for i, group in enumerate(self.param_groups)
-            for j, p in enumerate(group["params"])
-            for mark in MARKS
-            if hasattr(p, mark)
-        ]
-        return {**super().__getstate__(), "marks": marks, "state_device": self.state_device}
+        return {**super().__getstate__(), "marks": held_marks(self.param_groups), "state_device": self.state_device}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -275,8 +264,7 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__dict__.setdefault("_told_about_fallback", False)
         self.__dict__.setdefault("state_device", None)
         self.__dict__.setdefault("_stage_energy", {})
-        for i, j, mark, value in marks:
-            setattr(self.param_groups[i]["params"][j], mark, value)
+        set_marks(self.param_groups, marks)
 
     def _tell_about_fallback(self, p: Tensor, plan: StatePlan, call: Call) -> None:
         """Says once that states which could have been 8-bit are not."""

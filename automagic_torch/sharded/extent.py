@@ -14,7 +14,7 @@ from automagic_torch.extent import Extent, whole
 from automagic_torch.sharded import signs
 from automagic_torch.sharded.blocks import ShardBlocks
 from automagic_torch.sharded.means import ShardedMeans
-from automagic_torch.sharded.pictures import sharded_stages
+from automagic_torch.sharded.pictures import sharded_stages, stages_gather
 from automagic_torch.sharded.split import Split, as_dtensor, local_piece, piece_shape, places
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import COMPANDED, SLOTS, States, state_forms
@@ -59,6 +59,10 @@ class ShardedExtent(Extent):
 
     def adopted(self, state: States, device: torch.device) -> States:
         return {name: self.placed(name, value, device) for name, value in state.items()}
+
+    def elements_computed(self, batch: Batch) -> int:
+        # So large models too are computed with in few batches, which is few exchanges.
+        return self.plan.size if stages_gather(batch) else self.split.borders[1] * self.split.row_size
 
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [x.to_local() if isinstance(x, DTensor) else x for x in tensors]

@@ -30,8 +30,8 @@ def sharded_stages(
     batch: Batch, split: Split, g: Tensor, w: Tensor, old: States, age: Tensor, energy: StageEnergy
 ) -> tuple[Tensor, States]:
     """As `automagic_torch.stages.chain.after_stages`, of pieces."""
-    low_rank = batch.lora and batch.call.config.encourages_low_rank
-    if split.count == 1 or not (low_rank or _pictures_are_cut(batch)):
+    low_rank = _is_adapter(batch)
+    if split.count == 1 or not stages_gather(batch):
         return after_stages(batch, g, w, old, age, energy, batch.extent.means)
     history = old.get("edge_history")
     history_is_split = history is not None and batch.plan.row_axis == 0
@@ -46,14 +46,20 @@ def sharded_stages(
     return split.piece(whole_g, axis=1).contiguous(), new
 
 
-def _pictures_are_cut(batch: Batch) -> bool:
-    """Whether stages 2 or 3 are on, and look beyond what is in one piece."""
+def stages_gather(batch: Batch) -> bool:
+    """Whether a stage is on that looks beyond what is in one piece."""
     plan, config = batch.plan, batch.call.config
+    if _is_adapter(batch):
+        return True
     if plan.spatial_axes is None:
         return False
     # The history of a row is the mean over all its columns, which axis 0 is one of where it does not count rows.
     cut = 0 in plan.spatial_axes
     return (plan.has_edge_history and (cut or plan.row_axis != 0)) or (config.suppresses_frequencies and cut)
+
+
+def _is_adapter(batch: Batch) -> bool:
+    return batch.lora and batch.call.config.encourages_low_rank
 
 
 def _gathered_together(tensors: list[Tensor], split: Split) -> list[Tensor]:
