@@ -34,7 +34,7 @@ def analyze_memory_usage(optimizer: Any, show: bool = False) -> str:
 
 
 def held_states(optimizer: Any) -> HeldStates:
-    """What the optimizer holds, counted from its tensors."""
+    """What the optimizer holds, counted from its tensors; DTensors count as wholes, whoever holds them."""
     eight = thirty_two = without = 0
     by_name: Counter[str] = Counter()
     for group in optimizer.param_groups:

@@ -236,7 +236,7 @@ class AutomagicCameAMP8bit(Optimizer):
             post_hook(self)
 
     def get_memory_efficiency_report(self) -> dict[str, Any]:
-        """`automagic_core.memory_report` of the tensors really held, and `bitsandbytes_available`.
+        """`automagic_core.memory_report` of the tensors held, DTensors as wholes, and `bitsandbytes_available`.
 
         Arrays get their states in their first step: before it nothing is held and nothing counts as 8-bit.
         """
