@@ -18,6 +18,8 @@ from automagic_optax.migration import from_adam_state
 from automagic_optax.monitor import AdaptiveTrainingMonitor
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.progressive import progressive_quantization
+from automagic_optax.quantize_state import QuantizedState, quantize_state
+from automagic_optax.quantized_moment import QuantizedMoment
 from automagic_optax.random_bits import mix32, random_unit
 from automagic_optax.reports import finish_warmup, memory_report
 from automagic_optax.requantized import requantized
@@ -43,6 +45,8 @@ __all__ = [
     "MetricsLogger",
     "OptimizationProfiles",
     "QuantizedArray",
+    "QuantizedMoment",
+    "QuantizedState",
     "RoundToParametersState",
     "RowColumn",
     "ScaleByCameampState",
@@ -69,6 +73,7 @@ __all__ = [
     "peft_name",
     "progressive_quantization",
     "quantize",
+    "quantize_state",
     "random_unit",
     "requantized",
     "round_stochastically",

@@ -61,7 +61,7 @@ class QuantizedArray:
     def dequantize(self) -> jax.Array:
         """codebook · absmax in float32, and no more: a companded state is squared by the layer above."""
         values = take(dynamic_codebook(self.signed), self.codes.astype(jnp.int32))
-        return values * _per_element(self.absmax, self.shape, self.block_size)
+        return values * per_element(self.absmax, self.shape, self.block_size)
 
 
 def dequantize(array: QuantizedArray) -> jax.Array:
@@ -97,11 +97,11 @@ def quantize(
         ((512,), (2,))
     """
     x = jnp.asarray(x).astype(jnp.float32)
-    absmax = _block_absmax(x, block_size)
+    absmax = block_absmax(x, block_size)
     absmax = jnp.where(absmax < np.float32(MIN_ABSMAX), np.float32(0), absmax)
     zero_block = absmax == 0
     scale = jnp.where(zero_block, np.float32(0), np.float32(1) / jnp.where(zero_block, np.float32(1), absmax))
-    scale = _per_element(scale, x.shape, block_size)
+    scale = per_element(scale, x.shape, block_size)
     y = x * scale
     codes = jnp.where(scale == 0, 0, rule(y, signed, random)).astype(jnp.uint8)
     return QuantizedArray(codes, absmax, signed, block_size)
@@ -113,14 +113,15 @@ def zeros(shape: tuple[int, ...], signed: bool, block_size: int | None) -> Quant
     return QuantizedArray(jnp.zeros(shape, jnp.uint8), scales, signed, block_size)
 
 
-def _block_absmax(x: jax.Array, block_size: int | None) -> jax.Array:
+def block_absmax(x: jax.Array, block_size: int | None) -> jax.Array:
+    """The largest magnitude of each block, in the shape of `QuantizedArray.absmax`."""
     magnitude = jnp.abs(x)
     if block_size is None:
         return jnp.max(magnitude, initial=0).reshape(1)
     return jnp.max(_as_blocks(magnitude, block_size), axis=-1, initial=0)
 
 
-def _per_element(per_block: jax.Array, shape: tuple[int, ...], block_size: int | None) -> jax.Array:
+def per_element(per_block: jax.Array, shape: tuple[int, ...], block_size: int | None) -> jax.Array:
     """Broadcasts one value per block to one per element."""
     if block_size is None:
         return jnp.broadcast_to(per_block.reshape((1,) * len(shape)), shape)

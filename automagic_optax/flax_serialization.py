@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from automagic_optax.codec import QuantizedArray
+from automagic_optax.quantized_moment import QuantizedMoment
 
 
 def register() -> None:
@@ -25,4 +26,5 @@ def register() -> None:
     def from_state_dict(target: QuantizedArray, state: dict[str, Any]) -> QuantizedArray:
         return dataclasses.replace(target, codes=state["codes"], absmax=state["absmax"])
 
-    serialization.register_serialization_state(QuantizedArray, to_state_dict, from_state_dict, override=True)
+    for kind in (QuantizedArray, QuantizedMoment):
+        serialization.register_serialization_state(kind, to_state_dict, from_state_dict, override=True)

@@ -17,15 +17,16 @@ from automagic_optax.codec import QuantizedArray
 from automagic_optax.leaves import nnx_class
 
 
+def is_variable(x: Any) -> bool:
+    """Whether something is an ``nnx.Variable``."""
+    variable = nnx_class("Variable")
+    return variable is not None and isinstance(x, variable)
+
+
 def pure(tree: Any) -> Any:
     """The tree with every Variable replaced by its value."""
-    variable = nnx_class("Variable")
-    if variable is None:
+    if nnx_class("Variable") is None:
         return tree
-
-    def is_variable(x: Any) -> bool:
-        return isinstance(x, variable)
-
     return jax.tree.map(lambda x: pure(x.get_value()) if is_variable(x) else x, tree, is_leaf=is_variable)
 
 
@@ -41,11 +42,6 @@ def unflatten_like(params: Any, values: Sequence[Any]) -> Any:
     Where `params` holds a Variable, so does the result around an array (or codes) of the same shape, with the same
     metadata: a sharding by name goes on to the states that it fits.
     """
-    variable = nnx_class("Variable")
-
-    def is_variable(x: Any) -> bool:
-        return variable is not None and isinstance(x, variable)
-
     nodes, structure = jax.tree.flatten(params, is_leaf=is_variable)
     placed = [_placed(node, value) if is_variable(node) else value for node, value in zip(nodes, values, strict=True)]
     return jax.tree.unflatten(structure, placed)

@@ -11,21 +11,27 @@ from automagic_core import ArrayMemory
 from automagic_core import memory_report as core_memory_report
 from automagic_optax.cameamp_state import ScaleByCameampState, scatter_states
 from automagic_optax.codec import QuantizedArray
+from automagic_optax.flax_variables import is_variable
+from automagic_optax.parameter_places import parameter_places
 
 
-def memory_report(opt_state: Any) -> dict[str, Any]:
+def memory_report(opt_state: Any, params: Any = None) -> dict[str, Any]:
     """Counts the arrays that an optimizer state really holds.
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped: chained, masked, partitioned,
             injected, or inside an ``nnx.Optimizer``.
+        params: the parameters, with which the state of any optax transformation can be counted, that of
+            `quantize_state` too: a parameter counts as one in 8 bits when it has a state in 8 bits.
 
     Returns:
         The keys of `automagic_core.memory_report`; bytes in the whole state, those of wrappers included.
 
     Raises:
-        ValueError: the state holds none of this optimizer's states.
+        ValueError: without `params`, the state holds none of this optimizer's states.
     """
+    if params is not None:
+        return _report_of_any(opt_state, params)
     arrays = []
     for state in find_states(opt_state):
         # `age` has one scalar for each array, so its structure is the parameters'.
@@ -34,6 +40,16 @@ def memory_report(opt_state: Any) -> dict[str, Any]:
             arrays.append(ArrayMemory(elements, isinstance(array.exp_avg, QuantizedArray), _bytes(array)))
     held = _bytes(opt_state)
     return core_memory_report(arrays, held - sum(array.state_bytes for array in arrays))
+
+
+def _report_of_any(opt_state: Any, params: Any) -> dict[str, Any]:
+    places = parameter_places(params, opt_state, is_leaf=lambda x: isinstance(x, QuantizedArray))
+    eight = {place.parameter_path for place in places if isinstance(place.array, QuantizedArray)}
+    arrays = [
+        ArrayMemory(int(leaf.size), path in eight, 0)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_variable)[0]
+    ]
+    return core_memory_report(arrays, _bytes(opt_state))
 
 
 def finish_warmup(opt_state: Any) -> Any:
@@ -69,7 +85,10 @@ def find_states(opt_state: Any) -> list[ScaleByCameampState]:
     """
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(x)]
     if not found:
-        raise ValueError("found no ScaleByCameampState: this is not the state of automagic_8bit or scale_by_cameamp")
+        raise ValueError(
+            "found no ScaleByCameampState: this is not the state of automagic_8bit or scale_by_cameamp; "
+            "memory_report counts any other state if it is given the parameters too"
+        )
     return found
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from automagic_core import Slot
 from automagic_optax import codec
 from automagic_optax.random_bits import random_unit
 
@@ -51,14 +50,14 @@ class Writer(NamedTuple):
     stochastic: bool
     rule: codec.RoundingRule = codec.exact_rule
 
-    def signed(self, value: jax.Array, like: Stored, slot: Slot) -> Stored:
-        """Stores a signed state in the form of `like`."""
+    def signed(self, value: jax.Array, like: Stored, slot: int) -> Stored:
+        """Stores a signed state in the form of `like`, with random bits of its own for each `slot`."""
         if not isinstance(like, codec.QuantizedArray):
             return value
         random = random_unit(self.step, slot, value.shape) if self.stochastic else None
         return codec.quantize(value, signed=like.signed, block_size=like.block_size, random=random, rule=self.rule)
 
-    def nonnegative(self, value: jax.Array | RowColumn, like: StoredMoment, slot: Slot) -> StoredMoment:
+    def nonnegative(self, value: jax.Array | RowColumn, like: StoredMoment, slot: int) -> StoredMoment:
         """Stores a non-negative state in the form of `like`; row and column statistics stay float32."""
         if isinstance(value, RowColumn) or not isinstance(like, codec.QuantizedArray):
             return value
