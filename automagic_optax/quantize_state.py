@@ -17,7 +17,7 @@ from automagic_optax.in_turn import in_turn
 from automagic_optax.moment_kinds import begins_with_parameters, is_kept, is_nonnegative
 from automagic_optax.moments import Moments
 from automagic_optax.parameter_places import Path, Place, parameter_places
-from automagic_optax.quantized_moment import QuantizedMoment, empty_moment, write_moment
+from automagic_optax.quantized_moment import QuantizedMoment, first_moment
 from automagic_optax.stored import Writer
 
 Nonnegative = Callable[[Path, Any], bool | None]
@@ -115,15 +115,13 @@ def quantize_state(
         structure: Any
         nodes, structure = tree_flatten_with_path(state, is_leaf=_is_stored_or_variable)
         is_copy = structure.flatten_up_to(copies)
-        writer = Writer(step, stochastic=False)
         new = []
         for (path, node), copy in zip(nodes, is_copy, strict=True):
             place = chosen.get(path)
             if place is None or any(jax.tree.leaves(copy)):
                 new.append(node)
                 continue
-            empty = empty_moment(place.array, is_signed(place), block_size)
-            moment = write_moment(place.array, empty, None, writer, 0)
+            moment = first_moment(place.array, is_signed(place), block_size)
             new.append(dataclasses.replace(moment, codes=_held_like(node, moment.codes)))
         return QuantizedState(step, jax.tree.unflatten(structure, new))
 

@@ -41,10 +41,12 @@ class QuantizedMoment(codec.QuantizedArray):
         return values.astype(self.dtype)
 
 
-def empty_moment(value: jax.Array, signed: bool, block_size: int) -> QuantizedMoment:
-    """Zeros in the form in which a state like `value` is stored."""
+@functools.partial(jax.jit, static_argnames=("signed", "block_size"))
+def first_moment(value: jax.Array, signed: bool, block_size: int) -> QuantizedMoment:
+    """Stores a state for the first time, rounded to nearest."""
     zeros = codec.zeros(value.shape, signed, block_size)
-    return QuantizedMoment(zeros.codes, zeros.absmax, signed, block_size, str(value.dtype))
+    empty = QuantizedMoment(zeros.codes, zeros.absmax, signed, block_size, str(value.dtype))
+    return write_moment(value, empty, None, Writer(jnp.zeros([], jnp.int32), stochastic=False), 0)
 
 
 def write_moment(
