@@ -17,19 +17,22 @@ _NONNEGATIVE_ALSO = {("ScaleByAdanState", "n"), ("ScaleBySimplifiedAdEMAMixState
 _SIGNED_ALTHOUGH_NAMED_SO = {
     ("ScaleByAdanState", "v"),  # the mean of gradient differences
     ("SophiaState", "nu"),  # the mean of an estimated curvature
+    ("ScaleBySM3State", "nu"),  # the momentum
 }
 
 KEPT = frozenset(
     {
         "ScaleByRStdDevState",  # takes the root of nu − mu², which two rounded states can make negative
         "ScaleByRStdDevWithCountState",
+        "MadgradState",  # the parameters are computed anew from its sums
+        "COCOBState",
         "ScaleByLBFGSState",  # differences of successive parameters and gradients
         "ScaleByBacktrackingLinesearchState",  # a gradient that is used again as it stands
         "ScaleByZoomLinesearchState",
         "ZoomLinesearchState",
     }
 )
-"""Classes of states that stay as they are: their values are compared with each other, or used as they stand."""
+"""Classes of states that stay as they are, because an error of 8 bits would be no mere noise in an update."""
 
 
 def is_kept(owner: type | None) -> bool:

@@ -52,7 +52,8 @@ def quantize_state(
     - it is float32, bfloat16 or float16 and has at least `min_8bit_size` elements,
     - it begins at a constant.  What begins with the values of the parameters, as the `z` of schedule-free does, is no
       moment but a parameter, whose small steps 8 bits would swallow,
-    - its state is none of `moment_kinds.KEPT`, whose values are compared with each other.
+    - its state is none of `moment_kinds.KEPT`: the centered second moment of RMSprop, MADGRAD, COCOB, L-BFGS and line
+      searches compare states with each other or make parameters of them.
 
     States that are never negative are stored as their square roots with the unsigned map, others as they are with the
     signed one.  A block with a value that is not finite reads as NaN as a whole: such a value never turns into a

@@ -54,22 +54,26 @@ PAIRS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+FAST = ("partition", "inject_hyperparams")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in PAIRS])
 def test_inside_a_wrapper_and_around_it(name: str) -> None:
     (inside, inner), (around, outer) = (train(tx, 3) for tx in PAIRS[name])
-    # Two programs: a float32 rounding here and there, and so now and then another code, of at most 1/50 of a step.
-    assert_nearly_same(inside, around, 1e-3)
+    # Two programs: a float32 rounding here and there, and so now and then another code, which is at most 1/64 of three
+    # steps of 0.01 beside weights of 3 to 4.
+    assert_nearly_same(inside, around, 1.5e-4)
     assert len(quantized_leaves(inner)) == len(quantized_leaves(outer)) == 2
     if name in ("masked", "partition"):
         alone, _ = train_part()
-        assert_nearly_same(only(inside), alone, 1e-3)
+        assert_nearly_same(only(inside), alone, 1.5e-4)
 
 
 def train_part() -> Any:
     weights = only(params())
-    state = ADAM.init(weights)
+    state, update = ADAM.init(weights), jax.jit(ADAM.update)
     for step in range(3):
-        updates, state = ADAM.update(only(grads(step)), state, weights)
+        updates, state = update(only(grads(step)), state, weights)
         weights = optax.apply_updates(weights, updates)
     return weights, state
 
@@ -91,25 +95,20 @@ def test_compiled_it_is_the_same_and_compiles_once() -> None:
     assert_same_bits(jax.jit(tx.init)(weights), tx.init(weights))
 
 
-def test_under_scan_and_vmap_and_with_donated_buffers() -> None:
+def test_under_vmap_and_with_donated_buffers() -> None:
     tx = quantize_state(optax.lion(1e-2))
-    every = jax.tree.map(lambda *x: jnp.stack(x), *[grads(t) for t in range(3)])
 
     def step(carry: Any, gradient: Any) -> tuple[Any, None]:
         weights, state = carry
         updates, state = tx.update(gradient, state, weights)
         return (optax.apply_updates(weights, updates), state), None
 
-    looped = train(tx, 3)
-    scanned = jax.jit(lambda carry: jax.lax.scan(step, carry, every)[0])((params(), tx.init(params())))
-    assert_nearly_same(scanned, looped, 1e-6)
-
     two = jax.tree.map(lambda x: jnp.stack([x, -x]), params())
     states = jax.vmap(tx.init)(two)
-    (_, states), _ = jax.vmap(step)((two, states), jax.tree.map(lambda x: jnp.stack([x, 2 * x]), grads()))
+    (_, states), _ = jax.jit(jax.vmap(step))((two, states), jax.tree.map(lambda x: jnp.stack([x, 2 * x]), grads()))
     (kernel,) = quantized_leaves(states)
-    (alone,) = quantized_leaves(step((params(), tx.init(params())), grads())[0])
-    assert_same_bits(jax.tree.map(lambda x: x[0], kernel), alone)
+    (alone,) = quantized_leaves(train(tx, 1)[1])
+    assert_nearly_same(jax.tree.map(lambda x: x[0], kernel), alone)
 
     donating = jax.jit(lambda carry, gradient: step(carry, gradient)[0], donate_argnums=0)
     carry = jax.tree.map(jnp.copy, (params(), tx.init(params())))
@@ -120,23 +119,37 @@ def test_under_scan_and_vmap_and_with_donated_buffers() -> None:
     assert_nearly_same(carry, train(tx, 1), 1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.slow
+def test_scan_is_the_loop() -> None:
+    tx = quantize_state(optax.lion(1e-2))
+    every = jax.tree.map(lambda *x: jnp.stack(x), *[grads(t) for t in range(3)])
+
+    def step(carry: Any, gradient: Any) -> tuple[Any, None]:
+        weights, state = carry
+        updates, state = tx.update(gradient, state, weights)
+        return (optax.apply_updates(weights, updates), state), None
+
+    scanned = jax.jit(lambda carry: jax.lax.scan(step, carry, every)[0])((params(), tx.init(params())))
+    assert_nearly_same(scanned, train(tx, 3), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_low_precision_keeps_its_dtypes(dtype: str) -> None:
     weights = jax.tree.map(lambda w: w.astype(dtype), params())
-    plain = optax.adam(1e-2)
+    plain = optax.scale_by_rms()
     tx = quantize_state(plain)
     state, plain_state = tx.init(weights), plain.init(weights)
     gradient = jax.tree.map(lambda g: g.astype(dtype), grads())
     updates, state = tx.update(gradient, state, weights)
     expected, plain_state = plain.update(gradient, plain_state, weights)
     assert_same_bits(updates, expected)
-    assert [x.dtype for x in quantized_leaves(state)] == [dtype] * 2
-    for moment, exact in zip(quantized_leaves(state), (plain_state[0].mu, plain_state[0].nu), strict=True):
-        value, exact = moment.read(), exact["dense"]["kernel"]
-        assert value.dtype == exact.dtype == dtype
-        error = jnp.abs(value.astype(jnp.float32) - exact.astype(jnp.float32))
-        # Codes of the largest decade lie 1/64 of the block's largest apart; squared twice as far, and its own ulp.
-        assert (error <= 0.04 * jnp.abs(exact.astype(jnp.float32)).max(axis=-1, keepdims=True)).all()
+    (moment,) = quantized_leaves(state)
+    assert moment.dtype == dtype
+    value, exact = moment.read(), plain_state.nu["dense"]["kernel"]
+    assert value.dtype == exact.dtype == dtype
+    error = np.abs(np.asarray(value, np.float32) - np.asarray(exact, np.float32))
+    # Codes of the largest decade lie 1/128 of the block's largest apart; squared twice as far, and the dtype's own ulp.
+    assert (error <= 0.03 * np.asarray(exact, np.float32).max(axis=-1, keepdims=True)).all()
 
 
 def test_parameters_of_every_kind() -> None:
@@ -150,15 +163,16 @@ def test_parameters_of_every_kind() -> None:
     tx = quantize_state(optax.trace(0.9), min_8bit_size=1)
     state = tx.init(weights)
     assert len(quantized_leaves(state)) == 2  # the scalar's and the numpy array's
+    update = jax.jit(tx.update)
     for _ in range(2):
-        updates, state = tx.update(weights, state, weights)
+        updates, state = update(weights, state, weights)
     assert jax.tree.structure(updates) == jax.tree.structure(weights)
     assert float(updates["scalar"]) == pytest.approx(3.8, rel=1e-6)
     for nothing in ({}, [], None, {"none": None}):
         updates, state = tx.update(nothing, tx.init(nothing), nothing)
         assert jax.tree.leaves(updates) == []
     one = jnp.ones((64, 64))
-    (moment,) = quantized_leaves(tx.update(one, tx.init(one))[1])
+    (moment,) = quantized_leaves(update(one, tx.init(one))[1])
     assert moment.shape == (64, 64)
 
 
