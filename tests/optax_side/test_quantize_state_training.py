@@ -63,7 +63,7 @@ def bytes_of_states(params: Any, state: Any) -> dict[bool, int]:
     return found
 
 
-def check(name: str, shape: byte_transformer.Shape, steps: int, batch: int, least: int) -> None:
+def check(name: str, shape: byte_transformer.Shape, steps: int, batch: int, least: int, at_most: float) -> None:
     def peak(rate: float) -> Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps)
 
@@ -72,9 +72,9 @@ def check(name: str, shape: byte_transformer.Shape, steps: int, batch: int, leas
     plain = bytes_of_states(params, state)
     params, state, loss = train(quantize_state(inner, min_8bit_size=least), shape, steps, batch)
     eight = bytes_of_states(params, state)
-    assert expected < 3.4  # from 5.5 at the start; the bytes' own entropy is 3.1
+    assert expected < at_most  # from 5.5 at the start
     assert abs(loss / expected - 1) < 0.01
-    # 1 byte and 4 / 256 of 4 bytes are 25.4 %; norms and biases of 96 to 384 elements keep 4 bytes.
+    # 1 byte and 4 / 256 of 4 bytes are 25.4 %; norms and biases of 64 to 384 elements keep 4 bytes.
     assert 0.25 * plain[False] < eight[False] <= 0.27 * plain[False]
     assert eight[True] == plain[True]
     assert (plain[True] > 0) == (name == "schedule_free_adamw")
@@ -83,8 +83,8 @@ def check(name: str, shape: byte_transformer.Shape, steps: int, batch: int, leas
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_loss_is_that_of_32_bits(name: str) -> None:
-    check(name, byte_transformer.Shape(), 200, 16, 4096)
+    check(name, byte_transformer.Shape(), 200, 16, 4096, 3.0)  # below the 3.1 of bytes without a context
 
 
-def test_a_small_run_of_adamw() -> None:
-    check("adamw", byte_transformer.Shape(layers=1, width=64, heads=2, context=32), 90, 8, 4096)
+def test_a_small_run_of_sgd() -> None:
+    check("sgd", byte_transformer.Shape(layers=1, width=64, heads=2, context=16), 60, 8, 1024, 3.6)
