@@ -44,6 +44,8 @@ class QuantizedMoment(codec.QuantizedArray):
 @functools.partial(jax.jit, static_argnames=("signed", "block_size"))
 def first_moment(value: jax.Array, signed: bool, block_size: int) -> QuantizedMoment:
     """Stores a state for the first time, rounded to nearest."""
+    # Where the whole `init` is compiled the value is a constant, which the compiler would fold for minutes.
+    value = jax.lax.optimization_barrier(value)
     zeros = codec.zeros(value.shape, signed, block_size)
     empty = QuantizedMoment(zeros.codes, zeros.absmax, signed, block_size, str(value.dtype))
     return write_moment(value, empty, None, Writer(jnp.zeros([], jnp.int32), stochastic=False), 0)
