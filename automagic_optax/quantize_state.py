@@ -51,7 +51,7 @@ def quantize_state(
     - it stands in a tree in the structure of the parameters and has its parameter's shape,
     - it is float32, bfloat16 or float16 and has at least `min_8bit_size` elements,
     - it begins at a constant.  What begins with the values of the parameters, as the `z` of schedule-free does, is no
-      moment but a parameter, whose small steps 8 bits would swallow,
+      moment but a parameter: rounding it is noise of its own size, more than a step at a small rate moves it,
     - its state is none of `moment_kinds.KEPT`: the centered second moment of RMSprop, MADGRAD, COCOB, L-BFGS and line
       searches compare states with each other or make parameters of them.
 
