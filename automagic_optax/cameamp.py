@@ -24,6 +24,7 @@ from automagic_optax.cameamp_state import (
 from automagic_optax.checks import check_dtypes, check_params
 from automagic_optax.lr_mask import count_votes, rates
 from automagic_optax.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
+from automagic_optax.placement import scalar_like
 from automagic_optax.stored import Writer
 from automagic_optax.verbose import start_line, tell_step
 
@@ -104,10 +105,10 @@ def scale_by_cameamp(
 
     def init(params: Any) -> ScaleByCameampState:
         check_dtypes(params)
-        arrays = [initial_state(plan) for plan in plans_of(params)]
-        return gather_states(
-            params, jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32), arrays, _absent_states(config)
-        )
+        leaves = jax.tree.leaves(params)
+        arrays = [initial_state(plan, leaf) for plan, leaf in zip(plans_of(params), leaves, strict=True)]
+        step, lr_scale = scalar_like(params, 0, jnp.int32), scalar_like(params, 0, jnp.float32)
+        return gather_states(params, step, lr_scale, arrays, _absent_states(config))
 
     def update(
         updates: Any, state: ScaleByCameampState, params: Any = None, **extra_args: Any

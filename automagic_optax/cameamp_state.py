@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from automagic_core import StatePlan
+from automagic_core.layout import Shape
 from automagic_optax import codec
 from automagic_optax.flax_variables import flatten_like, unflatten_like
+from automagic_optax.placement import devices_of, full, known_sharding, zeros_following, zeros_in_shape
+from automagic_optax.polarity import pack_bits
+from automagic_optax.state_shardings import StateShardings
 from automagic_optax.stored import RowColumn, Stored, StoredMoment
 
 
@@ -62,34 +66,69 @@ class ArrayState(NamedTuple):
     spatial_variance: jax.Array | None
 
 
-def initial_state(plan: StatePlan) -> ArrayState:
-    """The states of one array before its first step: all zeros, but for τ̄ = 1."""
+def initial_state(plan: StatePlan, parameter: Any = None) -> ArrayState:
+    """The states of one array before its first step: all zeros, but for τ̄ = 1.
+
+    Args:
+        plan: how they are kept.
+        parameter: the array whose states they are; they are split over its mesh as it is.
+    """
+    if parameter is not None and devices_of(parameter) > 1 and known_sharding(parameter) is None:
+        return _following(plan, parameter)
+    split = StateShardings(None if parameter is None else known_sharding(parameter), plan)
 
     def elementwise(signed: bool) -> Stored:
-        if plan.quantized:
-            return codec.zeros(plan.shape, signed, plan.block_size)
-        return jnp.zeros(plan.shape, jnp.float32)
+        if not plan.quantized:
+            return full(plan.shape, 0, jnp.float32, split.elementwise)
+        codes = full(plan.shape, 0, jnp.uint8, split.elementwise)
+        return codec.QuantizedArray(
+            codes, full(plan.absmax_shape, 0, jnp.float32, split.absmax), signed, plan.block_size
+        )
+
+    def statistic(shape: Shape) -> jax.Array:
+        return full(shape, 0, jnp.float32, split.statistic(shape))
 
     def moment(factored: bool) -> StoredMoment:
         if not factored:
             return elementwise(signed=False)
-        return RowColumn(jnp.zeros(plan.row_shape, jnp.float32), jnp.zeros(plan.column_shape, jnp.float32))
-
-    def row(present: bool) -> jax.Array | None:
-        return jnp.zeros(plan.row_shape, jnp.float32) if present else None
+        return RowColumn(statistic(plan.row_shape), statistic(plan.column_shape))
 
     return ArrayState(
-        age=jnp.zeros([], jnp.int32),
-        skipped_steps=jnp.zeros([], jnp.int32),
-        torque_mean=jnp.ones([], jnp.float32),
-        background_scale=jnp.zeros([], jnp.float32),
+        age=full((), 0, jnp.int32, split.scalar),
+        skipped_steps=full((), 0, jnp.int32, split.scalar),
+        torque_mean=full((), 1, jnp.float32, split.scalar),
+        background_scale=full((), 0, jnp.float32, split.scalar),
         exp_avg=elementwise(signed=True),
         exp_avg_sq=moment(plan.factored_sq),
         exp_avg_res=moment(plan.factored_res),
         s=elementwise(signed=True) if plan.has_s else None,
-        last_polarity=jnp.zeros(plan.polarity_shape, jnp.uint8) if plan.has_last_polarity else None,
-        lr_mask=row(plan.has_lr_mask),
-        spatial_variance=row(plan.has_spatial_variance),
+        last_polarity=full(plan.polarity_shape, 0, jnp.uint8, split.polarity) if plan.has_last_polarity else None,
+        lr_mask=statistic(plan.row_shape) if plan.has_lr_mask else None,
+        spatial_variance=statistic(plan.row_shape) if plan.has_spatial_variance else None,
+    )
+
+
+def _following(plan: StatePlan, parameter: jax.Array) -> ArrayState:
+    """The same where only the compiler knows how the parameter is split: computed from zeros that follow it."""
+    zeros = zeros_following(parameter)
+
+    def elementwise(signed: bool) -> Stored:
+        return codec.quantize(zeros, signed=signed, block_size=plan.block_size) if plan.quantized else zeros
+
+    def moment(factored: bool) -> StoredMoment:
+        if not factored:
+            return elementwise(signed=False)
+        return RowColumn(zeros_in_shape(zeros, plan.row_shape), zeros_in_shape(zeros, plan.column_shape))
+
+    alone = initial_state(plan)
+    return alone._replace(
+        exp_avg=elementwise(signed=True),
+        exp_avg_sq=moment(plan.factored_sq),
+        exp_avg_res=moment(plan.factored_res),
+        s=elementwise(signed=True) if plan.has_s else None,
+        last_polarity=None if alone.last_polarity is None else pack_bits(zeros != 0),
+        lr_mask=None if alone.lr_mask is None else zeros_in_shape(zeros, plan.row_shape),
+        spatial_variance=None if alone.spatial_variance is None else zeros_in_shape(zeros, plan.row_shape),
     )
 
 

@@ -12,6 +12,7 @@ import optax
 from automagic_core import check_field
 from automagic_core.constants import NORM_HISTORY
 from automagic_optax.batches import enter
+from automagic_optax.placement import full, replicated_like, scalar_like
 from automagic_optax.stage_energy import energy
 
 
@@ -53,9 +54,10 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
     check_field("percentile_clipping", percentile)
 
     def init(params: Any) -> ClipByPercentileState:
-        del params
         return ClipByPercentileState(
-            jnp.zeros(NORM_HISTORY, jnp.float32), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32)
+            full((NORM_HISTORY,), 0, jnp.float32, replicated_like(params)),
+            scalar_like(params, 0, jnp.int32),
+            scalar_like(params, 0, jnp.float32),
         )
 
     def update(

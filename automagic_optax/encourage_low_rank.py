@@ -14,6 +14,7 @@ from automagic_optax.batches import enter
 from automagic_optax.checks import check_params
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
+from automagic_optax.placement import scalar_like
 from automagic_optax.spectrum import effective_rank, power_of_two_above, spectrum, tail_and_strong
 from automagic_optax.stage_energy import energy, removed_share
 
@@ -68,10 +69,10 @@ def encourage_low_rank(
     def init(params: Any) -> EncourageLowRankState:
         leaves, marks = jax.tree.leaves(params), resolve_mark(lora, params, "lora")
         ranks = [
-            jnp.zeros([], jnp.float32) if mark and leaf.ndim == 2 and leaf.size > 0 else None
+            scalar_like(params, 0, jnp.float32) if mark and leaf.ndim == 2 and leaf.size > 0 else None
             for leaf, mark in zip(leaves, marks, strict=True)
         ]
-        return EncourageLowRankState(unflatten_like(params, ranks), jnp.zeros([], jnp.float32))
+        return EncourageLowRankState(unflatten_like(params, ranks), scalar_like(params, 0, jnp.float32))
 
     def one(g: jax.Array, w: jax.Array, rank: jax.Array | None, form: Any) -> tuple[Any, ...]:
         del form

@@ -17,6 +17,7 @@ from automagic_core import MAX_STEP, Slot
 from automagic_optax.batches import Batched
 from automagic_optax.checks import check_dtypes, check_params
 from automagic_optax.flax_variables import flatten_like, unflatten_like
+from automagic_optax.placement import scalar_like
 from automagic_optax.random_bits import random_unit
 
 
@@ -45,7 +46,7 @@ def round_to_parameters(stochastic: bool = True) -> optax.GradientTransformation
 
     def init(params: Any) -> RoundToParametersState:
         check_dtypes(params)
-        return RoundToParametersState(jnp.zeros([], jnp.int32))
+        return RoundToParametersState(scalar_like(params, 0, jnp.int32))
 
     def update(
         updates: Any, state: RoundToParametersState, params: Any = None, **extra_args: Any

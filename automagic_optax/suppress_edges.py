@@ -13,6 +13,7 @@ from automagic_core.constants import EDGE_DECAY
 from automagic_optax.batches import enter
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
+from automagic_optax.placement import scalar_like, statistic_zeros
 from automagic_optax.section5 import average, remainder
 from automagic_optax.stage_energy import energy, removed_share
 from automagic_optax.sums import accurate_mean
@@ -75,12 +76,12 @@ def suppress_edges(
         def history(leaf: Any, mark: bool) -> jax.Array | None:
             if picture_axes(leaf.shape, layout) is None:
                 return None
-            return jnp.zeros(row_shape(leaf.shape, layout, mark), jnp.float32)
+            return statistic_zeros(leaf, row_shape(leaf.shape, layout, mark))
 
         return SuppressEdgesState(
-            age=unflatten_like(params, [jnp.zeros([], jnp.int32) for _ in leaves]),
+            age=unflatten_like(params, [scalar_like(params, 0, jnp.int32) for _ in leaves]),
             edge_history=unflatten_like(params, [history(*pair) for pair in zip(leaves, marks, strict=True)]),
-            energy_removed=jnp.zeros([], jnp.float32),
+            energy_removed=scalar_like(params, 0, jnp.float32),
         )
 
     def update(

@@ -12,6 +12,7 @@ import optax
 
 from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
 from automagic_optax.batches import enter
+from automagic_optax.placement import scalar_like
 from automagic_optax.stage_energy import energy, removed_share
 
 
@@ -76,7 +77,7 @@ def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -
         return leave(batched.replace([result[0] for result in results])), SuppressHighFrequenciesState(removed)
 
     return optax.GradientTransformationExtraArgs(
-        lambda params: SuppressHighFrequenciesState(jnp.zeros([], jnp.float32)), update
+        lambda params: SuppressHighFrequenciesState(scalar_like(params, 0, jnp.float32)), update
     )
 
 
