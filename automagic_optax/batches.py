@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from automagic_optax.flax_variables import flatten_like, unflatten_like
+from automagic_optax.placement import alike
 
 SMALLEST_BATCH = 4
 """Arrays.  On a CPU fewer take as long together as one by one, and longer to compile."""
@@ -36,6 +37,7 @@ class Batched:
         others: at each position of the flat tree that is in no batch, what stands there; None at the others.
         positions: of each batch's arrays in the flat tree.
         forms: what the arrays of each batch have in common.
+        apart: one value for each position of the flat tree; arrays of different values are never in one batch.
         places: by the length of a batch the numbers 0, 1, …, hidden from the compiler (see `unstack`), made once for
             all stages.
     """
@@ -44,6 +46,7 @@ class Batched:
     others: list[Any]
     positions: tuple[tuple[int, ...], ...]
     forms: tuple[Any, ...]
+    apart: tuple[Hashable, ...]
     places: dict[int, list[jax.Array]] = dataclasses.field(default_factory=dict)
 
     def replace(self, arrays: Sequence[Any], others: Sequence[Any] | None = None) -> Batched:
@@ -89,19 +92,23 @@ class Batched:
         return results
 
 
-def in_batches(leaves: Sequence[Any], forms: Sequence[Hashable]) -> Batched:
+def in_batches(
+    leaves: Sequence[Any], forms: Sequence[Hashable], apart: Sequence[Hashable] | None = None
+) -> Batched:
     """Puts arrays of equal shape, dtype and form together; None and arrays without elements are in no batch.
 
     Args:
         leaves: arrays, or None.
         forms: one for each leaf, what must be equal besides.
+        apart: one for each leaf, which must be equal too and stays with the arrays: where they are (`alike`).
     """
+    apart = [None] * len(leaves) if apart is None else apart
     found: list[list[int]] = []
     last: dict[Hashable, list[int]] = {}
     for position, (leaf, form) in enumerate(zip(leaves, forms, strict=True)):
         if leaf is None or leaf.size == 0:
             continue
-        key = (leaf.shape, leaf.dtype, form)
+        key = (leaf.shape, leaf.dtype, form, apart[position])
         batch = last.get(key)
         if batch is None or leaf.size > LARGEST_ARRAY or (len(batch) + 1) * leaf.size > LARGEST_BATCH:
             batch = last[key] = []
@@ -115,6 +122,7 @@ def in_batches(leaves: Sequence[Any], forms: Sequence[Hashable]) -> Batched:
         others=[None if position in inside else leaf for position, leaf in enumerate(leaves)],
         positions=tuple(map(tuple, positions)),
         forms=tuple(forms[batch[0]] for batch in positions),
+        apart=tuple(apart),
     )
 
 
@@ -130,11 +138,12 @@ def enter(updates: Any, like: Any, forms: Sequence[Hashable] | None = None) -> t
     """
     if not isinstance(updates, Batched):
         flat = flatten_like(like, updates)
-        return in_batches(flat, forms or [()] * len(flat)), lambda batched: unflatten_like(like, batched.flat())
+        batched = in_batches(flat, forms or [()] * len(flat), alike(like, flat))
+        return batched, lambda batched: unflatten_like(like, batched.flat())
     if forms is None:
         return updates, lambda batched: batched
     if any(len({forms[position] for position in positions}) > 1 for positions in updates.positions):
-        return in_batches(updates.flat(), forms), lambda batched: batched
+        return in_batches(updates.flat(), forms, updates.apart), lambda batched: batched
     mine = tuple(forms[positions[0]] for positions in updates.positions)
     return dataclasses.replace(updates, forms=mine), lambda batched: batched
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from automagic_core import absmax_shape, dynamic_codebook
 from automagic_core.constants import MIN_ABSMAX
 from automagic_optax._nearest import nearest_code, stochastic_code, take
+from automagic_optax.placement import devices_of
 
 RoundingRule = Callable[[jax.Array, bool, jax.Array | None], jax.Array]
 """(y, signed, random) → int32 codes: y to nearest where random is None, else stochastically."""
@@ -61,7 +63,7 @@ class QuantizedArray:
     def dequantize(self) -> jax.Array:
         """codebook · absmax in float32, and no more: a companded state is squared by the layer above."""
         values = take(dynamic_codebook(self.signed), self.codes.astype(jnp.int32))
-        return values * per_element(self.absmax, self.shape, self.block_size)
+        return values * per_element(self.absmax, self.shape, self.block_size, devices_of(self.codes))
 
 
 def dequantize(array: QuantizedArray) -> jax.Array:
@@ -101,7 +103,7 @@ def quantize(
     absmax = jnp.where(absmax < np.float32(MIN_ABSMAX), np.float32(0), absmax)
     zero_block = absmax == 0
     scale = jnp.where(zero_block, np.float32(0), np.float32(1) / jnp.where(zero_block, np.float32(1), absmax))
-    scale = per_element(scale, x.shape, block_size)
+    scale = per_element(scale, x.shape, block_size, devices_of(x))
     y = x * scale
     codes = jnp.where(scale == 0, 0, rule(y, signed, random)).astype(jnp.uint8)
     return QuantizedArray(codes, absmax, signed, block_size)
@@ -118,13 +120,33 @@ def block_absmax(x: jax.Array, block_size: int | None) -> jax.Array:
     magnitude = jnp.abs(x)
     if block_size is None:
         return jnp.max(magnitude, initial=0).reshape(1)
-    return jnp.max(_as_blocks(magnitude, block_size), axis=-1, initial=0)
+    run = _run(x.shape, block_size, devices_of(x))
+    if run > 1:
+        magnitude = jnp.max(_as_blocks(magnitude, run), axis=-1)
+    return jnp.max(_as_blocks(magnitude, block_size // run), axis=-1, initial=0)
 
 
-def per_element(per_block: jax.Array, shape: tuple[int, ...], block_size: int | None) -> jax.Array:
+def _run(shape: tuple[int, ...], block_size: int, devices: int) -> int:
+    """How many neighbours are taken together before blocks are formed: a part of a block that no device border cuts.
+
+    Where devices share a block, or blocks run over the ends of rows, forming blocks moves values between devices: then
+    it moves one for each run instead of one for each element.  A largest magnitude is exact in any order.
+    """
+    if devices == 1 or not shape or shape[-1] == 0:
+        return 1
+    part = shape[-1] // math.gcd(shape[-1], devices)  # of the last axis, were it cut over as many devices as can be
+    run = math.gcd(part, block_size)
+    return run if run > 1 else math.gcd(shape[-1], block_size)
+
+
+def per_element(per_block: jax.Array, shape: tuple[int, ...], block_size: int | None, devices: int) -> jax.Array:
     """Broadcasts one value per block to one per element."""
     if block_size is None:
         return jnp.broadcast_to(per_block.reshape((1,) * len(shape)), shape)
+    run = _run(shape, block_size, devices)
+    if run > 1:
+        per_run = _per_element(per_block, (*shape[:-1], shape[-1] // run), block_size // run, 1)
+        return jnp.broadcast_to(per_run[..., None], (*per_run.shape, run)).reshape(shape)
     spread = jnp.broadcast_to(per_block[..., None], (*per_block.shape, block_size))
     if _blocks_inside_last_axis(shape, block_size):
         return spread.reshape(shape)

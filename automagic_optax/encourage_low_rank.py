@@ -14,7 +14,7 @@ from automagic_optax.batches import enter
 from automagic_optax.checks import check_params
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
-from automagic_optax.placement import scalar_like
+from automagic_optax.placement import scalar_like, whole
 from automagic_optax.spectrum import effective_rank, power_of_two_above, spectrum, tail_and_strong
 from automagic_optax.stage_energy import energy, removed_share
 
@@ -111,6 +111,7 @@ def _encouraged(g: jax.Array, w: jax.Array, strength: Any, emphasis: Any, turned
     """The new gradient and the effective rank of w."""
     W = w.T if turned else w
     gradient = g.T if turned else g
+    W, gradient = whole(W), whole(gradient)
     scale = power_of_two_above(jnp.max(jnp.abs(W)))
     usable = (scale > 0) & jnp.isfinite(scale)
     # Where there is nothing to decompose an identity stands in, so that no NaN is made.

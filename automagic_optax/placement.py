@@ -10,15 +10,14 @@ import contextlib
 import contextvars
 import math
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from automagic_optax.leaves import leaves_of
+from automagic_optax.leaves import Leaf, leaves_of
 
 
 def devices_of(x: Any) -> int:
@@ -104,48 +103,47 @@ def zeros_in_shape(zeros: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.max(zeros, axis=axes, keepdims=True, initial=0)
 
 
-def as_split_before(new: Any, old: Any) -> Any:
-    """The new states, kept split as the old ones where the compiler decides how: arrays of one shape in one place."""
-
-    def one(x: Any, y: Any) -> Any:
-        is_free = isinstance(x, jax.core.Tracer) and _mesh_of(y) is not None and not has_explicit_axes(y)
-        return shard_alike(x, y)[0] if is_free else x
-
-    return jax.tree.map(one, new, old)
+def whole(x: jax.Array) -> jax.Array:
+    """The array gathered on every device, for what needs all of it at once."""
+    mesh = _mesh_of(x)
+    if mesh is None or not isinstance(x, jax.core.Tracer) or AxisType.Explicit in mesh.axis_types:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
 
 
-_TOLD: contextvars.ContextVar[Sequence[Hashable] | None] = contextvars.ContextVar("_TOLD", default=None)
+_TOLD: contextvars.ContextVar[Mapping[tuple, NamedSharding] | None] = contextvars.ContextVar("_TOLD", default=None)
 
 
 @contextlib.contextmanager
-def told_shardings(shardings: Sequence[Hashable]) -> Iterator[None]:
-    """How the leaves of the parameters are split, for code that works on them where their types no longer tell."""
-    token = _TOLD.set(shardings)
+def told_shardings(tree: Any) -> Iterator[None]:
+    """Keeps in mind how the tree's leaves are split, for code that works on them where their types no longer tell."""
+    found = [(leaf.path, known_sharding(leaf.value)) for leaf in leaves_of(tree)]
+    token = _TOLD.set({path: sharding for path, sharding in found if sharding is not None})
     try:
         yield
     finally:
         _TOLD.reset(token)
 
 
-def alike(tree: Any) -> list[Hashable]:
-    """One value for each leaf, equal only for leaves that may be stacked without moving them between devices.
+def alike(like: Any, arrays: Sequence[Any]) -> list[Hashable]:
+    """One value for each array, equal only for arrays that may be stacked without moving them between devices.
 
-    That is the sharding where it is known.  Inside ``jax.jit`` over Auto axes it is not, and there the leaf's path,
-    without the numbers above its last name, stands for it: the same array of another layer is split likewise.
+    That is the sharding where it is known.  Inside ``jax.jit`` over Auto axes it is not, and there the path, without
+    the numbers above its last name, stands for it: the same array of another layer is split likewise.
+
+    Args:
+        like: a tree that gives the paths.
+        arrays: one for each of its leaves, or None.
     """
-    leaves = leaves_of(tree)
-    told = _TOLD.get()
-    if told is not None and len(told) == len(leaves):
-        return list(told)
-    found: list[Hashable] = []
-    for leaf in leaves:
-        if _mesh_of(leaf.value) is None:
-            found.append(None)
-            continue
-        sharding = known_sharding(leaf.value)
+    told = _TOLD.get() or {}
+
+    def one(leaf: Leaf, x: Any) -> Hashable:
+        if x is None or devices_of(x) == 1:
+            return None
         *above, last = leaf.names or [""]
-        found.append(sharding or (*(re.sub(r"\d+", "", name) for name in above), last))
-    return found
+        return known_sharding(x) or told.get(leaf.path) or (*(re.sub(r"\d+", "", name) for name in above), last)
+
+    return [one(leaf, x) for leaf, x in zip(leaves_of(like), arrays, strict=True)]
 
 
 def parts(spec_entry: Any, mesh: Mesh | AbstractMesh) -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_optax import codec
+from automagic_optax.placement import devices_of
 from automagic_optax.stored import Writer, read_nonnegative, read_signed
 
 LARGEST = np.float32(2.0**126)
@@ -82,7 +83,7 @@ def write_moment(
     absmax = jnp.where(fate == _UNUSABLE, np.float32(np.nan), new.absmax)
     if old_value is None:
         return dataclasses.replace(old, codes=new.codes, absmax=absmax)
-    stays = codec.per_element(fate, value.shape, old.block_size) == _UNCHANGED
+    stays = codec.per_element(fate, value.shape, old.block_size, devices_of(value)) == _UNCHANGED
     return dataclasses.replace(
         old,
         codes=jnp.where(stays, old.codes, new.codes),

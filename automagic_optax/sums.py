@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from automagic_optax.placement import devices_of
+
 _SMALL = 2**16
-"""Elements up to which axes are merged; above it the tree is deep enough, and a sharded array should stay as it is."""
+"""Elements up to which axes are merged; above it the tree is deep enough."""
 
 
 def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
@@ -24,6 +26,8 @@ def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
         x: float32 array.
         axes: non-negative, ascending; they keep length 1.  None sums over all of them and gives a scalar.
     """
+    if devices_of(x) > 1 and x.size <= _SMALL:
+        return _axis_by_axis(x, axes)
     if axes is None:
         return jnp.sum(_merged(x, (-1,)) if x.ndim > 1 and x.size <= _SMALL else x)
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
@@ -32,6 +36,14 @@ def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     count = math.prod(x.shape[axis] for axis in axes)
     merged = _merged(x, (*x.shape[: axes[0]], count, *x.shape[axes[-1] + 1 :]))
     return jnp.sum(merged, axis=axes[0]).reshape(kept)
+
+
+def _axis_by_axis(x: jax.Array, axes: Sequence[int] | None) -> jax.Array:
+    """The same over axes that may be split over devices: merging them would move the array between devices."""
+    for axis in reversed(range(x.ndim) if axes is None else axes):
+        # Without the barrier XLA would make one sum of all of them.
+        x = jax.lax.optimization_barrier(jnp.sum(x, axis=axis, keepdims=True))
+    return x.reshape(()) if axes is None else x
 
 
 def _merged(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

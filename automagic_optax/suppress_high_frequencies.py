@@ -12,7 +12,7 @@ import optax
 
 from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
 from automagic_optax.batches import enter
-from automagic_optax.placement import scalar_like
+from automagic_optax.placement import scalar_like, whole
 from automagic_optax.stage_energy import energy, removed_share
 
 
@@ -86,5 +86,7 @@ def _damped(g: jax.Array, axes: tuple[int, int], penalty: Any) -> jax.Array:
     is_high = np.arange(n2 // 2 + 1) > last_kept_frequency(n1, n2)[:, None]
     is_high = is_high.reshape(is_high.shape + (1,) * (g.ndim - 1 - axes[1]))
     factors = jnp.asarray(penalty, jnp.float32) * is_high.astype(np.float32)
+    # A transform needs the whole array on one device: gathered once here, rather than between its steps.
+    high = whole(jnp.fft.rfft2(whole(g), axes=axes) * factors)
     # What is to go is taken from g, rather than g made anew: its rounding is then as small as itself.
-    return g - jnp.fft.irfft2(jnp.fft.rfft2(g, axes=axes) * factors, s=(n1, n2), axes=axes)
+    return g - whole(jnp.fft.irfft2(high, s=(n1, n2), axes=axes))
