@@ -15,6 +15,7 @@ from automagic_optax.cameamp_state import ArrayState
 from automagic_optax.lr_mask import Rates, Votes, count_array
 from automagic_optax.polarity import pack_bits, unpack_bits
 from automagic_optax.stored import Writer, read_nonnegative, read_signed
+from automagic_optax.sums import quotient
 from automagic_optax.usable import is_usable
 
 f32 = np.float32
@@ -152,7 +153,7 @@ def _take_step(
 
     # Momentum
     m = section5.average(beta1, read_signed(old.exp_avg), u)
-    m_hat = m / section5.remainder(beta1, t)
+    m_hat = quotient(m, section5.remainder(beta1, t))
 
     # Confidence
     # At its first step an array's m̂ is u itself; what float32 leaves of the difference is noise.

@@ -22,6 +22,7 @@ from automagic_optax.cameamp_state import (
     scatter_states,
 )
 from automagic_optax.checks import check_dtypes, check_params
+from automagic_optax.explicit_mesh import with_types
 from automagic_optax.lr_mask import count_votes, rates
 from automagic_optax.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.placement import scalar_like
@@ -166,7 +167,7 @@ def scale_by_cameamp(
         )
         return leave(stepped_updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return with_types(optax.GradientTransformationExtraArgs(init, update))
 
 
 def _absent_states(config: Config) -> frozenset[str]:

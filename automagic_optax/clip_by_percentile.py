@@ -12,6 +12,7 @@ import optax
 from automagic_core import check_field
 from automagic_core.constants import NORM_HISTORY
 from automagic_optax.batches import enter
+from automagic_optax.explicit_mesh import with_types
 from automagic_optax.placement import full, replicated_like, scalar_like
 from automagic_optax.stage_energy import energy
 
@@ -80,4 +81,4 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
         removed = jnp.where(clips, 1 - jnp.square(factor), np.float32(0))
         return leave(batched.replace(clipped)), ClipByPercentileState(history, position, removed)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return with_types(optax.GradientTransformationExtraArgs(init, update))

@@ -12,6 +12,7 @@ import optax
 from automagic_core import Layout, check_field, check_layout, row_axis
 from automagic_optax.batches import enter
 from automagic_optax.checks import check_params
+from automagic_optax.explicit_mesh import with_types
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
 from automagic_optax.placement import scalar_like, whole
@@ -104,7 +105,7 @@ def encourage_low_rank(
             removed_share([result[2] for result in results], [result[3] for result in results]),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return with_types(optax.GradientTransformationExtraArgs(init, update))
 
 
 def _encouraged(g: jax.Array, w: jax.Array, strength: Any, emphasis: Any, turned: bool) -> tuple[jax.Array, jax.Array]:

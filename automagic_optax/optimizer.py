@@ -14,6 +14,7 @@ from automagic_optax.cameamp import scale_by_cameamp
 from automagic_optax.clip_by_percentile import clip_by_percentile
 from automagic_optax.codec import RoundingRule, exact_rule
 from automagic_optax.encourage_low_rank import encourage_low_rank
+from automagic_optax.explicit_mesh import with_types
 from automagic_optax.marks import Mark, resolve_decay_mask, resolve_mark
 from automagic_optax.round_to_parameters import round_to_parameters
 from automagic_optax.suppress_edges import suppress_edges
@@ -68,7 +69,7 @@ def automagic_8bit(
     config = Config(lr=learning_rate, weight_decay=weight_decay, profile=profile, **overrides)
     rounding = round_to_parameters(config.stochastic_rounding_params)
     before = up_to_rounding(config, layout, lora=lora, embedding=embedding, weight_decay_mask=weight_decay_mask)
-    return optax.chain(*before, rounding)
+    return with_types(optax.chain(*before, rounding))
 
 
 def up_to_rounding(

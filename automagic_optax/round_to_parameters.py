@@ -16,6 +16,7 @@ import optax
 from automagic_core import MAX_STEP, Slot
 from automagic_optax.batches import Batched
 from automagic_optax.checks import check_dtypes, check_params
+from automagic_optax.explicit_mesh import with_types
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.placement import scalar_like
 from automagic_optax.random_bits import random_unit
@@ -71,7 +72,7 @@ def round_to_parameters(stochastic: bool = True) -> optax.GradientTransformation
         new_updates = [rounded(u, w) for u, w in zip(leaves, jax.tree.leaves(params), strict=True)]
         return unflatten_like(params, new_updates), RoundToParametersState(step)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return with_types(optax.GradientTransformationExtraArgs(init, update))
 
 
 def round_stochastically(x: jax.Array, dtype: Any, random: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 
 from automagic_core import Decay, StatePlan, constants
 from automagic_optax.stored import RowColumn
-from automagic_optax.sums import accurate_mean
+from automagic_optax.sums import accurate_mean, quotient
 
 Array = jax.Array
 f32 = np.float32
@@ -57,9 +57,9 @@ def root_second_moment(v: Array | RowColumn, decay: Decay, age: Array) -> Array:
     before it meets C, since the product R · C underflows.
     """
     if isinstance(v, RowColumn):
-        row = jnp.sqrt(v.row / accurate_mean(v.row) / remainder(decay, age))
+        row = jnp.sqrt(quotient(quotient(v.row, accurate_mean(v.row)), remainder(decay, age)))
         return jnp.maximum(row * jnp.sqrt(v.column), f32(constants.SQUARE_FLOOR**0.5))
-    return jnp.sqrt(jnp.maximum(v / remainder(decay, age), f32(constants.SQUARE_FLOOR)))
+    return jnp.sqrt(jnp.maximum(quotient(v, remainder(decay, age)), f32(constants.SQUARE_FLOOR)))
 
 
 def confidence(
@@ -71,11 +71,11 @@ def confidence(
     """
     complement = f32(decay.complement)
     if isinstance(r, RowColumn):
-        estimate = (r.row / jnp.maximum(accurate_mean(r.row), f32(constants.SQUARE_FLOOR))) * r.column
-        r_hat = (estimate + complement) / (complement + remainder(decay, age - 1))
+        estimate = quotient(r.row, jnp.maximum(accurate_mean(r.row), f32(constants.SQUARE_FLOOR))) * r.column
+        r_hat = quotient(estimate + complement, complement + remainder(decay, age - 1))
         return r_hat, average_moment(decay, r, e, plan)
     r = average(decay, r, e)
-    return (r + complement) / (complement + remainder(decay, age)), r
+    return quotient(r + complement, complement + remainder(decay, age)), r
 
 
 class Torque(NamedTuple):
@@ -100,7 +100,7 @@ def torque(d: Array, u: Array, s: Array | None, decay: Decay, warming: Array, to
     a = x / (jnp.abs(x) + f32(constants.TORQUE_SOFTNESS))
     s = a if s is None else jnp.where(warming, average(decay, s, a), a)
     tau = (1 + s) * f32(0.5)
-    d = d * tau / jnp.maximum(torque_mean, f32(constants.TORQUE_MEAN_FLOOR))
+    d = quotient(d * tau, jnp.maximum(torque_mean, f32(constants.TORQUE_MEAN_FLOOR)))
     return Torque(d, s, (1 + accurate_mean(s)) * f32(0.5))
 
 
@@ -134,6 +134,6 @@ def background(
     else:
         assert background_scale is not None, "only factored second moments do without"
         mean, new_scale = background_scale, accurate_mean(root)
-    z = root / jnp.where(mean > 0, mean, f32(1)) - 1
+    z = quotient(root, jnp.where(mean > 0, mean, f32(1))) - 1
     b = f32(2) / (1 + jnp.exp(f32(constants.BACKGROUND_SLOPE) * z))
     return jnp.where(mean > 0, b, f32(1)), new_scale

@@ -26,7 +26,7 @@ def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
         x: float32 array.
         axes: non-negative, ascending; they keep length 1.  None sums over all of them and gives a scalar.
     """
-    if devices_of(x) > 1 and x.size <= _SMALL:
+    if devices_of(x) > 1 and max(x.shape, default=1) < x.size <= _SMALL:
         return _axis_by_axis(x, axes)
     if axes is None:
         return jnp.sum(_merged(x, (-1,)) if x.ndim > 1 and x.size <= _SMALL else x)
@@ -49,6 +49,14 @@ def _axis_by_axis(x: jax.Array, axes: Sequence[int] | None) -> jax.Array:
 def _merged(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     # Without the barrier XLA would see through the reshape and sum over the short axes after all.
     return jax.lax.optimization_barrier(x.reshape(shape))
+
+
+def quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:
+    """x / divisor for a scalar divisor, with the same rounding on one device and on a mesh.
+
+    XLA turns the division into a product with the reciprocal on one device, and on a mesh only in places.
+    """
+    return x * (np.float32(1) / divisor) if devices_of(x) > 1 else x / divisor
 
 
 def accurate_mean(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:

@@ -11,6 +11,7 @@ import optax
 from automagic_core import MAX_STEP, Layout, check_field, check_layout, decay, picture_axes, row_shape
 from automagic_core.constants import EDGE_DECAY
 from automagic_optax.batches import enter
+from automagic_optax.explicit_mesh import with_types
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
 from automagic_optax.placement import scalar_like, statistic_zeros
@@ -133,7 +134,7 @@ def suppress_edges(
         excess = L - jnp.clip(L, -usual, usual)
         return g + jnp.asarray(penalty, jnp.float32) * excess, age, history
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return with_types(optax.GradientTransformationExtraArgs(init, update))
 
 
 def laplacian(x: jax.Array, axes: tuple[int, int]) -> jax.Array:

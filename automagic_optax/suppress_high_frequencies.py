@@ -12,6 +12,7 @@ import optax
 
 from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
 from automagic_optax.batches import enter
+from automagic_optax.explicit_mesh import with_types
 from automagic_optax.placement import scalar_like, whole
 from automagic_optax.stage_energy import energy, removed_share
 
@@ -76,9 +77,10 @@ def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -
         removed = removed_share([result[1] for result in results], [result[2] for result in results])
         return leave(batched.replace([result[0] for result in results])), SuppressHighFrequenciesState(removed)
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: SuppressHighFrequenciesState(scalar_like(params, 0, jnp.float32)), update
-    )
+    def init(params: Any) -> SuppressHighFrequenciesState:
+        return SuppressHighFrequenciesState(scalar_like(params, 0, jnp.float32))
+
+    return with_types(optax.GradientTransformationExtraArgs(init, update))
 
 
 def _damped(g: jax.Array, axes: tuple[int, int], penalty: Any) -> jax.Array:
