@@ -5,6 +5,7 @@ from automagic_optax._nearest import nearest_code
 from automagic_optax.benchmark import benchmark_optimizer
 from automagic_optax.cameamp import scale_by_cameamp
 from automagic_optax.cameamp_state import ScaleByCameampState
+from automagic_optax.checkpoint import restore
 from automagic_optax.clip_by_percentile import ClipByPercentileState, clip_by_percentile
 from automagic_optax.codec import QuantizedArray, dequantize, quantize
 from automagic_optax.encourage_low_rank import EncourageLowRankState, encourage_low_rank
@@ -28,6 +29,8 @@ from automagic_optax.round_to_parameters import (
     round_stochastically,
     round_to_parameters,
 )
+from automagic_optax.sharding import abstract_state, state_specs
+from automagic_optax.sharding_report import sharding_report
 from automagic_optax.state_file import LoadedState, load_state_file, save_state_file
 from automagic_optax.stored import RowColumn
 from automagic_optax.suppress_edges import SuppressEdgesState, suppress_edges
@@ -52,6 +55,7 @@ __all__ = [
     "ScaleByCameampState",
     "SuppressEdgesState",
     "SuppressHighFrequenciesState",
+    "abstract_state",
     "analyze_memory_usage",
     "automagic_8bit",
     "benchmark_optimizer",
@@ -76,10 +80,13 @@ __all__ = [
     "quantize_state",
     "random_unit",
     "requantized",
+    "restore",
     "round_stochastically",
     "round_to_parameters",
     "save_state_file",
     "scale_by_cameamp",
+    "sharding_report",
+    "state_specs",
     "suppress_edges",
     "suppress_high_frequencies",
     "to_torch_state",

@@ -92,9 +92,7 @@ class Batched:
         return results
 
 
-def in_batches(
-    leaves: Sequence[Any], forms: Sequence[Hashable], apart: Sequence[Hashable] | None = None
-) -> Batched:
+def in_batches(leaves: Sequence[Any], forms: Sequence[Hashable], apart: Sequence[Hashable] | None = None) -> Batched:
     """Puts arrays of equal shape, dtype and form together; None and arrays without elements are in no batch.
 
     Args:

@@ -17,7 +17,9 @@ import numpy as np
 from automagic_core import absmax_shape, dynamic_codebook
 from automagic_core.constants import MIN_ABSMAX
 from automagic_optax._nearest import nearest_code, stochastic_code, take
-from automagic_optax.placement import devices_of
+from automagic_optax.explicit_mesh import untyped
+from automagic_optax.placement import devices_of, has_explicit_axes
+from automagic_optax.state_shardings import absmax_sharding
 
 RoundingRule = Callable[[jax.Array, bool, jax.Array | None], jax.Array]
 """(y, signed, random) → int32 codes: y to nearest where random is None, else stochastically."""
@@ -62,6 +64,8 @@ class QuantizedArray:
 
     def dequantize(self) -> jax.Array:
         """codebook · absmax in float32, and no more: a companded state is squared by the layer above."""
+        if has_explicit_axes(self.codes):
+            return untyped(QuantizedArray.dequantize, jax.typeof(self.codes).sharding)(self)
         values = take(dynamic_codebook(self.signed), self.codes.astype(jnp.int32))
         return values * per_element(self.absmax, self.shape, self.block_size, devices_of(self.codes))
 
@@ -98,7 +102,13 @@ def quantize(
         >>> q.codes.shape, q.absmax.shape
         ((512,), (2,))
     """
-    x = jnp.asarray(x).astype(jnp.float32)
+    x = jnp.asarray(x)
+    if has_explicit_axes(x):
+        split = jax.typeof(x).sharding
+        types = QuantizedArray(split, absmax_sharding(split, x.shape, block_size), signed, block_size)
+        make = functools.partial(quantize, signed=signed, block_size=block_size, rule=rule)
+        return untyped(lambda x, random: make(x, random=random), types)(x, random)
+    x = x.astype(jnp.float32)
     absmax = block_absmax(x, block_size)
     absmax = jnp.where(absmax < np.float32(MIN_ABSMAX), np.float32(0), absmax)
     zero_block = absmax == 0
@@ -120,13 +130,13 @@ def block_absmax(x: jax.Array, block_size: int | None) -> jax.Array:
     magnitude = jnp.abs(x)
     if block_size is None:
         return jnp.max(magnitude, initial=0).reshape(1)
-    run = _run(x.shape, block_size, devices_of(x))
+    run = common_run(x.shape, block_size, devices_of(x))
     if run > 1:
         magnitude = jnp.max(_as_blocks(magnitude, run), axis=-1)
     return jnp.max(_as_blocks(magnitude, block_size // run), axis=-1, initial=0)
 
 
-def _run(shape: tuple[int, ...], block_size: int, devices: int) -> int:
+def common_run(shape: tuple[int, ...], block_size: int, devices: int) -> int:
     """How many neighbours are taken together before blocks are formed: a part of a block that no device border cuts.
 
     Where devices share a block, or blocks run over the ends of rows, forming blocks moves values between devices: then
@@ -143,7 +153,7 @@ def per_element(per_block: jax.Array, shape: tuple[int, ...], block_size: int | 
     """Broadcasts one value per block to one per element."""
     if block_size is None:
         return jnp.broadcast_to(per_block.reshape((1,) * len(shape)), shape)
-    run = _run(shape, block_size, devices)
+    run = common_run(shape, block_size, devices)
     if run > 1:
         per_run = _per_element(per_block, (*shape[:-1], shape[-1] // run), block_size // run, 1)
         return jnp.broadcast_to(per_run[..., None], (*per_run.shape, run)).reshape(shape)

@@ -16,21 +16,35 @@ from jax.sharding import NamedSharding, PartitionSpec, auto_axes
 from automagic_optax.placement import has_explicit_axes, told_shardings
 
 
-def with_types(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+def with_types(
+    tx: optax.GradientTransformationExtraArgs,
+    anew: Callable[[Any], optax.GradientTransformationExtraArgs] | None = None,
+    hyperparameters: Any = None,
+) -> optax.GradientTransformationExtraArgs:
     """The transformation for arrays with and without types that tell how they are split.
 
     After an update the type of every leaf of the state is what it was before, and that of an update is its parameter's,
     or its gradient's where no parameters are given.
+
+    Args:
+        tx: the transformation.
+        anew: makes it from hyperparameters; where some of them are arrays with types (``optax.inject_hyperparams``
+            makes them so), they must come in as arguments too.
+        hyperparameters: what `tx` was made with.
     """
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        arguments = (updates, state, params, extra_args)
+        typed_values = any(map(has_explicit_axes, jax.tree.leaves(hyperparameters)))
+        arguments = (updates, state, params, extra_args, hyperparameters if typed_values else None)
         if not any(map(has_explicit_axes, jax.tree.leaves(arguments))):
             return tx.update(updates, state, params, **extra_args)
         like = updates if params is None else _in_place_of(params, updates)
         with told_shardings(updates if params is None else params):
             return untyped(
-                lambda u, s, p, extra: tx.update(u, s, p, **extra), (_types(like, arguments), _types(state, arguments))
+                lambda u, s, p, extra, values: (anew(values) if typed_values and anew is not None else tx).update(
+                    u, s, p, **extra
+                ),
+                (_types(like, arguments), _types(state, arguments)),
             )(*arguments)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

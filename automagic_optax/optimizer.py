@@ -69,7 +69,18 @@ def automagic_8bit(
     config = Config(lr=learning_rate, weight_decay=weight_decay, profile=profile, **overrides)
     rounding = round_to_parameters(config.stochastic_rounding_params)
     before = up_to_rounding(config, layout, lora=lora, embedding=embedding, weight_decay_mask=weight_decay_mask)
-    return with_types(optax.chain(*before, rounding))
+
+    def anew(values: Any) -> optax.GradientTransformationExtraArgs:
+        return automagic_8bit(
+            **values,
+            layout=layout,
+            lora=lora,
+            embedding=embedding,
+            weight_decay_mask=weight_decay_mask,
+        )
+
+    values = {"learning_rate": learning_rate, "weight_decay": weight_decay, "profile": profile, **overrides}
+    return with_types(optax.chain(*before, rounding), anew, values)
 
 
 def up_to_rounding(

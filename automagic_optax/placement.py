@@ -29,7 +29,7 @@ def devices_of(x: Any) -> int:
 def _mesh_of(x: Any) -> Mesh | AbstractMesh | None:
     sharding = getattr(x, "sharding", None) if isinstance(x, jax.ShapeDtypeStruct) else _sharding_type(x)
     mesh = getattr(sharding, "mesh", None)
-    if mesh is None or mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+    if mesh is None or mesh.empty or AxisType.Manual in mesh.axis_types:
         return None
     return mesh
 
@@ -106,7 +106,7 @@ def zeros_in_shape(zeros: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def whole(x: jax.Array) -> jax.Array:
     """The array gathered on every device, for what needs all of it at once."""
     mesh = _mesh_of(x)
-    if mesh is None or not isinstance(x, jax.core.Tracer) or AxisType.Explicit in mesh.axis_types:
+    if mesh is None or mesh.size == 1 or not isinstance(x, jax.core.Tracer) or has_explicit_axes(x):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
 

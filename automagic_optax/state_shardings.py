@@ -12,7 +12,7 @@ from typing import Any
 from jax.sharding import NamedSharding, PartitionSpec
 
 from automagic_core import StatePlan
-from automagic_core.layout import Shape
+from automagic_core.layout import Shape, absmax_shape
 from automagic_optax.placement import parts, statistic_sharding
 
 
@@ -27,8 +27,6 @@ class StateShardings:
     def __init__(self, parameter: NamedSharding | None, plan: StatePlan) -> None:
         self._parameter = parameter
         self._plan = plan
-        spec = () if parameter is None else tuple(parameter.spec)
-        self._entries: list[Any] = [*spec, *[None] * (len(plan.shape) - len(spec))]
 
     @property
     def elementwise(self) -> NamedSharding | None:
@@ -38,45 +36,62 @@ class StateShardings:
     @property
     def scalar(self) -> NamedSharding | None:
         """Whole on every device."""
-        return self._named([])
+        return self._parameter and NamedSharding(self._parameter.mesh, PartitionSpec())
 
     @property
     def absmax(self) -> NamedSharding | None:
         """Of the scales of a quantized state."""
-        shape, scales = self._plan.shape, self._plan.absmax_shape
-        if self._parameter is None or self._plan.block_size is None:
-            return self.scalar
-        if len(scales) == len(shape) and shape[-1] % self._plan.block_size == 0:
-            return self._named([*self._entries[:-1], self._if_whole(self._entries[-1], scales[-1])])
-        return self._named([self._flat_entry(scales[0])])
+        return self._parameter and absmax_sharding(self._parameter, self._plan.shape, self._plan.block_size)
 
     @property
     def polarity(self) -> NamedSharding | None:
         """Of the packed sign bits."""
-        if self._parameter is None or not self._plan.shape:
+        shape = self._plan.shape
+        if self._parameter is None or not shape:
             return self.scalar
-        whole_bytes = self._plan.shape[-1] % 8 == 0
-        last = self._if_whole(self._entries[-1], self._plan.polarity_shape[-1]) if whole_bytes else None
-        return self._named([*self._entries[:-1], last])
+        entries = _entries(self._parameter, shape)
+        if shape[-1] % 8 or not cuts_evenly(entries[-1], shape[-1] // 8, self._parameter):
+            entries[-1] = None
+        return NamedSharding(self._parameter.mesh, PartitionSpec(*entries))
 
     def statistic(self, shape: Shape) -> NamedSharding | None:
         """Of a row or column statistic of the given shape."""
         return self._parameter and statistic_sharding(self._parameter, self._plan.shape, shape)
 
-    def _named(self, entries: list[Any]) -> NamedSharding | None:
-        if self._parameter is None:
-            return None
-        return NamedSharding(self._parameter.mesh, PartitionSpec(*entries))
 
-    def _if_whole(self, entry: Any, length: int) -> Any:
-        assert self._parameter is not None
-        return entry if length % parts(entry, self._parameter.mesh) == 0 else None
+def absmax_sharding(parameter: NamedSharding, shape: Shape, block_size: int | None) -> NamedSharding:
+    """Of the scales of an array of the given shape that is split as `parameter` says."""
+    entries = _entries(parameter, shape)
+    if block_size is None or not shape:
+        entries = []
+    elif shape[-1] % block_size == 0:
+        if not cuts_evenly(entries[-1], shape[-1] // block_size, parameter):
+            entries[-1] = None
+    else:
+        # Blocks that run over the ends of rows follow the first axis, where its parts hold whole blocks.
+        whole_blocks = math.prod(shape) % block_size == 0 and not any(entries[1:])
+        (blocks,) = absmax_shape(shape, block_size)
+        entries = entries[:1] if whole_blocks and cuts_evenly(entries[0], blocks, parameter) else []
+    return NamedSharding(parameter.mesh, PartitionSpec(*entries))
 
-    def _flat_entry(self, blocks: int) -> Any:
-        """Blocks that run over the ends of rows follow the first axis, where its parts hold whole blocks."""
-        shape, block_size = self._plan.shape, self._plan.block_size
-        if self._parameter is None or block_size is None or not shape or any(self._entries[1:]):
-            return None
-        size = math.prod(shape)
-        cut = parts(self._entries[0], self._parameter.mesh)
-        return self._entries[0] if size % (block_size * cut) == 0 and blocks % cut == 0 else None
+
+def cuts_evenly(entry: Any, length: int, sharding: NamedSharding) -> bool:
+    """Whether an entry of a PartitionSpec cuts an axis of some length into equal parts."""
+    return length % parts(entry, sharding.mesh) == 0
+
+
+def blocks_are_whole(sharding: NamedSharding, shape: Shape, block_size: int | None) -> bool:
+    """Whether no border between devices cuts a block of `block_size` elements."""
+    entries = _entries(sharding, shape)
+    if not any(parts(entry, sharding.mesh) > 1 for entry in entries):
+        return True
+    if block_size is None:
+        return False
+    if shape[-1] % block_size == 0:
+        return cuts_evenly(entries[-1], shape[-1] // block_size, sharding)
+    return bool(tuple(absmax_sharding(sharding, shape, block_size).spec))
+
+
+def _entries(sharding: NamedSharding, shape: Shape) -> list[Any]:
+    spec = tuple(sharding.spec)
+    return [*spec, *[None] * (len(shape) - len(spec))]
