@@ -54,9 +54,7 @@ def restore(
         if not saved:
             raise ValueError(f"{path} holds no ScaleByCameampState: save the state of automagic_8bit by itself")
         if len(set(saved)) > 1:
-            raise ValueError(
-                f"{path} holds states with and without {' and '.join(_WARM_UP)}; valid: all or none of them"
-            )
+            raise ValueError(f"{path} holds states with and without {' and '.join(_WARM_UP)}; valid: all or none")
         wanted = abstract_state(tx, params, mesh)
         keeps_some = any(jax.tree.leaves([state.s, state.last_polarity]) for state in find_states(wanted))
         if keeps_some and not saved[0]:

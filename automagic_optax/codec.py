@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +105,9 @@ def quantize(
     """
     x = jnp.asarray(x)
     if has_explicit_axes(x):
-        split = jax.typeof(x).sharding
-        types = QuantizedArray(split, absmax_sharding(split, x.shape, block_size), signed, block_size)
+        split: Any = jax.typeof(x).sharding
+        scales: Any = absmax_sharding(split, x.shape, block_size)
+        types = QuantizedArray(split, scales, signed, block_size)
         make = functools.partial(quantize, signed=signed, block_size=block_size, rule=rule)
         return untyped(lambda x, random: make(x, random=random), types)(x, random)
     x = x.astype(jnp.float32)

@@ -51,6 +51,7 @@ def is_described(x: Any) -> bool:
 
 def mesh_of(shape: tuple[int, ...], axis_type: AxisType = AxisType.Auto) -> Mesh:
     """The first devices as a mesh: (8,) over "data" alone, (4, 2) over "data" and "model"."""
+    shape = tuple(shape)
     names = ("data", "model")[: len(shape)]
     return jax.make_mesh(shape, names, axis_types=(axis_type,) * len(shape))
 
