@@ -157,7 +157,7 @@ def per_element(per_block: jax.Array, shape: tuple[int, ...], block_size: int | 
         return jnp.broadcast_to(per_block.reshape((1,) * len(shape)), shape)
     run = common_run(shape, block_size, devices)
     if run > 1:
-        per_run = _per_element(per_block, (*shape[:-1], shape[-1] // run), block_size // run, 1)
+        per_run = per_element(per_block, (*shape[:-1], shape[-1] // run), block_size // run, 1)
         return jnp.broadcast_to(per_run[..., None], (*per_run.shape, run)).reshape(shape)
     spread = jnp.broadcast_to(per_block[..., None], (*per_block.shape, block_size))
     if _blocks_inside_last_axis(shape, block_size):

@@ -33,7 +33,7 @@ def sharding_report(params: Any, opt_state: Any) -> dict[str, Any]:
         ``state_bytes_per_device``: on the device that holds most;
         ``cut_blocks``: name → bytes, the arrays with 8-bit states of which a border between devices cuts a block (the
         last axis, or a device's part of it, is no multiple of the block size), and what each device must gather for
-        their scales and sign bits in one update.  Their states are right all the same.  Splitting another axis avoids it;
+        their scales and sign bits in one update.  Their states are right; splitting another axis avoids it;
         ``gathered_bytes``: the sum of those;
         ``misplaced``: names of arrays whose states are not split as they are.
 

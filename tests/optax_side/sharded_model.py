@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +91,29 @@ def placed(tree: Any, described: Any, mesh: Mesh | None, way: str) -> Any:
     return jax.tree.map(jax.device_put, tree, where)
 
 
-def run(described: Any, mesh: Mesh | None, way: str, steps: int, spoilt: int = -1, **fields: Any) -> tuple[Any, Any]:
-    """Parameters and state after some compiled steps; at step `spoilt` the embedding's gradient has a NaN."""
+def runner(described: Any, mesh: Mesh | None, way: str, **fields: Any) -> Callable[..., tuple[Any, Any]]:
+    """`run(steps, spoilt)`: parameters and state after some compiled steps from the start, compiled once.
+
+    At step `spoilt` the embedding's gradient has a NaN.
+    """
     tx = automagic_8bit(1e-3, **{**FIELDS, **fields})
-    params = placed(values(described, 0), described, mesh, way)
-    state = tx.init(params)
 
     @jax.jit
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params)
         return jax.tree.map(jnp.add, params, updates), state
 
-    for t in range(steps):
-        grads = gradients(described, t)
-        if t == spoilt:
-            grads["embed"][3, 5] = np.nan
-        params, state = step(params, state, placed(grads, described, mesh, way))
-    return params, state
+    def run(steps: int, spoilt: int = -1) -> tuple[Any, Any]:
+        params = placed(values(described, 0), described, mesh, way)
+        state = tx.init(params)
+        for t in range(steps):
+            grads = gradients(described, t)
+            if t == spoilt:
+                grads["embed"][3, 5] = np.nan
+            params, state = step(params, state, placed(grads, described, mesh, way))
+        return params, state
+
+    return run
 
 
 def on_eight_devices(module: str, *arguments: str, timeout: int = 300, devices: int = 8) -> str:

@@ -15,7 +15,7 @@ from tests.optax_side.test_sharded_update import MESHES, case
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "way"), MESHES)
+@pytest.mark.parametrize(("shape", "way"), [MESHES[1], MESHES[4]])
 def test_types_stay_with_every_stage_on(shape: tuple[int, ...], way: str) -> None:
     found = case("types", shape, way)
     assert found["types"]
