@@ -14,7 +14,7 @@ from automagic_optax.batches import enter
 from automagic_optax.explicit_mesh import with_types
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
-from automagic_optax.placement import scalar_like, statistic_zeros
+from automagic_optax.placement import devices_of, scalar_like, statistic_zeros
 from automagic_optax.section5 import average, remainder
 from automagic_optax.stage_energy import energy, removed_share
 from automagic_optax.sums import accurate_mean
@@ -141,15 +141,24 @@ def laplacian(x: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """The 5-point Laplacian over two axes; beyond a border stands a copy of the border.  Constants give exact zeros."""
     total = jnp.zeros_like(x)
     for axis in axes:
-        place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
-        to_next = jnp.where(place == x.shape[axis] - 1, 0, _shifted(x, axis, -1) - x)
-        from_last = jnp.where(place == 0, 0, x - _shifted(x, axis, 1))
-        total = total + (to_next - from_last)
+        total = total + _second_difference(x, axis)
     return total
 
 
+def _second_difference(x: jax.Array, axis: int) -> jax.Array:
+    if devices_of(x) == 1:
+        edge = [(0, 0)] * x.ndim
+        edge[axis] = (1, 1)
+        return jnp.diff(jnp.pad(jnp.diff(x, axis=axis), edge), axis=axis)
+    # The same in one shape throughout: where devices hold parts, each then exchanges a single row with its neighbours.
+    place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    to_next = jnp.where(place == x.shape[axis] - 1, 0, _shifted(x, axis, -1) - x)
+    from_last = jnp.where(place == 0, 0, x - _shifted(x, axis, 1))
+    return to_next - from_last
+
+
 def _shifted(x: jax.Array, axis: int, places: int) -> jax.Array:
-    """x moved along an axis, zeros behind it.  In one shape: parts on devices then exchange one element's breadth."""
+    """x moved along an axis, zeros behind it."""
     edges = [(0, 0, 0)] * x.ndim
     edges[axis] = (places, -places, 0)
     return jax.lax.pad(x, jnp.zeros([], x.dtype), edges)
