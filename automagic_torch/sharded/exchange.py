@@ -11,6 +11,9 @@ from torch import Tensor
 
 from automagic_torch.sharded.split import Split
 
+# Newer versions of torch have another name for it, and warn of the old one.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def summed(parts: Sequence[Tensor], split: Split) -> list[Tensor]:
     """Sums over all pieces, of float32 tensors, with one exchange; the same bits in every process."""
@@ -49,6 +52,6 @@ def gathered(x: Tensor, split: Split) -> Tensor:
     piece = x.new_zeros(longest, len(x), *x.shape[2:])
     piece[: x.shape[1]] = x.transpose(0, 1)
     every = x.new_empty(split.count * longest, *piece.shape[1:])
-    dist.all_gather_into_tensor(every, piece, group=split.group)
+    _all_gather(every, piece, group=split.group)
     # What the last pieces lack stands at the end.
     return every[: split.borders[-1]].transpose(0, 1).contiguous()

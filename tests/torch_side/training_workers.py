@@ -52,7 +52,8 @@ def build(way: str, **fields: Any) -> tuple[nn.Module, AutomagicCameAMP8bit]:
         model = DistributedDataParallel(model)
     elif way in ("fsdp", "hybrid"):
         world = dist.get_world_size()
-        mesh = init_device_mesh("cpu", (2, world // 2) if way == "hybrid" else (world,))
+        sizes, names = ((2, world // 2), ("copies", "shards")) if way == "hybrid" else ((world,), ("shards",))
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=names)
         fully_shard(model.middle, mesh=mesh)
         fully_shard(model, mesh=mesh)
     mark_lora(model)
