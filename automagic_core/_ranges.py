@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from automagic_core.random_bits import MAX_STEP
+
 
 class Range(NamedTuple):
     """A test and its wording."""
@@ -61,7 +63,8 @@ RANGES: dict[str, Range] = {
     "min_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
     "max_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
     "weight_decay": _real(lambda x: x >= 0, "a finite number ≥ 0"),
-    "warmup_steps": _integer(lambda n: 0 <= n < 2**31, "an integer in [0, 2147483647]"),
+    # Below the last value of the step counter, which stays there: a warm-up always ends.
+    "warmup_steps": _integer(lambda n: 0 <= n < MAX_STEP, f"an integer in [0, {MAX_STEP - 1}]"),
     "betas": Range(_are_betas, "three numbers, each in [0, 1)"),
     "update_clip": _POSITIVE,
     "confidence_floor": _POSITIVE,

@@ -130,7 +130,7 @@ def _select(condition: jax.Array, a: ArrayStep, b: ArrayStep) -> ArrayStep:
 
 
 def _skip_step(g: jax.Array, old: ArrayState, vote: Votes | None) -> ArrayStep:
-    state = old._replace(skipped_steps=old.skipped_steps + 1)
+    state = old._replace(skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1)
     return ArrayStep(jnp.full(g.shape, -0.0, jnp.float32), state, vote, jnp.ones([], jnp.int32))
 
 

@@ -54,7 +54,7 @@ INVALID: dict[str, tuple[list[Any], str]] = {
     "min_lr": ([0, -1e-7, NAN, INF, "x", None, True, 2e-3], "0 < min_lr ≤ max_lr"),
     "max_lr": ([0, -1.0, NAN, INF, None, True, 1e-8], "0 < min_lr ≤ max_lr"),
     "weight_decay": ([-1e-9, NAN, INF, "0", None, True], "≥ 0"),
-    "warmup_steps": ([-1, 1.5, 500.0, 2**31, None, True, NAN], "[0, 2147483647]"),
+    "warmup_steps": ([-1, 1.5, 500.0, 2**31 - 1, None, True, NAN], "[0, 2147483646]"),
     "betas": (
         [(0.9, 0.99), (0.9, 0.99, 1.0), (-0.1, 0.99, 0.999), (0.9, 0.99, NAN), 0.9, None, "abc", (0.9,) * 4],
         "each in [0, 1)",
@@ -93,7 +93,7 @@ VALID: dict[str, list[Any]] = {
     "min_lr": [1e-6, 1e-12, np.float64(1e-8)],
     "max_lr": [1e-6, 1.0, 10],
     "weight_decay": [0, 0.0, 1.0],
-    "warmup_steps": [0, 1, 2**31 - 1, np.int64(7)],
+    "warmup_steps": [0, 1, 2**31 - 2, np.int64(7)],
     "betas": [(0.0, 0.0, 0.0), [0.9, 0.99, 0.999], (0.999999, 0.5, 0)],
     "update_clip": [1e-3, 100],
     "confidence_floor": [1e-9, 5],

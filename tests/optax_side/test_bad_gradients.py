@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from automagic_optax import automagic_8bit
+from automagic_optax import ScaleByCameampState, automagic_8bit
 from tests.optax_side.small import assert_same_bits, find_state, grads, params, quantized_leaves
 
 # 8-bit states of every kind for all arrays, the small ones included.
@@ -174,3 +174,20 @@ def test_factored_states_stay_as_well(factored: str) -> None:
     assert_same_bits({**ours, "skipped_steps": 0}, {**theirs, "skipped_steps": 0})
     assert int(ours["skipped_steps"]) == 1
     assert int(array_states(after, "kernel")["age"]) == 3
+
+
+@pytest.mark.parametrize("count", [1, 4], ids=["alone", "in a batch"])
+def test_the_count_of_skipped_steps_saturates(count: int) -> None:
+    tx = automagic_8bit(1e-4, lr_mask_gain=0.0)
+    weights = [jnp.ones(3)] * count
+    bad = [jnp.full(3, jnp.nan)] * count
+    state = tx.init(weights)
+    full = jnp.int32(2**31 - 1)
+    # One more would be −2³¹: a negative number of skipped steps.
+    state = jax.tree.map(
+        lambda part: part._replace(skipped_steps=[full] * count) if isinstance(part, ScaleByCameampState) else part,
+        state,
+        is_leaf=lambda part: isinstance(part, ScaleByCameampState),
+    )
+    _, after = tx.update(bad, state, weights)
+    assert [int(x) for x in find_state(after).skipped_steps] == [2**31 - 1] * count
