@@ -6,7 +6,7 @@ SOURCES := automagic_core automagic_torch automagic_optax parity benchmarks exam
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint parity bench memory rates evidence clean
+.PHONY: demo test test-all lint parity bench memory rates evidence soak clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
@@ -49,6 +49,9 @@ rates: .venv/installed  ## final loss against starting learning rate, about 10 m
 
 evidence: .venv/evidence  ## training runs on three jobs, up to two hours, goes on where it stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.evidence $(OPTIONS)
+
+soak: .venv/installed  ## long runs, kills and random cases, under an hour, goes on where it stopped; docs/reliability.md
+	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.soak $(OPTIONS)
 
 clean:
 	rm -rf .venv out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

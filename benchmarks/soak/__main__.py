@@ -1,0 +1,81 @@
+"""Does the missing tasks and writes the report: ``python -m benchmarks.soak``.
+
+It can be stopped at any time and called again; a second call does only what is missing or was done with other sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.soak import store
+from benchmarks.soak.report import write_report
+from benchmarks.soak.tasks import PARTS, TASKS, Task
+
+REPORT = Path("docs/reliability.md")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 when nothing failed, also where tasks are still missing."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help="with commas between them (default: %(default)s)")
+    parser.add_argument("--sides", default="both,torch,jax", help="frameworks (default: %(default)s)")
+    parser.add_argument("--tasks", default="", help="only these; valid: " + ", ".join(TASKS))
+    parser.add_argument("--minutes", type=float, default=55.0, help="no task begins later (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="also what has been done with these sources")
+    parser.add_argument("--report", action="store_true", help="only write the report of the records there are")
+    parser.add_argument("--folder", type=Path, default=store.FOLDER, help="of the records (default: %(default)s)")
+    parser.add_argument("--docs", type=Path, default=REPORT, help="the report (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    chosen = {
+        "--parts": (options.parts.split(","), PARTS),
+        "--sides": (options.sides.split(","), ("both", "torch", "jax")),
+        "--tasks": (options.tasks.split(",") if options.tasks else list(TASKS), tuple(TASKS)),
+    }
+    for option, (names, valid) in chosen.items():
+        if unknown := sorted(set(names) - set(valid)):
+            parser.error(f"{option}: unknown {', '.join(unknown)}; valid: {', '.join(valid)}")
+
+    end = time.monotonic() + 60 * options.minutes
+    records = store.load(options.folder)
+    wanted = [
+        name
+        for name in chosen["--tasks"][0]
+        if TASKS[name].part in chosen["--parts"][0] and TASKS[name].side in chosen["--sides"][0]
+    ]
+    if not options.report:
+        for name in wanted:
+            if not options.again and store.is_current(records.get(name)):
+                continue
+            if time.monotonic() >= end:
+                print(f"{name}: left out, the time is up; the next call goes on here")
+                continue
+            record = _done(TASKS[name])
+            store.save(options.folder, name, record)
+            print(f"{name}: {record.get('seconds', 0):.0f} s, {'; '.join(record['failures']) or 'passed'}", flush=True)
+    records = store.load(options.folder)
+    write_report(records, options.docs)
+    print(f"wrote {options.docs}")
+    return 1 if any(records[name]["failures"] for name in wanted if name in records) else 0
+
+
+def _done(task: Task) -> dict[str, Any]:
+    """The task's record; an error, or the end of its process, is a failure of the task."""
+    # One process for one task: memory is that of the task alone.  Spawned, because a fork of a process that has
+    # computed may hang.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(task.work).result()
+        except Exception as error:
+            traceback.print_exc()
+            return {"failures": [f"{type(error).__name__}: {error}"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
