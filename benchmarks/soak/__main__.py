@@ -1,6 +1,7 @@
 """Does the missing tasks and writes the report: ``python -m benchmarks.soak``.
 
-It can be stopped at any time and called again; a second call does only what is missing or was done with other sources.
+It can be stopped at any time and called again; a second call does only what is missing,
+has failed, or was done with other sources of the optimizer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sides", default="both,torch,jax", help="frameworks (default: %(default)s)")
     parser.add_argument("--tasks", default="", help="only these; valid: " + ", ".join(TASKS))
     parser.add_argument("--minutes", type=float, default=55.0, help="no task begins later (default: %(default)s)")
-    parser.add_argument("--again", action="store_true", help="also what has been done with these sources")
+    parser.add_argument("--again", action="store_true", help="also what has passed with these sources")
     parser.add_argument("--report", action="store_true", help="only write the report of the records there are")
     parser.add_argument("--folder", type=Path, default=store.FOLDER, help="of the records (default: %(default)s)")
     parser.add_argument("--docs", type=Path, default=REPORT, help="the report (default: %(default)s)")
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     if not options.report:
         for name in wanted:
-            if not options.again and store.is_current(records.get(name)):
+            if not options.again and store.has_passed(records.get(name)):
                 continue
             if time.monotonic() >= end:
                 print(f"{name}: left out, the time is up; the next call goes on here")

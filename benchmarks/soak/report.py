@@ -73,8 +73,8 @@ def _endurance(records: Records) -> Iterable[str]:
         "A layer of 4,096 weights with an adapter and a bias learns a noisy function; every stage is on, the warm-up "
         "takes the first tenth. Every loss must be finite, every parameter and state finite whenever memory is read, "
         f"and memory must grow by less than {LIMIT:.0%}: medians over the second eighth of the run against the last "
-        "eighth, read after a garbage collection. Own memory is what belongs to no file; objects are those that Python's "
-        "garbage collector watches."
+        "eighth, read after a garbage collection. Own memory is what belongs to no file; objects are those that "
+        "Python's garbage collector watches."
     )
     rows = []
     for title, record in _rows(records, "endurance"):
@@ -101,9 +101,9 @@ def _endurance(records: Records) -> Iterable[str]:
 def _counters(records: Records) -> Iterable[str]:
     yield (
         f"Both frameworks take the {BEFORE} steps up to t = 2³¹ − 1 and {AFTER} more, at which `step` and every `age` "
-        "stay there. PyTorch's 8-bit codes must be those that an independent reading of the page's `mix32` and rounding "
-        "gives for the step, the parameters of both frameworks likewise, bit for bit, and from the same states JAX must "
-        f"give at least {EQUAL_CODES:.1%} of the same codes. The counts of skipped steps saturate too."
+        "stay there. PyTorch's 8-bit codes must be those that an independent reading of the page's `mix32` and "
+        "rounding gives for the step, the parameters of both frameworks likewise, bit for bit, and from the same "
+        f"states JAX must give at least {EQUAL_CODES:.1%} of the same codes. The counts of skipped steps saturate too."
     )
     rows = []
     for title, record in _rows(records, "counters"):
@@ -116,11 +116,11 @@ def _counters(records: Records) -> Iterable[str]:
 
 def _kills(records: Records) -> Iterable[str]:
     yield (
-        "A process trains and writes a checkpoint after every step until SIGKILL ends it at a random moment; the next one "
-        "goes on from what it finds. Batches come from a generator that is in the checkpoint. Each must find a whole "
-        "checkpoint, none older than the newest that an earlier one had finished, and have the bits of a run that was "
-        "never disturbed, in parameters and in states, when it has read it and after every step. The last process of "
-        "all is let go to the end of the run."
+        "A process trains and writes a checkpoint after every step until SIGKILL ends it at a random moment; the next "
+        "one goes on from what it finds. Batches come from a generator that is in the checkpoint. Each must find a "
+        "whole checkpoint, none older than the newest that an earlier one had finished, and have the bits of a run "
+        "that was never disturbed, in parameters and in states, when it has read it and after every step. The last "
+        "process of all is let go to the end of the run."
     )
     rows = []
     for title, record in _rows(records, "kills"):
@@ -135,11 +135,11 @@ def _kills(records: Records) -> Iterable[str]:
 def _fuzz(records: Records) -> Iterable[str]:
     yield (
         "Random values of every field; up to three arrays of 0 to 5 axes, empty ones among them; one to four steps of "
-        "gradients that are ordinary, zero, subnormal, up to 10¹⁵, beyond it, infinite or NaN, whole or in one element. "
-        "Parameters and states must stay finite, a parameter may move no further than its rate allows, and what section 6 "
-        "of the algorithm skips must keep every bit. Runs with 32-bit states and ordinary float32 values are held "
-        f"against the float64 oracle: their updates must be within {ORACLE_TOLERANCE:g} of it. A configuration with one "
-        "value that is not valid must be refused by name and value."
+        "gradients that are ordinary, zero, subnormal, up to 10¹⁵, beyond it, infinite or NaN, whole or in one "
+        "element. Parameters and states must stay finite, a parameter may move no further than its rate allows, and "
+        "what section 6 of the algorithm skips must keep every bit. Runs with 32-bit states and ordinary float32 "
+        f"values are held against the float64 oracle: their updates must be within {ORACLE_TOLERANCE:g} of it. "
+        "A configuration with one value that is not valid must be refused by name and value."
     )
     rows = []
     for side, title in (("torch", "PyTorch"), ("jax", "JAX")):

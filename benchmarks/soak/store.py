@@ -25,9 +25,9 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
-def is_current(record: dict[str, Any] | None) -> bool:
-    """Whether there is a record, made with the present sources."""
-    return record is not None and record["code"] == code_version()
+def has_passed(record: dict[str, Any] | None) -> bool:
+    """Whether there is a record without failures, made with the present sources of the optimizer."""
+    return record is not None and record["code"] == code_version() and not record["failures"]
 
 
 @cache
