@@ -7,11 +7,13 @@ has failed, or was done with other sources of the optimizer.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown := sorted(set(names) - set(valid)):
             parser.error(f"{option}: unknown {', '.join(unknown)}; valid: {', '.join(valid)}")
 
+    # Asked to end, it ends the task's process too, as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     end = time.monotonic() + 60 * options.minutes
     records = store.load(options.folder)
     wanted = [
@@ -70,12 +74,29 @@ def _done(task: Task) -> dict[str, Any]:
     """The task's record; an error, or the end of its process, is a failure of the task."""
     # One process for one task: memory is that of the task alone.  Spawned, because a fork of a process that has
     # computed may hang.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            return pool.submit(task.work).result()
-        except Exception as error:
-            traceback.print_exc()
-            return {"failures": [f"{type(error).__name__}: {error}"]}
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, task.work))
+    process.start()
+    theirs.close()
+    try:
+        record: dict[str, Any] = ours.recv()
+        process.join()
+    except EOFError:
+        process.join()
+        record = {"failures": [f"its process ended with exit code {process.exitcode}"]}
+    finally:
+        process.terminate()
+    return record
+
+
+def _work(pipe: Connection, work: Callable[[], dict[str, Any]]) -> None:
+    """The body of a task's process."""
+    try:
+        pipe.send(work())
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send({"failures": [f"{type(error).__name__}: {error}"]})
 
 
 if __name__ == "__main__":

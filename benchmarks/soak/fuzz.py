@@ -1,15 +1,16 @@
-"""Draws random cases, and keeps the smallest that fails."""
+"""Draws random cases, and tells the one that fails."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from benchmarks.soak.fuzz_cases import Case, cases, shapes
+from benchmarks.soak.fuzz_cases import Case, cases, compiled_cases, shapes
 from benchmarks.soak.fuzz_fields import INVALID, Fields, invalid_fields
 from benchmarks.soak.fuzz_judge import Runner, Tally, check_case
 
@@ -32,6 +33,22 @@ def fuzz_jax(count: int, number: int, x64: bool = False) -> dict[str, Any]:
     return _fuzz(count, number, cases(st.sampled_from(SHAPES), dtypes), JaxRunner, refuses)
 
 
+def fuzz_compiled(count: int, number: int) -> dict[str, Any]:
+    """A record of `count` runs of compiled steps in JAX for each precision; `number` is their seed."""
+    from benchmarks.soak.fuzz_jax import COMPILED, CompiledRunner, refuses
+
+    records = [
+        _fuzz(count, number, compiled_cases(*precision), CompiledRunner, refuses) for precision in COMPILED.values()
+    ]
+    total = records[0]
+    for record in records[1:]:
+        total["seconds"] += record["seconds"]
+        total["counts"] = dict(Counter(total["counts"]) + Counter(record["counts"]))
+        total["largest_distance"] = max(total["largest_distance"], record["largest_distance"])
+        total["failures"] += record["failures"]
+    return total
+
+
 def _fuzz(
     count: int,
     number: int,
@@ -43,8 +60,15 @@ def _fuzz(
     tally = Tally()
     failures: list[str] = []
     failing: list[str] = []
+    # A case that fails is told as it was drawn: to find the smallest one takes minutes.
     calm = settings(
-        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate,),
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
     )
 
     @seed(number)

@@ -1,8 +1,13 @@
-"""A random run in JAX, operation by operation: fields are constants of a compiled step, so each would compile anew."""
+"""Random runs in JAX.
+
+Fields are constants of a compiled step, so with random ones a step is taken operation by operation; compiled steps are
+those of a few configurations.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +15,8 @@ import numpy as np
 import optax
 
 from automagic_optax import ScaleByCameampState, SuppressEdgesState, automagic_8bit
-from benchmarks.soak.fuzz_cases import Case
+from benchmarks.soak.fuzz_cases import ArrayCase, Case
+from benchmarks.soak.fuzz_fields import Fields
 
 DTYPES = ("float32", "bfloat16", "float16")
 SHAPES: tuple[tuple[int, ...], ...] = (
@@ -27,9 +33,36 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 """Few, so that operations that are compiled once serve all cases."""
 
 
+COMPILED_ARRAYS = (
+    ArrayCase((), "float32", False, False, 1.0),
+    ArrayCase((257,), "float32", False, False, 1.0),
+    ArrayCase((16, 32), "float32", False, False, 1.0),
+    ArrayCase((16, 32), "float32", False, True, 1.0),
+    ArrayCase((3, 3, 2, 5), "float32", False, False, 1.0),
+    ArrayCase((0, 3), "float32", False, False, 1.0),
+)
+_HALF = (
+    *(replace(array, dtype="bfloat16") for array in COMPILED_ARRAYS[:3]),
+    *(replace(array, dtype="float16") for array in COMPILED_ARRAYS[3:]),
+)
+_COMMON: Fields = {"lr": 1e-3, "max_lr": 1e-2, "min_8bit_size": 1, "weight_decay": 0.1, "warmup_steps": 3}
+COMPILED: dict[str, tuple[list[tuple[Fields, str]], tuple[ArrayCase, ...]]] = {
+    "float32": (
+        [
+            ({**_COMMON, "factored": "none", "torque_decay": 0.9, "percentile_clipping": 50}, "flax"),
+            ({**_COMMON, "optim_bits": 32}, "flax"),
+        ],
+        COMPILED_ARRAYS,
+    ),
+    "half": ([({**_COMMON, "factored": "all", "block_wise": False, "betas": (0.0, 0.5, 0.9)}, "torch")], _HALF),
+}
+"""Configurations of compiled steps and their arrays, by the precision of these."""
+
+
 class JaxRunner:
     """The transformation of a case and its state."""
 
+    flushes = True
     everywhere = True
 
     def __init__(self, case: Case) -> None:
@@ -64,6 +97,19 @@ class JaxRunner:
                 for path, leaf in jax.tree_util.tree_leaves_with_path(tree[i]):
                     found[name + jax.tree_util.keystr(path)] = np.asarray(leaf).copy()
         return found
+
+
+class CompiledRunner(JaxRunner):
+    """The same, compiled once for each configuration."""
+
+    _steps: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        key = repr((case.fields, case.layout, case.arrays))
+        if key not in self._steps:
+            self._steps[key] = jax.jit(self.tx.update)
+        self.tx = optax.GradientTransformationExtraArgs(self.tx.init, self._steps[key])
 
 
 def make(fields: dict[str, Any], **marks: Any) -> optax.GradientTransformationExtraArgs:

@@ -17,6 +17,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 class TorchRunner:
     """The optimizer of a case."""
 
+    flushes = False
     everywhere = False
 
     def __init__(self, case: Case) -> None:

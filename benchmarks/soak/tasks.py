@@ -14,6 +14,7 @@ from benchmarks.soak.kills import KILLS
 FUZZ_TORCH, FUZZ_TORCH_CASES = 5, 1_000
 FUZZ_JAX, FUZZ_JAX_CASES = 3, 100
 FUZZ_X64_CASES = 40
+FUZZ_COMPILED_CASES = 200
 _LAST_WARM_UP = 2**31 - 2
 
 
@@ -59,6 +60,12 @@ def _fuzz(side: str, count: int, number: int, x64: bool = False) -> dict[str, An
     return fuzz_torch(count, number) if side == "torch" else fuzz_jax(count, number, x64)
 
 
+def _fuzz_compiled(count: int) -> dict[str, Any]:
+    from benchmarks.soak.fuzz import fuzz_compiled
+
+    return fuzz_compiled(count, 1)
+
+
 def _kills(side: str) -> dict[str, Any]:
     from benchmarks.soak.kills import kill_again_and_again
 
@@ -90,6 +97,7 @@ TASKS: dict[str, Task] = {
         for i in range(1, FUZZ_JAX + 1)
     },
     "fuzz-jax-x64": Task("fuzz", "jax", "random cases, 64-bit numbers", partial(_fuzz, "jax", FUZZ_X64_CASES, 9, True)),
+    "fuzz-jax-compiled": Task("fuzz", "jax", "random cases, compiled", partial(_fuzz_compiled, FUZZ_COMPILED_CASES)),
     "kills-torch": Task("kills", "torch", "PyTorch, one file by `torch.save`", partial(_kills, "torch")),
     "kills-jax": Task("kills", "jax", "JAX, Orbax `CheckpointManager`", partial(_kills, "jax")),
     "endurance-torch-8bit": Task("endurance", "torch", "PyTorch, 8-bit states", partial(_endurance, "torch", 8)),
