@@ -10,16 +10,12 @@ import argparse
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from benchmarks.soak import store
+from benchmarks.soak.own_process import in_own_process
 from benchmarks.soak.report import write_report
-from benchmarks.soak.tasks import PARTS, TASKS, Task
+from benchmarks.soak.tasks import PARTS, TASKS
 
 REPORT = Path("docs/reliability.md")
 
@@ -61,42 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
             if time.monotonic() >= end:
                 print(f"{name}: left out, the time is up; the next call goes on here")
                 continue
-            record = _done(TASKS[name])
+            record = in_own_process(TASKS[name].work)
             store.save(options.folder, name, record)
             print(f"{name}: {record.get('seconds', 0):.0f} s, {'; '.join(record['failures']) or 'passed'}", flush=True)
     records = store.load(options.folder)
     write_report(records, options.docs)
     print(f"wrote {options.docs}")
     return 1 if any(records[name]["failures"] for name in wanted if name in records) else 0
-
-
-def _done(task: Task) -> dict[str, Any]:
-    """The task's record; an error, or the end of its process, is a failure of the task."""
-    # One process for one task: memory is that of the task alone.  Spawned, because a fork of a process that has
-    # computed may hang.
-    context = get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, task.work))
-    process.start()
-    theirs.close()
-    try:
-        record: dict[str, Any] = ours.recv()
-        process.join()
-    except EOFError:
-        process.join()
-        record = {"failures": [f"its process ended with exit code {process.exitcode}"]}
-    finally:
-        process.terminate()
-    return record
-
-
-def _work(pipe: Connection, work: Callable[[], dict[str, Any]]) -> None:
-    """The body of a task's process."""
-    try:
-        pipe.send(work())
-    except Exception as error:
-        traceback.print_exc()
-        pipe.send({"failures": [f"{type(error).__name__}: {error}"]})
 
 
 if __name__ == "__main__":
