@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from automagic_optax import ScaleByCameampState, SuppressEdgesState, automagic_8bit
-from benchmarks.soak.fuzz_cases import ArrayCase, Case
+from benchmarks.soak.fuzz_cases import COMPARABLE, ArrayCase, Case
 from benchmarks.soak.fuzz_fields import Fields
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -50,7 +50,7 @@ COMPILED: dict[str, tuple[list[tuple[Fields, str]], tuple[ArrayCase, ...]]] = {
     "float32": (
         [
             ({**_COMMON, "factored": "none", "torque_decay": 0.9, "percentile_clipping": 50}, "flax"),
-            ({**_COMMON, "optim_bits": 32}, "flax"),
+            ({**_COMMON, **COMPARABLE}, "flax"),
         ],
         COMPILED_ARRAYS,
     ),

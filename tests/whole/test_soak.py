@@ -135,7 +135,13 @@ def test_codes_of_another_step_are_noticed() -> None:
 
 
 class TestFuzz:
-    CASE = Case({"lr": 1e-3, "optim_bits": 32}, "torch", (ArrayCase((6, 5), "float32", False, False, 1.0),), (), 1)
+    CASE = Case(
+        {"lr": 1e-3, "optim_bits": 32, "spatial_awareness": False},
+        "torch",
+        (ArrayCase((6, 5), "float32", False, False, 1.0),),
+        (),
+        1,
+    )
 
     def test_random_runs_in_torch(self) -> None:
         record = fuzz.fuzz_torch(60, 0)
