@@ -101,6 +101,7 @@ def test_the_array_and_its_states_stay_bit_for_bit(name: str, value: float) -> N
     assert np.asarray(of(again, "kernel") != of(new, "kernel")).any()
 
 
+@pytest.mark.slow
 def test_operation_by_operation_negative_zeros_stay_as_well() -> None:
     weights = params()
     weights["scale"], weights["table"] = jnp.float32(-0.0), jnp.full((9, 5), -0.0)

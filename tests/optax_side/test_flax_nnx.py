@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from automagic_optax import automagic_8bit, finish_warmup, memory_report
@@ -42,6 +43,7 @@ def pure(model: Model) -> Any:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+@pytest.mark.slow
 def test_training_is_the_plain_loops_and_continues_after_the_warmup() -> None:
     # 8-bit states of both maps, row and column statistics, packed signs, and arrays without some of them.
     tx = automagic_8bit(1e-2, warmup_steps=4, max_lr=0.1, min_8bit_size=1024, torque_decay=0.5)

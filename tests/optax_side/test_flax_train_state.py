@@ -51,6 +51,7 @@ def train(state: TrainState, steps: int) -> tuple[TrainState, list[float]]:
     return state, losses
 
 
+@pytest.mark.slow
 def test_it_trains() -> None:
     _, losses = train(create(), 40)
     assert losses[-1] < 0.2 * losses[0]

@@ -72,7 +72,7 @@ def train_with_nnx(model: Adapted, tx: Any, wrt: Any, steps: int = 2) -> nnx.Opt
 @pytest.mark.parametrize(
     ("wrt", "expected"),
     [
-        (nnx.Param, {LORA_A, LORA_B, "thin", "wide"}),
+        pytest.param(nnx.Param, {LORA_A, LORA_B, "thin", "wide"}, marks=pytest.mark.slow),
         (nnx.LoRAParam, {LORA_A, LORA_B, "thin", "wide"}),
         (nnx.PathContains("lora"), {LORA_A, LORA_B}),
     ],

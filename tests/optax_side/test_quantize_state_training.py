@@ -86,5 +86,6 @@ def test_the_loss_is_that_of_32_bits(name: str) -> None:
     check(name, byte_transformer.Shape(), 200, 16, 4096, 3.0)  # below the 3.1 of bytes without a context
 
 
+@pytest.mark.slow
 def test_a_small_run_of_sgd() -> None:
     check("sgd", byte_transformer.Shape(layers=1, width=64, heads=2, context=16), 60, 8, 1024, 3.6)

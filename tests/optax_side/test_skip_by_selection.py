@@ -33,6 +33,7 @@ def _run() -> tuple[Any, Any]:
     return updates, state
 
 
+@pytest.mark.slow
 def test_selection_gives_what_branching_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     branched = _run()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -142,7 +142,7 @@ STAGES_ON: dict[str, Any] = {**EVERYTHING, **FIELDS, "edge_suppression": True, "
 @pytest.mark.parametrize(
     ("layout", "factored", "jit", "arrays"),
     [
-        ("torch", "second_moment", True, WHOLE),
+        pytest.param("torch", "second_moment", True, WHOLE, marks=pytest.mark.slow),
         ("flax", "all", True, WHOLE),
         pytest.param("flax", "none", False, [1, 7, 9], marks=pytest.mark.slow),
     ],

@@ -51,6 +51,7 @@ def test_bfloat16_ends_within_one_percent_of_float32(lr):
     assert abs(half - full) <= 0.01 * full
 
 
+@pytest.mark.slow
 def test_rounded_to_nearest_most_updates_vanish():
     _, still = train(1e-5, "bfloat16", stochastic=False, steps=12)
     _, still_stochastic = train(1e-5, "bfloat16", stochastic=True, steps=12)
