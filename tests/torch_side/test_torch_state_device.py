@@ -44,7 +44,7 @@ def test_a_step_uses_only_what_it_brought_and_keeps_only_what_it_took_back(monke
 
 def test_parameters_elsewhere_have_their_states_on_the_host(monkeypatch):
     # The meta device computes shapes and devices without values, and refuses to mix its tensors with the host's.
-    monkeypatch.setattr(extent_module, "on_host", lambda x: torch.empty(x.shape, dtype=x.dtype))
+    monkeypatch.setattr(extent_module, "on_host", lambda x: torch.zeros(x.shape, dtype=x.dtype))
     params = [torch.nn.Parameter(p.detach().to("meta")) for p in parameters(SHAPES)]
     params[2]._is_lora_layer = True
     optimizer = AutomagicCameAMP8bit(
