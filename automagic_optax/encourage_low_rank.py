@@ -15,7 +15,7 @@ from automagic_optax.checks import check_params
 from automagic_optax.explicit_mesh import with_types
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
-from automagic_optax.placement import scalar_like, whole
+from automagic_optax.placement import full, replicated_like, whole
 from automagic_optax.spectrum import effective_rank, power_of_two_above, spectrum, tail_and_strong
 from automagic_optax.stage_energy import energy, removed_share
 
@@ -69,11 +69,12 @@ def encourage_low_rank(
 
     def init(params: Any) -> EncourageLowRankState:
         leaves, marks = jax.tree.leaves(params), resolve_mark(lora, params, "lora")
+        everywhere = replicated_like(params)
         ranks = [
-            scalar_like(params, 0, jnp.float32) if mark and leaf.ndim == 2 and leaf.size > 0 else None
+            full((), 0, jnp.float32, everywhere) if mark and leaf.ndim == 2 and leaf.size > 0 else None
             for leaf, mark in zip(leaves, marks, strict=True)
         ]
-        return EncourageLowRankState(unflatten_like(params, ranks), scalar_like(params, 0, jnp.float32))
+        return EncourageLowRankState(unflatten_like(params, ranks), full((), 0, jnp.float32, everywhere))
 
     def one(g: jax.Array, w: jax.Array, rank: jax.Array | None, form: Any) -> tuple[Any, ...]:
         del form

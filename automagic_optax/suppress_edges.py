@@ -14,7 +14,7 @@ from automagic_optax.batches import enter
 from automagic_optax.explicit_mesh import with_types
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
-from automagic_optax.placement import devices_of, scalar_like, statistic_zeros
+from automagic_optax.placement import devices_of, full, replicated_like, statistic_zeros
 from automagic_optax.section5 import average, remainder
 from automagic_optax.stage_energy import energy, removed_share
 from automagic_optax.sums import accurate_mean
@@ -73,6 +73,7 @@ def suppress_edges(
     def init(params: Any) -> SuppressEdgesState:
         leaves = jax.tree.leaves(params)
         marks = resolve_mark(embedding, params, "embedding")
+        everywhere = replicated_like(params)
 
         def history(leaf: Any, mark: bool) -> jax.Array | None:
             if picture_axes(leaf.shape, layout) is None:
@@ -80,9 +81,9 @@ def suppress_edges(
             return statistic_zeros(leaf, row_shape(leaf.shape, layout, mark))
 
         return SuppressEdgesState(
-            age=unflatten_like(params, [scalar_like(params, 0, jnp.int32) for _ in leaves]),
+            age=unflatten_like(params, [full((), 0, jnp.int32, everywhere) for _ in leaves]),
             edge_history=unflatten_like(params, [history(*pair) for pair in zip(leaves, marks, strict=True)]),
-            energy_removed=scalar_like(params, 0, jnp.float32),
+            energy_removed=full((), 0, jnp.float32, everywhere),
         )
 
     def update(

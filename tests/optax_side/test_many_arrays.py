@@ -32,7 +32,7 @@ def lowered(count: int) -> Any:
 @cache
 def operations(count: int) -> Counter[str]:
     """Of one update, before XLA optimizes it, by their names."""
-    text = lowered(count).as_text()
+    text = re.sub(r"inlineable = \"\w+\"", "", lowered(count).as_text())
     return Counter(re.findall(r"= \"?(?:stablehlo\.|func\.)?([a-z_]\w*)[ (\"]", text)) + Counter(
         re.findall(r"custom_call @(\w+)", text)
     )
