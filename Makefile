@@ -23,10 +23,10 @@ lint: .venv/installed
 	$(RUN) -m mypy
 
 test: lint  ## lint, format check, type check and every test but the slow ones
-	$(RUN) -m pytest -n 2 -m 'not slow'
+	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not slow'
 
 test-all: lint  ## the slow ones too
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadgroup
 
 parity: .venv/installed  ## PyTorch against JAX; writes out/parity/report.md
 	$(RUN) -m parity

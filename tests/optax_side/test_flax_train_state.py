@@ -57,7 +57,7 @@ def test_it_trains() -> None:
     assert losses[-1] < 0.2 * losses[0]
 
 
-@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("finished", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_restored_state_continues_bit_for_bit(finished: bool) -> None:
     state, _ = train(create(), 6 if finished else 2)
     target = create()

@@ -24,6 +24,8 @@ FACTORED = ["none", "second_moment", "all"]
 # float32 carries 6e-8 a rounding; fifty steps of some thirty roundings each, amplified by differences such as u − m̂
 # and by the steep torque near 0, stay below 4e-6 here.
 TOLERANCE = 1e-5
+# The recorded runs are made once in the process that runs all of these.
+pytestmark = pytest.mark.xdist_group("oracle_everything")
 
 
 @cache
@@ -31,8 +33,15 @@ def recorded(factored: str, layout: str) -> Run:
     return run({**EVERYTHING, "factored": factored}, layout)
 
 
-@pytest.mark.parametrize("layout", ["torch", "flax"])
-@pytest.mark.parametrize("factored", FACTORED)
+@pytest.mark.parametrize(
+    ("factored", "layout"),
+    [
+        *((factored, "flax") for factored in FACTORED),
+        ("second_moment", "torch"),
+        pytest.param("none", "torch", marks=pytest.mark.slow),
+        pytest.param("all", "torch", marks=pytest.mark.slow),
+    ],
+)
 def test_update_and_every_state(factored: str, layout: str) -> None:
     errors = worst_errors(recorded(factored, layout))
     states = {"age", "skipped_steps", "torque_mean", "background_scale", "exp_avg", "exp_avg_sq", "exp_avg_res"}

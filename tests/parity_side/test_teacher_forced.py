@@ -88,11 +88,38 @@ WITHOUT = {
 }
 
 
-@pytest.mark.parametrize("feature", WITHOUT)
+# Numbers that no feature depends on alone: their features are in the quick half.
+NUMBERS = {
+    "torque_decay",
+    "update_clip",
+    "confidence_floor",
+    "max_lr",
+    "lr_mask_gain",
+    "edge_penalty",
+    "edge_threshold",
+    "beta1",
+    "beta2",
+    "beta3",
+}
+
+
+@pytest.fixture
+def _compiled_quickly():
+    """What only shows that a difference is seen needs no optimized program."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("_compiled_quickly")
+@pytest.mark.parametrize(
+    "feature", [pytest.param(name, marks=pytest.mark.slow if name in NUMBERS else ()) for name in WITHOUT]
+)
 def test_a_feature_missing_on_one_side_is_noticed(feature):
     assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, ours=WITHOUT[feature]))
 
 
+@pytest.mark.usefixtures("_compiled_quickly")
 def test_without_a_change_the_sides_are_equal():
     assert is_equal(compare(ALL_ON, steps=6, shapes=TWO))
 
@@ -123,6 +150,7 @@ EDITS = {
 }
 
 
+@pytest.mark.usefixtures("_compiled_quickly")
 @pytest.mark.parametrize("feature", EDITS)
 def test_a_state_that_does_nothing_on_one_side_is_noticed(feature):
     assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, edit=EDITS[feature]))
