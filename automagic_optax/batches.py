@@ -93,6 +93,32 @@ class Batched:
                 results.append(jax.vmap(of_form)(array, *stack(entries)))
         return results
 
+    def map_in_turn(self, function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+        """`map`, each batch after the one before.
+
+        Left to itself XLA begins with all of them and holds what they need at one time.  And on a CPU an FFT may occupy
+        a thread of XLA's pool while it waits for other threads of the pool: as many FFTs at a time as there are threads
+        would wait for each other for ever.
+
+        Args:
+            function: as in `map`; its results are tuples, and what they end with is never negative.
+            columns: one tree for each position.
+        """
+        results: list[Any] = []
+        last: Any = None
+
+        def after_the_last(array: jax.Array, *values: Any, form: Any) -> Any:
+            # Never true, which the compiler cannot know: only a reason to wait.
+            waiting = array if last is None else jnp.where(last < 0, jnp.zeros_like(array), array)
+            return function(waiting, *values, form=form)
+
+        for batch in self.one_by_one():
+            results += batch.map(after_the_last, *columns)
+            end = jnp.sum(results[-1][-1])
+            if isinstance(end, jax.core.Tracer):
+                last = end if last is None else last + end
+        return results
+
 
 def in_batches(leaves: Sequence[Any], forms: Sequence[Hashable], apart: Sequence[Hashable] | None = None) -> Batched:
     """Puts arrays of equal shape, dtype and form together; None and arrays without elements are in no batch.

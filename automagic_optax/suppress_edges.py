@@ -112,7 +112,7 @@ def suppress_edges(
 
         shapes = [None if history is None else history.shape for history in histories]
         batched, leave = enter(updates, state.age, shapes)
-        results = batched.map(one, ages, histories)
+        results = batched.map_in_turn(one, ages, histories)
         kept = batched.spread([(result[1], result[2]) for result in results], list(zip(ages, histories, strict=True)))
         return leave(batched.replace([result[0] for result in results])), SuppressEdgesState(
             age=unflatten_like(state.age, [age for age, _ in kept]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -51,14 +50,12 @@ def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -
     check_field("frequency_penalty", penalty)
     check_layout(layout)
 
-    def one(last: jax.Array, g: jax.Array, form: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def one(g: jax.Array, form: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         del form
         before = energy(g)
         axes = picture_axes(g.shape, layout)
         if axes is None:
             return g, before, before
-        # An energy is never negative, which the compiler cannot know: this is only a reason to wait for the last one.
-        g = jnp.where(last < 0, jnp.zeros_like(g), g)
         new = jnp.where(jnp.isfinite(before), _damped(g.astype(jnp.float32), axes, penalty), g.astype(jnp.float32))
         return new.astype(g.dtype), before, energy(new)
 
@@ -67,13 +64,7 @@ def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -
     ) -> tuple[Any, SuppressHighFrequenciesState]:
         del state, params, extra_args
         batched, leave = enter(updates, updates)
-        # One FFT after another: on a CPU an FFT may occupy a thread of XLA's pool while it waits for other threads of
-        # the pool, and as many at a time as there are threads would wait for each other for ever.
-        results: list[tuple[jax.Array, jax.Array, jax.Array]] = []
-        last = jnp.zeros([], jnp.float32)
-        for batch in batched.one_by_one():
-            results += batch.map(functools.partial(one, last))
-            last = last + jnp.sum(results[-1][2])
+        results = batched.map_in_turn(one)
         removed = removed_share([result[1] for result in results], [result[2] for result in results])
         return leave(batched.replace([result[0] for result in results])), SuppressHighFrequenciesState(removed)
 

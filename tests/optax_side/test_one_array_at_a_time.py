@@ -1,4 +1,4 @@
-"""No two FFTs of an update may run at one time: in some versions of XLA they can wait for each other for ever."""
+"""An update computes array after array: memory, and FFTs that in some versions of XLA wait for each other for ever."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-from automagic_optax import suppress_high_frequencies
+from automagic_optax import automagic_8bit, suppress_high_frequencies
 
 SHAPES = [(8, 8), (8, 9), (9, 8), (5,), (10, 10), (3, 3, 2, 2)]
 
@@ -33,3 +33,19 @@ def test_each_fft_needs_the_one_before() -> None:
     # Three batches of four, twice three arrays that are too few for one, and vectors without; there and back.
     assert len(ffts) == 2 * (3 + 2 * 3)
     assert sorted(len(needed(fft) & set(ffts)) for fft in ffts) == list(range(len(ffts)))
+
+
+def test_one_array_in_memory_at_a_time() -> None:
+    # With all stages on; each array has more elements than a batch takes.
+    tx = automagic_8bit(1e-3, percentile_clipping=95)
+    size = 4 * 520 * 520
+
+    def temporary(count: int) -> int:
+        params = [jax.ShapeDtypeStruct((520, 520), jnp.float32)] * count
+        state = jax.eval_shape(tx.init, params)
+        compiled = jax.jit(tx.update, donate_argnums=(1,)).lower(params, state, params).compile()
+        return int(compiled.memory_analysis().temp_size_in_bytes)
+
+    few, more = temporary(2), temporary(5)
+    assert size < few < 12 * size
+    assert more < few + size / 2
