@@ -59,12 +59,24 @@ class Comparison:
         self.code_step = 0
         self.elements = self.elements_equal = 0
         self.element_step = 0
+        self._largest: dict[int, float] = {}
 
     def add(self, theirs: Arrays, ours: Arrays, torch_states: dict[int, Any], state: Any) -> None:
         """One step's updates and states."""
-        self.update = max(self.update, *(distance(a, b) for a, b in zip(ours, theirs, strict=True)))
+        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            self.update = max(self.update, distance(a, b, self._floor(index, b)))
         for index, fields in enumerate(flat_states(state, ours)):
             self._add_states(torch_states[index], {name: np.asarray(value) for name, value in fields.items()})
+
+    def _floor(self, index: int, update: np.ndarray) -> float:
+        """What an update counts relative to at least: an array's largest so far where it is a single number.
+
+        The torque of a single number may be next to nothing, τ = (1 − 0.99) / 2: then most digits of its update cancel.
+        """
+        if update.size != 1:
+            return 0.0
+        self._largest[index] = max(self._largest.get(index, 0.0), float(np.abs(update).max()))
+        return self._largest[index]
 
     def _add_states(self, theirs: dict[str, Any], ours: dict[str, np.ndarray]) -> None:
         if not theirs.keys() <= ours.keys():  # ours keeps the warm-up's states until told
