@@ -13,6 +13,7 @@ from automagic_core import MAX_STEP, Config, Decay, Slot, StatePlan, constants, 
 from automagic_optax import section5
 from automagic_optax.cameamp_state import ArrayState
 from automagic_optax.lr_mask import Rates, Votes, count_array
+from automagic_optax.placement import devices_of
 from automagic_optax.polarity import pack_bits, unpack_bits
 from automagic_optax.stored import Writer, read_nonnegative, read_signed
 from automagic_optax.sums import quotient
@@ -86,8 +87,9 @@ def step_array(
         return _skip_step(g, old, nothing)._replace(skipped=skipped + 1)
 
     operands = (g, w, old, skipped)
-    if jax.default_backend() != "cpu":
-        # An accelerator would wait for the host at each branch; it computes both and selects.
+    if jax.default_backend() != "cpu" or devices_of(g) > 1:
+        # An accelerator would wait for the host at each branch; it computes both and selects.  On a mesh of a CPU's
+        # devices sums inside a branch would not keep their order with those outside, and wait for each other for ever.
         return _select(usable, take(*operands), skip(*operands))
     if isinstance(usable, jax.core.Tracer):
         return jax.lax.cond(usable, take, skip, *operands)
@@ -109,7 +111,7 @@ def step_batch(
         return steps._replace(skipped=skipped + jnp.sum(steps.skipped))
 
     operands = (g, w, old, skipped)
-    if jax.default_backend() != "cpu" or not isinstance(skipped, jax.core.Tracer):
+    if jax.default_backend() != "cpu" or devices_of(g) > 1 or not isinstance(skipped, jax.core.Tracer):
         return all_of_them(*operands)
     # The count of skipped arrays is never negative, which the compiler cannot know.  The branch keeps it from computing
     # the whole step once more for each array that is cut out of the result.

@@ -18,6 +18,7 @@ from automagic_optax.marks import Mark, resolve_mark
 from automagic_optax.placement import full, replicated_like, whole
 from automagic_optax.spectrum import effective_rank, power_of_two_above, spectrum, tail_and_strong
 from automagic_optax.stage_energy import energy, removed_share
+from automagic_optax.sums import accurate_sum
 
 
 class EncourageLowRankState(NamedTuple):
@@ -121,8 +122,12 @@ def _encouraged(g: jax.Array, w: jax.Array, strength: Any, emphasis: Any, turned
     W = jnp.where(usable, W / jnp.where(usable, scale, np.float32(1)), identity)
     of_w = spectrum(W)
     T, P_g = tail_and_strong(of_w, gradient)
-    pull = jnp.asarray(strength, jnp.float32) * jnp.linalg.norm(gradient) / jnp.linalg.norm(T)
+    pull = jnp.asarray(strength, jnp.float32) * _norm(gradient) / _norm(T)
     new = gradient + (jnp.asarray(emphasis, jnp.float32) - 1) * P_g + pull * T
-    new = jnp.where(usable, new, gradient)
+    new = whole(jnp.where(usable, new, gradient))
     rank = jnp.where(usable, effective_rank(of_w.values), np.float32(0))
     return new.T if turned else new, rank
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(accurate_sum(jnp.square(x)))

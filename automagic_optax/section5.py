@@ -39,7 +39,8 @@ def row_mean(x: Array, plan: StatePlan) -> Array:
 
 def column_mean(x: Array, plan: StatePlan) -> Array:
     """Mean over the row axis: a column statistic."""
-    return jnp.mean(x, axis=plan.row_axis, keepdims=True)
+    assert plan.row_axis is not None, "an array without rows has no column statistic"
+    return accurate_mean(x, (plan.row_axis,))
 
 
 def average_moment(decay: Decay, old: Array | RowColumn, x: Array, plan: StatePlan) -> Array | RowColumn:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from automagic_core.constants import LOW_RANK_FLOOR
+from automagic_optax.placement import whole
 
 f32 = np.float32
 _HIGHEST = jax.lax.Precision.HIGHEST  # an accelerator would otherwise multiply in fewer bits
@@ -38,9 +39,9 @@ def spectrum(W: jax.Array) -> Spectrum:
     1 / n²: for n = 64 the noise would be a third of T.  So the rows QᵀW are made more exactly than float32, and what
     they then show of strong directions in weak ones (they should be orthogonal) is taken out.
     """
-    _, Q = eigh(jnp.matmul(W, W.T, precision=_HIGHEST))
+    _, Q = eigh(product(W, W.T))
     rows = exact_product(Q.T, W)
-    overlap = jnp.matmul(rows, rows.T, precision=_HIGHEST)
+    overlap = product(rows, rows.T)
     lengths = jnp.diagonal(overlap)
     gap = lengths[None, :] - lengths[:, None]
     # Directions of about one length may stay mixed, and so may those too weak for eigh to tell apart: stage 4 does
@@ -48,8 +49,8 @@ def spectrum(W: jax.Array) -> Spectrum:
     longer = jnp.maximum(lengths[None, :], lengths[:, None])
     leak = (jnp.abs(gap) > f32(0.5) * longer) & (longer > f32(_RESOLVED) * jnp.max(lengths))
     turn = jnp.where(leak, overlap / jnp.where(leak, gap, f32(1)), f32(0))
-    rows = rows + jnp.matmul(turn.T, rows, precision=_HIGHEST)
-    Q = Q + jnp.matmul(Q, turn, precision=_HIGHEST)
+    rows = rows + product(turn.T, rows)
+    Q = Q + product(Q, turn)
     return Spectrum(Q, rows, jnp.sum(jnp.square(rows), axis=1))
 
 
@@ -72,6 +73,11 @@ def _eigh_of_batch(size: int, batched: list[bool], symmetric: jax.Array) -> Any:
         default=lambda matrices: tuple(jnp.linalg.eigh(matrices)),
     )
     return found, (True, True)
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a · b in full float32, on a mesh made whole on every device: in parts it would be summed in another order."""
+    return whole(jnp.matmul(a, b, precision=_HIGHEST))
 
 
 def power_of_two_above(x: jax.Array) -> jax.Array:
@@ -99,7 +105,7 @@ def exact_product(a: jax.Array, b: jax.Array) -> jax.Array:
     total = jnp.zeros((a.shape[0], b.shape[1]), jnp.float32)
     for place in range(count):
         for i in range(place + 1):
-            total = total + jnp.matmul(a_slices[i], b_slices[place - i], precision=_HIGHEST)
+            total = total + product(a_slices[i], b_slices[place - i])
     return total
 
 
@@ -124,9 +130,9 @@ def tail_and_strong(of_w: Spectrum, g: jax.Array) -> tuple[jax.Array, jax.Array]
     values = of_w.values
     floor = f32(LOW_RANK_FLOOR) * jnp.max(values)
     weak = 1 / (1 + jnp.square(values / jnp.mean(values)))
-    T = jnp.matmul(of_w.Q * (weak / jnp.sqrt(values + floor)), of_w.rows, precision=_HIGHEST)
-    seen = jnp.matmul(of_w.Q.T, g, precision=_HIGHEST)
-    return T, jnp.matmul(of_w.Q * (1 - weak), seen, precision=_HIGHEST)
+    T = product(of_w.Q * (weak / jnp.sqrt(values + floor)), of_w.rows)
+    seen = product(of_w.Q.T, g)
+    return T, product(of_w.Q * (1 - weak), seen)
 
 
 def effective_rank(values: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Sums and means that stay accurate on small arrays of several axes.
+"""Sums and means that come out the same on any mesh.
 
-XLA's CPU backend sums long axes in a tree, but adds up several short ones in one float32 accumulator: 2,880 equal
-numbers in an array of shape (8, 6, 3, 5, 4) come out wrong by 3 · 10⁻⁵.  As one axis they come out right.
+In float32 the sum of a thousand numbers depends on the order in which they are added, and a mesh adds in an order of
+its own.  Formed in float64 and rounded once at the end, it is the nearest float32 number in whatever order.
 """
 
 from __future__ import annotations
@@ -15,40 +15,26 @@ import numpy as np
 
 from automagic_optax.placement import devices_of
 
-_SMALL = 2**16
-"""Elements up to which axes are merged; above it the tree is deep enough."""
+_WITH_FLOAT64 = ("cpu", "gpu", "cuda", "rocm")
+"""Backends; others sum in float32, where two meshes may differ by some 10⁻⁷."""
 
 
 def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
-    """The sum over some axes.
+    """The sum over some axes, float32; with or without ``jax_enable_x64``.
 
     Args:
         x: float32 array.
         axes: non-negative, ascending; they keep length 1.  None sums over all of them and gives a scalar.
     """
-    if devices_of(x) > 1 and max(x.shape, default=1) < x.size <= _SMALL:
-        return _axis_by_axis(x, axes)
-    if axes is None:
-        return jnp.sum(_merged(x, (-1,)) if x.ndim > 1 and x.size <= _SMALL else x)
-    kept = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
-    if x.size > _SMALL or len(axes) < 2 or axes[-1] - axes[0] != len(axes) - 1:
-        return jnp.sum(x, axis=tuple(axes), keepdims=True)
-    count = math.prod(x.shape[axis] for axis in axes)
-    merged = _merged(x, (*x.shape[: axes[0]], count, *x.shape[axes[-1] + 1 :]))
-    return jnp.sum(merged, axis=axes[0]).reshape(kept)
-
-
-def _axis_by_axis(x: jax.Array, axes: Sequence[int] | None) -> jax.Array:
-    """The same over axes that may be split over devices: merging them would move the array between devices."""
-    for axis in reversed(range(x.ndim) if axes is None else axes):
-        # Without the barrier XLA would make one sum of all of them.
-        x = jax.lax.optimization_barrier(jnp.sum(x, axis=axis, keepdims=True))
-    return x.reshape(()) if axes is None else x
-
-
-def _merged(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    # Without the barrier XLA would see through the reshape and sum over the short axes after all.
-    return jax.lax.optimization_barrier(x.reshape(shape))
+    if jax.default_backend() not in _WITH_FLOAT64:
+        return jnp.sum(x, axis=axes if axes is None else tuple(axes), keepdims=axes is not None)
+    # XLA would keep one float64 copy of an array for its sums over rows and over columns: so one of them is of −x.
+    turned = axes is not None and x.ndim - 1 not in axes
+    with jax.enable_x64(True):
+        exact = jax.lax.convert_element_type(-x if turned else x, np.float64)
+        total = jnp.sum(exact, axis=axes if axes is None else tuple(axes), keepdims=axes is not None)
+        total = jax.lax.convert_element_type(total, np.float32)
+    return -total if turned else total
 
 
 def quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:

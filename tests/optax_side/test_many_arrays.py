@@ -46,7 +46,7 @@ def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
         # A function for two shapes that differ in which side is the short one.
         (eigh,) = (n for name, n in found.items() if "syevd" in name)
         assert eigh == shapes // 2
-        assert 0 < found["reduce"] <= 50 * shapes
+        assert 0 < found["reduce"] <= 60 * shapes
         assert found["dynamic_slice"] <= 20 * shapes
     grown = {name for name in more if more[name] != many[name]}
     assert grown <= MOVES, {name: (many[name], more[name]) for name in grown - MOVES}

@@ -10,8 +10,6 @@ import pytest
 from tests.optax_side.sharded_model import on_eight_devices
 
 MESHES = [((8,), "data"), ((8,), "full"), ((4, 2), "data"), ((4, 2), "tensor"), ((4, 2), "full")]
-# What depends on 8-bit states: a code that goes the other way where a sum was formed in another order moves them.
-FOLLOWS_CODES = ("spatial_variance", "torque_mean", "background_scale", "absmax")
 
 
 def case(name: str, *arguments: Any, timeout: int = 600) -> dict[str, Any]:
@@ -21,18 +19,13 @@ def case(name: str, *arguments: Any, timeout: int = 600) -> dict[str, Any]:
 def check_run(found: dict[str, Any]) -> None:
     assert found["placed"] == []
     assert found["again"]
-    # Sums in another order are apart by 1e-7, which now and then turns a stochastic rounding; in the steps that follow
-    # the one code may become several where the codebook is finer.  From one state it is one (see the checkpoints).
+    # Sums are the nearest float32 number in whatever order: what is left are roundings of matrix products of the
+    # low-rank stage and of products that XLA joins with a sum in one program and not in the other.
     assert found["equal"] >= 0.9999
-    assert found["farther than one"] <= 1e-5
+    assert found["farthest"] <= 1
     assert found["turned signs"] <= 1e-4
     for name, apart in found["apart"].items():
-        follows = name.startswith("[0]") or any(part in name for part in FOLLOWS_CODES)
-        # A turned code is up to 2 % of its block's largest value, in one of 16 or more elements of a row.  Where the
-        # stages leave almost nothing of an element its sign may turn, which turns one vote of a row at the next step.
-        bound = 2e-3 if follows else 2e-2 if "lr_" in name else 1e-6
-        # Energies removed are differences of sums of almost one size.
-        assert apart <= (1e-4 if "energy_removed" in name else bound), (name, apart)
+        assert apart <= 1e-6, (name, apart)
 
 
 def check_moved(found: dict[str, Any], largest: int) -> None:
@@ -60,13 +53,8 @@ def test_eight_steps_in_32_bits(shape: tuple[int, ...], way: str) -> None:
     found = case("steps in 32 bits", shape, way)
     assert found["placed"] == []
     assert found["again"]
-    # Without codes nothing grows: differences of sums in another order, ten times that where a sign is divided by a
-    # small number (torque) or nearly all of a sum cancels (votes, energies).
     for name, apart in found["apart"].items():
-        cancels = any(part in name for part in (".s[", "lr_mask", "energy_removed", "lora"))
-        bound = 3e-5 if cancels else 2e-6
-        # As above, the sign of what the stages leave may turn.
-        assert apart <= (2e-2 if "lr_mask" in name else bound), (name, apart)
+        assert apart <= 1e-6, (name, apart)
 
 
 @pytest.mark.slow
