@@ -15,6 +15,7 @@ from automagic_optax.batches import enter
 from automagic_optax.explicit_mesh import with_types
 from automagic_optax.placement import full, replicated_like, scalar_like
 from automagic_optax.stage_energy import energy
+from automagic_optax.sums import accurate_total, rounded
 
 
 class ClipByPercentileState(NamedTuple):
@@ -67,7 +68,7 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
         del params, extra_args
         batched, leave = enter(updates, updates)
         before = batched.map(lambda g, form: energy(g))
-        n2 = sum((jnp.sum(e) for e in before), start=jnp.zeros([], jnp.float32))
+        n2 = accurate_total(before)
         records = jnp.isfinite(n2) & (n2 > 0)
         history = state.norm_history
         # Recorded values are positive: a zero in the ring means that there was none yet.
@@ -77,7 +78,8 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
         threshold = jnp.sort(history)[jnp.minimum(percentile, NORM_HISTORY - 1)]
         clips = records & (n2 > threshold) & (jnp.asarray(percentile) < 100)
         factor = jnp.where(clips, jnp.sqrt(threshold / n2), np.float32(1))
-        clipped = batched.map(lambda g, form: (g.astype(jnp.float32) * factor).astype(g.dtype))
+        zero = jnp.minimum(state.norm_position, 0)  # which the compiler cannot know
+        clipped = batched.map(lambda g, form: rounded(g.astype(jnp.float32) * factor, zero).astype(g.dtype))
         removed = jnp.where(clips, 1 - jnp.square(factor), np.float32(0))
         return leave(batched.replace(clipped)), ClipByPercentileState(history, position, removed)
 

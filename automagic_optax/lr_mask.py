@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_core import Config, StatePlan, constants
-from automagic_optax.sums import accurate_sum
+from automagic_optax.sums import accurate_sum, accurate_total
 
 Array = jax.Array
 f32 = np.float32
@@ -127,8 +127,8 @@ def count_votes(
     if not cast:
         return rates.lr_scale, list(masks)
     gain = f32(config.lr_mask_gain)
-    total = sum(jnp.sum(vote.weight) for vote in cast)
-    pooled = sum(jnp.sum(vote.weight * vote.mean) for vote in cast) / jnp.where(total > 0, total, f32(1))
+    total = accurate_total([vote.weight for vote in cast])
+    pooled = accurate_total([vote.weight * vote.mean for vote in cast]) / jnp.where(total > 0, total, f32(1))
     limit = jnp.maximum(f32(0), jnp.log(rates.high / jnp.maximum(rates.initial, f32(config.min_lr))))
     lr_scale = jnp.clip(rates.lr_scale + gain * pooled, f32(0), limit)
     lr_scale = jnp.where(voting & (total > 0), lr_scale, rates.lr_scale)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automagic_optax.sums import accurate_sum
+from automagic_optax.sums import accurate_sum, accurate_total
 
 
 def energy(g: jax.Array) -> jax.Array:
@@ -22,10 +22,7 @@ def removed_share(before: Sequence[jax.Array], after: Sequence[jax.Array]) -> ja
     Args:
         before, after: Σ g² of every array or batch of arrays.
     """
-    pairs = [
-        (jnp.where(jnp.isfinite(b), b, 0), jnp.where(jnp.isfinite(b), a, 0)) for b, a in zip(before, after, strict=True)
-    ]
-    total_before = sum((jnp.sum(b) for b, _ in pairs), start=jnp.zeros([], jnp.float32))
-    total_after = sum((jnp.sum(a) for _, a in pairs), start=jnp.zeros([], jnp.float32))
+    total_before = accurate_total([jnp.where(jnp.isfinite(b), b, 0) for b in before])
+    total_after = accurate_total([jnp.where(jnp.isfinite(b), a, 0) for b, a in zip(before, after, strict=True)])
     share = 1 - total_after / jnp.where(total_before > 0, total_before, np.float32(1))
     return jnp.where(total_before > 0, share, np.float32(0))

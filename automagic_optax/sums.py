@@ -37,6 +37,25 @@ def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     return -total if turned else total
 
 
+def accurate_total(parts: Sequence[jax.Array]) -> jax.Array:
+    """The sum of all elements of several float32 arrays, a scalar; 0 without any."""
+    flat = [part.reshape(-1) for part in parts]
+    return accurate_sum(jnp.concatenate(flat)) if flat else jnp.zeros([], jnp.float32)
+
+
+def rounded(x: jax.Array, zero: jax.Array) -> jax.Array:
+    """x as a float32 array, and not more: a product that the compiler joins with a later sum is not rounded.
+
+    Whether it does so depends on what else the program computes, and so on the mesh.
+
+    Args:
+        x: float32 array.
+        zero: an integer scalar that is 0.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return jax.lax.bitcast_convert_type(bits ^ zero.astype(jnp.uint32), jnp.float32)
+
+
 def quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:
     """x / divisor for a scalar divisor, with the same rounding on one device and on a mesh.
 

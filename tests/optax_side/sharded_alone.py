@@ -9,4 +9,4 @@ import numpy as np
 from tests.optax_side.sharded_process import leaves_after_steps
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **{str(place): x for place, (_, x) in enumerate(leaves_after_steps())})
+    np.savez(sys.argv[1], **dict(leaves_after_steps()))
