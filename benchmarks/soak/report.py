@@ -140,9 +140,9 @@ def _fuzz(records: Records) -> Iterable[str]:
         "what section 6 of the algorithm skips must keep every bit; but XLA on a CPU takes subnormal numbers for "
         "zeros, so a subnormal parameter becomes a zero there even when the update is zero. Runs with 32-bit states "
         "and ordinary float32 values, without the spatial factor, are held against the float64 oracle: their "
-        f"updates must be within {ORACLE_TOLERANCE:g} of it. A configuration with one value that is not valid must be refused by name "
-        "and value. In JAX steps are taken operation by operation, on arrays of nine shapes, and compiled under "
-        "three configurations."
+        f"updates must be within {ORACLE_TOLERANCE:g} of it. A configuration with one value that is not valid must be "
+        "refused by name and value. In JAX steps are taken operation by operation, on arrays of nine shapes, and "
+        "compiled under three configurations."
     )
     rows = []
     for side, title in (("torch", "PyTorch"), ("jax", "JAX")):
