@@ -28,6 +28,8 @@ LARGEST_ARRAY = 2**18
 """Elements.  A batch is a copy of its arrays; for larger ones that costs more than the calls it saves."""
 LARGEST_BATCH = 2**23
 """Elements: float32 values of 32 MB at a time."""
+_TOGETHER = 10
+"""Arrays that one function takes out of a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +178,15 @@ def enter(updates: Any, like: Any, forms: Sequence[Hashable] | None = None) -> t
 
 def stack(trees: Sequence[Any]) -> Any:
     """One tree of arrays with a leading axis from several of one structure."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jax.tree.map(_stacked, *trees)
+
+
+def _stacked(*leaves: jax.Array) -> jax.Array:
+    first = leaves[0]
+    if first.ndim == 0 or not isinstance(first, jax.core.Tracer) or devices_of(first) > 1:
+        return jnp.stack(leaves)
+    # One operation, where `jnp.stack` makes one more for each array, which for a thousand take seconds to compile.
+    return lax.concatenate(leaves, 0).reshape(len(leaves), *first.shape)
 
 
 def unstack(tree: Any, count: int, places: dict[int, list[jax.Array]]) -> list[Any]:
@@ -190,8 +200,11 @@ def unstack(tree: Any, count: int, places: dict[int, list[jax.Array]]) -> list[A
         return [jax.tree.unflatten(structure, [leaf[place] for leaf in leaves]) for place in range(count)]
     if count not in places:
         places[count] = [lax.optimization_barrier(np.array([place, 0], np.uint32))[0] for place in range(count)]
+    found: list[list[jax.Array]] = []
     with _kept_apart(leaves):
-        return [jax.tree.unflatten(structure, _at(leaves, place)) for place in places[count]]
+        for start in range(0, count, _TOGETHER):
+            found += _at(leaves, places[count][start : start + _TOGETHER])
+    return [jax.tree.unflatten(structure, slices) for slices in found]
 
 
 def _kept_apart(leaves: Sequence[jax.Array]) -> contextlib.AbstractContextManager[None]:
@@ -206,9 +219,9 @@ def _kept_apart(leaves: Sequence[jax.Array]) -> contextlib.AbstractContextManage
 
 
 @jax.jit
-def _at(leaves: list[jax.Array], place: jax.Array) -> list[jax.Array]:
-    def one(x: jax.Array) -> jax.Array:
+def _at(leaves: list[jax.Array], places: list[jax.Array]) -> list[list[jax.Array]]:
+    def one(x: jax.Array, place: jax.Array) -> jax.Array:
         start = [place] + [jnp.zeros([], place.dtype)] * (x.ndim - 1)
         return lax.dynamic_slice(x, start, (1, *x.shape[1:])).reshape(x.shape[1:])
 
-    return [one(leaf) for leaf in leaves]
+    return [[one(leaf, place) for leaf in leaves] for place in places]

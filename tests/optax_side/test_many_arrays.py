@@ -39,7 +39,7 @@ def operations(count: int) -> Counter[str]:
 
 
 def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
-    few, many, more = operations(16), operations(48), operations(208)
+    few, many, more = operations(40), operations(80), operations(240)
     shapes = len(SHAPES)
     for found in (few, many, more):
         assert found["fft"] == 2 * shapes
@@ -47,7 +47,8 @@ def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
         (eigh,) = (n for name, n in found.items() if "syevd" in name)
         assert eigh == shapes // 2
         assert 0 < found["reduce"] <= 60 * shapes
-        assert found["dynamic_slice"] <= 20 * shapes
+        # Ten arrays of a shape are taken out of their batch by one function, 20 slices of each.
+        assert found["dynamic_slice"] <= 10 * 20 * shapes
     grown = {name for name in more if more[name] != many[name]}
     assert grown <= MOVES, {name: (many[name], more[name]) for name in grown - MOVES}
     assert {name for name in more if more[name] != few[name]} <= MOVES
@@ -55,7 +56,7 @@ def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
     for name in grown:
         for_each = (more[name] - many[name]) / 160
         assert for_each <= 20, name
-        assert name == "concatenate" or for_each == (many[name] - few[name]) / 32, name
+        assert name == "concatenate" or for_each == (many[name] - few[name]) / 40, name
 
 
 # Batches enough to take every thread of XLA's pool at one time.
