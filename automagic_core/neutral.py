@@ -77,6 +77,28 @@ class NeutralGroup:
         return self.step < self.fields["warmup_steps"]
 
 
+def one_group(groups: Sequence[NeutralGroup], index: int | None, label: str) -> NeutralGroup:
+    """The group that one transformation goes on with.
+
+    Args:
+        groups: of the run.
+        index: None where there is only one.
+        label: how errors call the run.
+
+    Raises:
+        ValueError: several groups and no index, or no such group.
+    """
+    if index is None and len(groups) != 1:
+        raise ValueError(
+            f"{label} has {len(groups)} parameter groups; a transformation has one set of hyperparameters and one "
+            f"lr_scale, so carry each by itself: group=0 to {len(groups) - 1}, each with its own part of the "
+            "parameters (optax.partition)"
+        )
+    if index is not None and index not in range(len(groups)):
+        raise ValueError(f"group = {index!r}: {label} has {len(groups)} parameter groups, the first is 0")
+    return groups[index or 0]
+
+
 def config_of(fields: Mapping[str, Any]) -> Config:
     """The hyperparameters of a group without its `lr`, on which no state depends."""
     return Config(**{name: fields[name] for name in FIELD_NAMES} | {"lr": fields["min_lr"]})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from automagic_core import Config, Layout
-from automagic_core.neutral import Axes, NeutralGroup
+from automagic_core.neutral import Axes, NeutralGroup, one_group
 from automagic_core.notes import Notes
 from automagic_core.state_file import read_groups, write_groups
 from automagic_optax.flax_variables import flatten_like
@@ -39,6 +39,7 @@ def load_state_file(
     path: str | Path,
     params: Any,
     *,
+    group: int | None = None,
     names: Names = None,
     layout: Layout = "flax",
     axes: Axes | None = None,
@@ -50,7 +51,7 @@ def load_state_file(
     Args:
         path: written by ``python -m automagic_core.convert`` or `save_state_file`.
         params: the parameters.
-        names, axes: as for `from_torch_state`; the file has PyTorch's names where it came from there.
+        group, names, axes: as for `from_torch_state`; the file has PyTorch's names where it came from there.
         layout: of `params`.  From another layout arrays are transposed and 8-bit states rounded again.
         lora, embedding: as for ``automagic_8bit``.
 
@@ -63,13 +64,13 @@ def load_state_file(
         >>> opt_state, lr, fields, told = load_state_file("run.safetensors", params, names=peft_name)
         >>> tx = automagic_8bit(lr, layout="flax", **fields)
     """
-    group, notes = _only_group(path), Notes()
-    _compare_marks(group, params, names, layout, lora, embedding, notes)
+    theirs, notes = one_group(read_groups(path), group, str(path)), Notes()
+    _compare_marks(theirs, params, names, layout, lora, embedding, notes)
     opt_state = continued(
-        group, params, names, layout, axes, lora=lora, embedding=embedding, label=str(path), notes=notes
+        theirs, params, names, layout, axes, lora=lora, embedding=embedding, label=str(path), notes=notes
     )
-    fields = {name: value for name, value in group.fields.items() if name != "lr"}
-    return LoadedState(opt_state, group.fields["lr"], fields, notes.tell(LOGGER))
+    fields = {name: value for name, value in theirs.fields.items() if name != "lr"}
+    return LoadedState(opt_state, theirs.fields["lr"], fields, notes.tell(LOGGER))
 
 
 def save_state_file(
@@ -79,6 +80,7 @@ def save_state_file(
     config: Config | None = None,
     *,
     like: str | Path | None = None,
+    group: int | None = None,
     names: Names = None,
     layout: Layout = "flax",
     lora: Mark = None,
@@ -96,6 +98,7 @@ def save_state_file(
         config: the hyperparameters.  For a schedule as `lr` its value at the next step is written.
         like: instead of `config`, or beside it: a neutral file whose parameter names, order and other entries are kept.
             PyTorch loads parameters by position, so a run that goes back there needs its order.
+        group: which of several groups of `like` this is; the others are written as they are there.
         names: what the parameters are called in `like`, or, without it, in the new file (a function or a tree of
             names); None keeps dotted paths.
         layout, lora, embedding: as for ``automagic_8bit``.
@@ -104,24 +107,21 @@ def save_state_file(
         ValueError: neither `config` nor `like`; a state that does not fit them; the message says where.
         ImportError: safetensors is missing; the message says how to get it.
     """
-    earlier = _only_group(like) if like is not None else None
+    groups = read_groups(like) if like is not None else []
+    earlier = one_group(groups, group, str(like)) if like is not None else None
+    if earlier is None and group is not None:
+        raise ValueError(f"group = {group!r} is one of the groups of an earlier file: give like=")
     if config is None and earlier is None:
         raise ValueError("the state does not know its hyperparameters: give config= or like=")
     fields: Mapping[str, Any] = config.__dict__ if config is not None else earlier.fields  # type: ignore[union-attr]
-    group = group_of(opt_state, params, fields, layout, lora=lora, embedding=embedding)
+    ours = group_of(opt_state, params, fields, layout, lora=lora, embedding=embedding)
     if callable(fields["lr"]):
-        group = dataclasses.replace(group, fields={**fields, "lr": float(fields["lr"](group.step))})
-    write_groups(path, [_named(group, params, names) if earlier is None else _as_in(group, earlier, params, names)])
-
-
-def _only_group(path: str | Path) -> NeutralGroup:
-    groups = read_groups(path)
-    if len(groups) != 1:
-        raise ValueError(
-            f"{path} has {len(groups)} parameter groups; a transformation has one set of hyperparameters and one "
-            "lr_scale, so carry each group by itself (optax.partition)"
-        )
-    return groups[0]
+        ours = dataclasses.replace(ours, fields={**fields, "lr": float(fields["lr"](ours.step))})
+    if earlier is None:
+        groups = [_named(ours, params, names)]
+    else:
+        groups[group or 0] = _as_in(ours, earlier, params, names)
+    write_groups(path, groups)
 
 
 def _compare_marks(

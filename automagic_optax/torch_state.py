@@ -12,7 +12,7 @@ from typing import Any
 
 from automagic_core import Layout
 from automagic_core.axes import check_axes, inverse_axes
-from automagic_core.neutral import Axes, NeutralGroup, check_group, in_layout
+from automagic_core.neutral import Axes, check_group, in_layout, one_group
 from automagic_core.notes import Notes
 from automagic_core.torch_dict import neutral_groups
 from automagic_optax.leaves import leaf_name, leaves_of
@@ -28,6 +28,7 @@ def from_torch_state(
     state_dict: Mapping[str, Any],
     params: Any,
     *,
+    group: int | None = None,
     names: Names = None,
     layout: Layout | None = None,
     axes: Axes | None = None,
@@ -42,8 +43,10 @@ def from_torch_state(
     are rounded again, with the random bits of the run's last step.
 
     Args:
-        state_dict: ``optimizer.state_dict()`` of an `AutomagicCameAMP8bit` with one parameter group.
-        params: the parameters in JAX.
+        state_dict: ``optimizer.state_dict()`` of an `AutomagicCameAMP8bit`.
+        params: the parameters in JAX; of several parameter groups those of one.
+        group: which parameter group, where there are several; its parameters alone are named and counted.  A group is
+            a transformation of its own in JAX, such as ``optax.partition`` puts together.
         names: a tree like `params` of PyTorch names or positions, or a function from a leaf's dotted path to them, such
             as `peft_name`.  Without it dotted paths are matched with the names of an optimizer that was built from
             named parameters, and a list of arrays is taken by position.
@@ -64,12 +67,12 @@ def from_torch_state(
     Example:
         >>> opt_state = from_torch_state(torch.load("optimizer.pt"), params, names=peft_name, layout="flax")
     """
-    group, notes = _only_group(state_dict), Notes()
+    theirs, notes = one_group(neutral_groups(state_dict), group, "the state dict"), Notes()
     opt_state = continued(
-        group,
+        theirs,
         params,
         names,
-        group.layout if layout is None else layout,
+        theirs.layout if layout is None else layout,
         axes,
         lora=lora,
         embedding=embedding,
@@ -85,6 +88,7 @@ def to_torch_state(
     params: Any,
     like: Mapping[str, Any],
     *,
+    group: int | None = None,
     names: Names = None,
     layout: Layout | None = None,
     axes: Axes | None = None,
@@ -96,8 +100,10 @@ def to_torch_state(
     Args:
         opt_state: state of ``automagic_8bit``.
         params: the parameters in JAX.
-        like: ``optimizer.state_dict()`` of the PyTorch optimizer that is to go on: its one group keeps its
-            hyperparameters and layout and takes over `step` and `lr_scale`.
+        like: ``optimizer.state_dict()`` of the PyTorch optimizer that is to go on: its group keeps its hyperparameters
+            and layout and takes over `step` and `lr_scale`.
+        group: which of several parameter groups; the others stay as they are in `like`, so what is returned for one is
+            `like` for the next.
         layout: of `params`; None where it is the PyTorch optimizer's.
         names, axes, embedding, told: as in `from_torch_state`; `axes` too are those from PyTorch to JAX.
 
@@ -110,7 +116,7 @@ def to_torch_state(
     """
     import torch
 
-    theirs, notes = _only_group(like), Notes()
+    theirs, notes = one_group(neutral_groups(like), group, "the state dict"), Notes()
     ours = group_of(
         opt_state, params, theirs.fields, theirs.layout if layout is None else layout, lora=None, embedding=embedding
     )
@@ -120,16 +126,16 @@ def to_torch_state(
         ours, _ = in_layout(ours, theirs.layout, _back(axes, params), notes)
     told_to(told, notes, LOGGER)
     # A copy of the bytes: torch does not share memory with an immutable JAX array.
-    group = dict(like["param_groups"][0])
-    group["step"] = ours.step
+    groups = list(like["param_groups"])
+    new = groups[group or 0] = dict(groups[group or 0])
+    new["step"] = ours.step
     for name in ("lr_scale", *RINGS):
         if name in ours.shared:
-            group[name] = torch.tensor(ours.shared[name])
-    states = {
-        group["params"][position]: {name: torch.tensor(value) for name, value in array.states.items()}
-        for position, array in zip(positions, ours.arrays, strict=True)
-    }
-    return {"state": states, "param_groups": [group]}
+            new[name] = torch.tensor(ours.shared[name])
+    states = {key: state for key, state in like["state"].items() if key not in new["params"]}
+    for position, array in zip(positions, ours.arrays, strict=True):
+        states[new["params"][position]] = {name: torch.tensor(value) for name, value in array.states.items()}
+    return {"state": states, "param_groups": groups}
 
 
 def _back(axes: Axes | None, params: Any) -> Axes:
@@ -139,13 +145,3 @@ def _back(axes: Axes | None, params: Any) -> Axes:
         name: inverse_axes(check_axes(order, ndims[name], name)) if name in ndims else order
         for name, order in (axes or {}).items()
     }
-
-
-def _only_group(state_dict: Mapping[str, Any]) -> NeutralGroup:
-    groups = neutral_groups(state_dict)
-    if len(groups) != 1:
-        raise ValueError(
-            f"the state dict has {len(groups)} parameter groups; a transformation has one set of hyperparameters and "
-            "one lr_scale, so carry each group by itself (optax.partition)"
-        )
-    return groups[0]
