@@ -54,8 +54,8 @@ def test_eight_steps_in_32_bits(shape: tuple[int, ...], way: str) -> None:
     assert found["placed"] == []
     assert found["again"]
     for name, apart in found["apart"].items():
-        # Torque is steep: near 0 it makes of a rounding up to a hundred.
-        assert apart <= (1e-5 if ".s[" in name else 1e-6), (name, apart)
+        # Torque is steep: near 0 it makes of a rounding up to a hundred (section 5's 0.01).
+        assert apart <= (1e-4 if ".s[" in name else 1e-6), (name, apart)
 
 
 @pytest.mark.slow
