@@ -86,7 +86,7 @@ def _metadata(data: bytes, path: Path) -> Mapping[str, Any]:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         missing = max(ends, default=0) - (len(data) - _LENGTH - length)
         metadata = header.get("__metadata__", {})
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no safetensors file, or is damaged: its header cannot be read") from error
     if missing > 0:
         raise ValueError(f"{path} is cut short: {missing} bytes of data are missing")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from automagic_core.late_import import needed
 from automagic_core.neutral import NeutralGroup
 from automagic_core.torch_dict import neutral_groups, state_dict_of
+from automagic_core.value_limits import check_range
 from automagic_core.whole_file import write_whole
 
 SUFFIXES = (".pt", ".pth", ".bin")
@@ -22,12 +26,13 @@ def read_checkpoint(path: str | Path) -> list[NeutralGroup]:
 
     Raises:
         FileNotFoundError: there is no file.
-        ValueError: the file holds something else; the message says what.
+        ValueError: the file is damaged or holds something else; the message says what.
         ImportError: PyTorch is missing; the message says how to get it.
     """
     torch = needed("torch", "torch", _PURPOSE)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    _check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is none fails in a dozen ways
@@ -39,9 +44,31 @@ def read_checkpoint(path: str | Path) -> list[NeutralGroup]:
             f"{path} holds {type(loaded).__name__}; valid: a state dict, or a dict with one in 'optimizer'"
         )
     try:
-        return neutral_groups(loaded)
+        groups = neutral_groups(loaded)
+        for index, group in enumerate(groups):
+            _check_values(group.shared, f"group {index}")
+            for array in group.arrays:
+                _check_values(array.states, f"the state of {array.name}")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return groups
+
+
+def _check_archive(path: str | Path) -> None:
+    """Compares the file with the checksums in it, which ``torch.load`` does not; old checkpoints have none."""
+    try:
+        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
+    except Exception as error:  # what a damaged directory of an archive leads to
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: {damaged!r} in it does not have the checksum that the file names")
+
+
+def _check_values(states: Mapping[str, np.ndarray], owner: str) -> None:
+    """Refuses numbers that no run can have written; what else does not fit is not judged here."""
+    for name, value in states.items():
+        if value.size and value.dtype in (np.float32, np.int32):
+            check_range(float(value.min()), float(value.max()), name, owner)
 
 
 def write_checkpoint(path: str | Path, groups: Sequence[NeutralGroup]) -> None:

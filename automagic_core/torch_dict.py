@@ -27,18 +27,33 @@ def neutral_groups(state_dict: Mapping[str, Any]) -> list[NeutralGroup]:
     for name in ("state", "param_groups"):
         if name not in state_dict:
             raise ValueError(f"the state dict has no {name!r}")
-    groups, states = state_dict["param_groups"], dict(state_dict["state"])
+    groups, saved_states = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(groups, (list, tuple)) or not isinstance(saved_states, Mapping):
+        found_types = f"a {type(saved_states).__name__} as 'state' and a {type(groups).__name__} as 'param_groups'"
+        raise ValueError(f"the state dict has {found_types}; valid: a dict and a list")
+    states = dict(saved_states)
     several = len(groups) > 1
     found = []
     for index, group in enumerate(groups):
         label = f"the state dict's parameter group {index}" if several else "the state dict's parameter group"
+        if not isinstance(group, Mapping):
+            raise ValueError(f"{label} is a {type(group).__name__}; valid: a dict")
         missing = [name for name in (*FIELD_NAMES, "layout", "step", "lr_scale", "params") if name not in group]
         if missing:
             raise ValueError(f"{label} lacks {', '.join(missing)}")
+        _check_parameters(group, label)
         found.append(_group(group, states))
     if states:
         raise ValueError(f"the state dict has states for unknown parameters: {sorted(states, key=str)}")
     return found
+
+
+def _check_parameters(group: Mapping[str, Any], label: str) -> None:
+    params, names = group["params"], group.get("param_names")
+    if not isinstance(params, (list, tuple)) or not all(isinstance(key, (int, str)) for key in params):
+        raise ValueError(f"{label} has params = {params!r}; valid: a list of numbers or names")
+    if names is not None and (not isinstance(names, (list, tuple)) or len(names) != len(params)):
+        raise ValueError(f"{label} has param_names = {names!r}; valid: one for each of its {len(params)} parameters")
 
 
 def _group(group: Mapping[str, Any], states: dict[Any, Any]) -> NeutralGroup:
@@ -49,7 +64,9 @@ def _group(group: Mapping[str, Any], states: dict[Any, Any]) -> NeutralGroup:
     arrays = []
     for index, key in enumerate(group["params"]):
         name = str(names[index] if names is not None else index)
-        saved = states.pop(key, None) or {}
+        saved = states.pop(key, {})
+        if not isinstance(saved, Mapping) or not all(isinstance(state, str) for state in saved):
+            raise ValueError(f"the state of {name} is no dict of tensors by name")
         held = {
             state: as_numpy(value, f"{state} of {name}")
             for state, value in saved.items()
@@ -102,12 +119,14 @@ def as_numpy(value: Any, what: str) -> np.ndarray:
     """A tensor, wherever it lives, or anything else that is an array.
 
     Raises:
-        ValueError: a dtype that numpy does not know.
+        ValueError: a dtype that numpy does not know, or no values.
     """
     try:
         return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except TypeError as error:
         raise ValueError(f"{what} has a dtype that no state has: {getattr(value, 'dtype', type(value))}") from error
+    except NotImplementedError as error:
+        raise ValueError(f"{what} has no values: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ of arrays that several processes hold together, which `automagic_torch.sharded` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from automagic_torch.means import Means
 from automagic_torch.stacked import chosen, separate
 from automagic_torch.stages.chain import after_stages
 from automagic_torch.stages.energy import StageEnergy
-from automagic_torch.states import States, encoded_states, new_state, read_states
+from automagic_torch.states import States, encoded_states, read_states, state_forms
 
 if TYPE_CHECKING:
     from automagic_torch.call import Batch
@@ -45,8 +45,23 @@ class Extent:
         self.means = Means(plan)
 
     def new_state(self, warming: bool, device: torch.device) -> States:
-        """The state of one array before its first step."""
-        return new_state(self.plan, warming, self.state_device or device)
+        """The state of one array before its first step: zeros, except `torque_mean`, which is 1."""
+        state = self.zeros(state_forms(self.plan, warming), device)
+        state["torque_mean"].fill_(1.0)
+        return state
+
+    def zeros(self, names: Iterable[str], device: torch.device) -> States:
+        """Some states of one array, as they are kept, all zero.
+
+        Args:
+            names: of states.
+            device: of the parameter.
+        """
+        forms = state_forms(self.plan, warming=True)
+        return {
+            name: torch.zeros(forms[name].shape, dtype=forms[name].dtype, device=self.state_device or device)
+            for name in names
+        }
 
     def placed(self, name: str, value: Tensor, device: torch.device) -> Tensor:
         """A copy of one state of one array, wherever it comes from, as it is kept here.

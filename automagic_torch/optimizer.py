@@ -36,6 +36,7 @@ from automagic_torch.learning_rate import moved
 from automagic_torch.loading import checked_state
 from automagic_torch.metrics import metrics
 from automagic_torch.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
+from automagic_torch.placeholders import with_placeholders
 from automagic_torch.rehearsal import is_rehearsal
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import WARM_UP_ONLY, state_forms
@@ -216,6 +217,10 @@ class AutomagicCameAMP8bit(Optimizer):
                 state = self.state.get(p, {})
                 if any(name in state for name in WARM_UP_ONLY):
                     self.state[p] = {name: value for name, value in state.items() if name not in WARM_UP_ONLY}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every optimizer's, and with `automagic_torch.placeholders` where several processes save together."""
+        return with_placeholders(super().state_dict(), self.param_groups, self.state_device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a saved state: hyperparameters, step counters and states, in the dtypes that were saved.

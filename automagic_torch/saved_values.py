@@ -8,45 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from automagic_core import MAX_STEP
-from automagic_core.constants import GRADIENT_LIMIT, ROW_LIMIT
-from automagic_torch.states import COMPANDED, SLOTS
-
-_ROUNDING = 1.01
-"""What float32 and 8 bits may add to a value at its bound."""
-_MAGNITUDE = 1e3 * GRADIENT_LIMIT
-"""Of what has the unit of a gradient; the stages before the moments may make one larger than the limit of section 6."""
-
-LIMITS: dict[str, tuple[float, float]] = {
-    # A momentum is bounded by `update_clip`; up to here (u − m̂)² stays in float32, whatever that was.
-    "exp_avg": (-GRADIENT_LIMIT, GRADIENT_LIMIT),
-    "exp_avg_sq": (0.0, _MAGNITUDE**2),
-    "exp_avg_res": (0.0, _MAGNITUDE**2),
-    "s": (-_ROUNDING, _ROUNDING),
-    "lr_mask": (-ROW_LIMIT * _ROUNDING, ROW_LIMIT * _ROUNDING),
-    "spatial_variance": (0.0, _MAGNITUDE**2),
-    "edge_history": (0.0, _MAGNITUDE),
-    "background_scale": (0.0, _MAGNITUDE),
-    "torque_mean": (1 - _ROUNDING, _ROUNDING),
-    "age": (0, MAX_STEP),
-    "skipped_steps": (0, MAX_STEP),
-    "lr_scale": (0.0, 88.0),  # exp ℓ stays in float32
-    "norm_history": (0.0, torch.finfo(torch.float32).max),
-}
-"""By state: the least and the largest value that a run may have written, generously (sections 4 to 6)."""
-
-
-def limits(key: str) -> tuple[float, float] | None:
-    """The valid range of a saved tensor by its name; None where every value of its dtype is valid.
-
-    Args:
-        key: a state's name, also with ``_absmax``, ``_row`` or ``_col`` behind it.
-    """
-    if key.endswith("_absmax"):
-        name = key.removesuffix("_absmax")
-        largest = LIMITS[name][1]
-        return 0.0, largest**0.5 if name in COMPANDED else largest
-    return LIMITS.get(key.removesuffix("_row").removesuffix("_col"))
+from automagic_core.value_limits import check_range, limits
+from automagic_torch.states import SLOTS
 
 
 def check_values(values: Tensor, key: str, owner: str) -> None:
@@ -57,13 +20,8 @@ def check_values(values: Tensor, key: str, owner: str) -> None:
         key: the state's name.
         owner: whose state it is, for the message.
     """
-    allowed = limits(key)
     is_code = key in SLOTS and values.dtype == torch.uint8
-    if allowed is None or is_code or values.numel() == 0 or values.is_meta:
+    if limits(key) is None or is_code or values.numel() == 0 or values.is_meta:
         return
     least, largest = (float(value) for value in torch.aminmax(values))
-    if not allowed[0] <= least <= largest <= allowed[1]:  # false for NaN, which aminmax passes on
-        raise ValueError(
-            f"{owner} has {key} with values from {least:g} to {largest:g}; "
-            f"valid: {allowed[0]:g} to {allowed[1]:g}; the file may be damaged"
-        )
+    check_range(least, largest, key, owner)

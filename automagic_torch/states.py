@@ -44,16 +44,6 @@ def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
     return {name: Form(form.shape, getattr(torch, form.dtype)) for name, form in forms.items()}
 
 
-def new_state(plan: StatePlan, warming: bool, device: torch.device) -> States:
-    """The state before an array's first step: zeros, except `torque_mean`, which is 1."""
-    state = {
-        name: torch.zeros(form.shape, dtype=form.dtype, device=device)
-        for name, form in state_forms(plan, warming).items()
-    }
-    state["torque_mean"].fill_(1.0)
-    return state
-
-
 def read_states(stored: States, plan: StatePlan) -> States:
     """Stacked states in float32, to be read only.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,7 @@ from automagic_torch.sharded.means import ShardedMeans
 from automagic_torch.sharded.pictures import sharded_stages, stages_gather
 from automagic_torch.sharded.split import Split, as_dtensor, local_piece, piece_shape, places
 from automagic_torch.stages.energy import StageEnergy
-from automagic_torch.states import COMPANDED, SLOTS, States, state_forms
+from automagic_torch.states import COMPANDED, SLOTS, States
 
 if TYPE_CHECKING:
     from automagic_torch.call import Batch
@@ -36,13 +36,11 @@ class ShardedExtent(Extent):
         self._places = places(split, plan)
         self._blocks = ShardBlocks(split, plan) if plan.quantized else None
 
-    def new_state(self, warming: bool, device: torch.device) -> States:
+    def zeros(self, names: Iterable[str], device: torch.device) -> States:
         state = {}
-        for name in state_forms(self.plan, warming):
+        for name in names:
             place = self._places[name]
             local = torch.zeros(piece_shape(place, self.split), dtype=place.dtype, device=self.state_device or device)
-            if name == "torque_mean":
-                local.fill_(1.0)
             state[name] = as_dtensor(local, self.split, place)
         return state
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,19 @@ MISFITS = {
     "holds list": lambda saved: [1],
     "the state of conv.weight lacks age": lambda saved: saved["state"][2].pop("age") and saved,
     "states for unknown parameters": lambda saved: {**saved, "state": {**saved["state"], 99: {}}},
+    "list as 'state'": lambda saved: {**saved, "state": [1]},
+    "parameter group 0 is a int": lambda saved: {**saved, "param_groups": [1, 2]},
+    "parameter group 0 has params = 3": lambda saved: saved["param_groups"][0].update(params=3) or saved,
+    "param_names = ['a']; valid: one for each": lambda saved: (
+        saved["param_groups"][0].update(param_names=["a"]) or saved
+    ),
+    "the state of conv.weight is no dict of tensors": lambda saved: saved["state"].update({2: [1]}) or saved,
+    "exp_avg of conv.weight has no values": lambda saved: (
+        saved["state"][2].update(exp_avg=torch.ones(1, device="meta")) or saved
+    ),
+    "conv.weight has exp_avg_absmax with values from nan to nan": lambda saved: (
+        saved["state"][2]["exp_avg_absmax"].fill_(torch.nan) is not None and saved
+    ),
     "conv.weight has exp_avg of shape": lambda saved: (
         saved["state"][2].update(exp_avg=torch.ones(16, 8, 3, 3)) or saved
     ),
@@ -155,13 +169,37 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, capsys, m
     assert [path.name for path in tmp_path.iterdir()] == ["run.bin"]
 
 
+def test_a_flipped_bit_in_a_checkpoint_is_refused_or_has_no_effect(tmp_path, capsys):
+    source, damaged, target = (tmp_path / name for name in ("run.pt", "damaged.pt", "run.safetensors"))
+    saved = run(3).state_dict()
+    torch.save(saved, source)
+    whole = source.read_bytes()
+    places = random.Random(0).choices(range(8 * len(whole)), k=200)
+    refused = 0
+    for place in places:
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        damaged.write_bytes(data)
+        target.unlink(missing_ok=True)
+        if main([str(damaged), str(target)]) == 0:
+            assert_equal(torch.load(damaged, weights_only=True), saved)  # padding, or what nobody reads
+        else:
+            assert not target.exists()
+            refused += 1
+    assert refused > 100
+    assert "does not have the checksum" in capsys.readouterr().err
+
+
 def test_files_that_are_none(tmp_path, capsys):
     source = tmp_path / "run.pt"
     source.write_bytes(pickle.dumps({"state": {}})[:7])
     target = str(tmp_path / "run.safetensors")
+    nested = tmp_path / "nested.safetensors"
+    nested.write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5)
     for arguments, message in (
         ([str(source), target], "cannot be read as weights alone"),
         ([str(tmp_path / "nowhere.pt"), target], "nowhere.pt does not exist"),
+        ([str(nested), str(source)], "its header cannot be read"),
         ([str(source), "out.h5"], "out.h5 ends in '.h5'; valid: .safetensors, .pt, .pth, .bin"),
         ([str(source), target, "--axes", "conv"], "--axes conv is not valid; valid: NAME=2,3,0,1"),
     ):

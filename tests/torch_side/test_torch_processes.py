@@ -74,6 +74,9 @@ def short(rank: int, path: str) -> dict[str, Any]:
         "fsdp": train.trained(rank, "fsdp", 1, {}),
         "saved": train.saved(rank, "fsdp", path, 2, 3),
         "loaded": train.loaded(rank, "fsdp", path, 2, 3),
+        # A fresh optimizer has what only a warm-up needs, and the checkpoint's is over.
+        "saved after the warm-up": train.saved(rank, "fsdp", path + "_after", 2, 3, warmup_steps=2),
+        "loaded after the warm-up": train.loaded(rank, "fsdp", path + "_after", 2, 3, warmup_steps=2),
         "asked": train.asked_for_states(rank, "fsdp"),
         "refusals": refusals(rank),
     }
@@ -89,6 +92,10 @@ def test_two_processes(tmp_path):
         hold_run(result[way], one)
     assert same(result["loaded"], result["saved"])
     assert same(train.loaded(0, "plain", str(tmp_path / "checkpoint"), 2, 2)[0], result["saved"][0])
+    assert same(result["loaded after the warm-up"], result["saved after the warm-up"])
+    plain = train.loaded(0, "plain", str(tmp_path / "checkpoint_after"), 2, 2, warmup_steps=2)[0]
+    assert same(plain, result["saved after the warm-up"][0])
+    assert "last_polarity" not in plain["states"]["first.weight"]
     assert same(*result["asked"])
     assert len(result["refusals"]) == 2
     for message in result["refusals"]:

@@ -91,9 +91,9 @@ def trained(rank: int, way: str, steps: int, fields: dict[str, Any]) -> Any:
     return everything(model, optimizer)
 
 
-def saved(rank: int, way: str, path: str, at: int, until: int) -> tuple[Any, Any]:
+def saved(rank: int, way: str, path: str, at: int, until: int, **fields: Any) -> tuple[Any, Any]:
     """Trains, saves, trains on; what there was at both times."""
-    model, optimizer = build(way)
+    model, optimizer = build(way, **fields)
     train(model, optimizer, range(at))
     there = everything(model, optimizer)
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
@@ -102,9 +102,9 @@ def saved(rank: int, way: str, path: str, at: int, until: int) -> tuple[Any, Any
     return there, everything(model, optimizer)
 
 
-def loaded(rank: int, way: str, path: str, at: int, until: int) -> tuple[Any, Any]:
+def loaded(rank: int, way: str, path: str, at: int, until: int, **fields: Any) -> tuple[Any, Any]:
     """Loads into a fresh model and optimizer and trains on; what there was at both times."""
-    model, optimizer = build(way)
+    model, optimizer = build(way, **fields)
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     dcp.load(state, checkpoint_id=path, no_dist=way == "plain")
     set_model_state_dict(model, state["model"])
