@@ -60,7 +60,7 @@ def restore(
 
 
 def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
-    """The state with each `ScaleByCameampState` in the form, with or without the warm-up's states, in which it is saved."""
+    """The state with every `ScaleByCameampState` as it was saved, with or without the warm-up's states."""
 
     def in_form(keys: tuple[Any, ...], part: Any) -> Any:
         if not isinstance(part, ScaleByCameampState):
@@ -72,7 +72,7 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
                 f"{path} holds no ScaleByCameampState at {place}: save the state of the same transformation by itself"
             )
         # A state whose arrays are all masked has a tree of nothing there, and not nothing.
-        missing = {name: None for name in _WARM_UP if fields[name] is None}
+        missing: dict[str, Any] = {name: None for name in _WARM_UP if fields[name] is None}
         return part._replace(**missing)
 
     return jax.tree_util.tree_map_with_path(in_form, wanted, is_leaf=lambda x: isinstance(x, ScaleByCameampState))

@@ -78,7 +78,7 @@ def write_moment(
         split: Any = jax.typeof(value).sharding
         scales: Any = absmax_sharding(split, value.shape, old.block_size)
         types = dataclasses.replace(old, codes=split, absmax=scales)
-        return untyped(lambda *states: write_moment(*states, slot), types)(value, old, old_value, writer)
+        return untyped(functools.partial(write_moment, slot=slot), types)(value, old, old_value, writer)
     wide = value.astype(jnp.float32)
     root = wide if old.signed else jnp.sqrt(wide)
     usable = jnp.abs(root) <= LARGEST
