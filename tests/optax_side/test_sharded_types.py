@@ -107,3 +107,15 @@ def test_types_of_moments_in_8_bits_stay() -> None:
     before = (moments, state.inner_state[0].mu, params)
     same = jax.tree.map(lambda a, b: a.sharding == b.sharding, before, (*after.inner_state[0][:0:-1], updates))
     assert all(jax.tree.leaves(same)), same
+
+
+def test_specs_for_another_mesh_than_the_one_that_is_set() -> None:
+    params = {"kernel": jax.ShapeDtypeStruct((64, 1024), np.float32)}
+    larger = AbstractMesh((8, 16), ("data", "model"))
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        specs = state_specs(automagic_8bit(1e-4), params, {"kernel": P("data", "model")}, mesh=larger)
+    # Four blocks over sixteen devices.
+    assert [tuple(spec) for spec in jax.tree.leaves(find_state(specs).exp_avg["kernel"])] == [
+        ("data", "model"),
+        ("data", None),
+    ]
