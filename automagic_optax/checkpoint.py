@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh
+from jax.tree_util import keystr
 
-from automagic_optax.reports import find_states, finish_warmup
+from automagic_optax.cameamp_state import ScaleByCameampState
+from automagic_optax.reports import finish_warmup
 from automagic_optax.sharding import abstract_state
 
 _WARM_UP = ("s", "last_polarity")
@@ -26,7 +28,8 @@ def restore(
     """An optimizer state that Orbax saved, by itself, with ``StandardCheckpointer`` (or its asynchronous form).
 
     Whether the states of the warm-up are there is read from the checkpoint's metadata: a state that was saved after
-    `finish_warmup` comes back without them.  It may have been saved from other meshes.
+    `finish_warmup` comes back without them.  It may have been saved from other meshes.  States of other
+    transformations, those of `quantize_state` too, come back with it or alone.
 
     Args:
         path: the directory that was given to ``save``; absolute.
@@ -40,7 +43,7 @@ def restore(
 
     Raises:
         ImportError: Orbax is not installed.
-        ValueError: the checkpoint holds no state of this optimizer, or of several some with the warm-up's states.
+        ValueError: `tx` has a state of this optimizer where the checkpoint has none; `finished` without such a state.
 
     Example:
         >>> ocp.StandardCheckpointer().save(path, opt_state)
@@ -50,30 +53,39 @@ def restore(
 
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(Path(path)).item_metadata
-        saved = [_has_warm_up(fields) for fields in _states(getattr(metadata, "tree", metadata))]
-        if not saved:
-            raise ValueError(f"{path} holds no ScaleByCameampState: save the state of automagic_8bit by itself")
-        if len(set(saved)) > 1:
-            raise ValueError(f"{path} holds states with and without {' and '.join(_WARM_UP)}; valid: all or none")
-        wanted = abstract_state(tx, params, mesh)
-        keeps_some = any(jax.tree.leaves([state.s, state.last_polarity]) for state in find_states(wanted))
-        if keeps_some and not saved[0]:
-            wanted = finish_warmup(wanted)
+        saved = getattr(metadata, "tree", metadata)
+        wanted = _in_saved_form(abstract_state(tx, params, mesh), saved, path)
         state = checkpointer.restore(Path(path), wanted)
     return finish_warmup(state) if finished else state
 
 
-def _states(tree: Any) -> Iterator[Mapping[str, Any]]:
-    """The fields of every `ScaleByCameampState` in the metadata, where a named tuple is a mapping."""
-    if isinstance(tree, Mapping):
-        if {"lr_scale", "exp_avg", *_WARM_UP} <= set(tree):
-            yield tree
-            return
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from _states(part)
+def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
+    """The state with every `ScaleByCameampState` as it was saved, with or without the warm-up's states."""
+
+    def in_form(keys: tuple[Any, ...], part: Any) -> Any:
+        if not isinstance(part, ScaleByCameampState):
+            return part
+        fields = _at(saved, keys)
+        if not isinstance(fields, Mapping) or not {"lr_scale", "exp_avg", *_WARM_UP} <= set(fields):
+            place = keystr(keys) or "its root"
+            raise ValueError(
+                f"{path} holds no ScaleByCameampState at {place}: save the state of the same transformation by itself"
+            )
+        # A state whose arrays are all masked has a tree of nothing there, and not nothing.
+        missing: dict[str, Any] = {name: None for name in _WARM_UP if fields[name] is None}
+        return part._replace(**missing)
+
+    return jax.tree_util.tree_map_with_path(in_form, wanted, is_leaf=lambda x: isinstance(x, ScaleByCameampState))
 
 
-def _has_warm_up(fields: Mapping[str, Any]) -> bool:
-    return bool(jax.tree.leaves([fields[name] for name in _WARM_UP]))
+def _at(saved: Any, keys: tuple[Any, ...]) -> Any:
+    """What the metadata has under a path of the state; named tuples are mappings there.  None where it has nothing."""
+    for key in keys:
+        name = keystr((key,), simple=True)
+        if isinstance(saved, Mapping):
+            saved = saved.get(name)
+        elif isinstance(saved, (list, tuple)) and name.isdigit() and int(name) < len(saved):
+            saved = saved[int(name)]
+        else:
+            return None
+    return saved

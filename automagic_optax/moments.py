@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from automagic_optax.explicit_mesh import untyped
+from automagic_optax.placement import has_explicit_axes
 from automagic_optax.quantized_moment import QuantizedMoment, write_moment
 from automagic_optax.stored import Writer
 
@@ -57,5 +59,12 @@ class Moments:
             return jax.lax.optimization_barrier((codes, last))[0]
         # On a CPU barriers are dropped before the order is chosen.  The step is never negative, which the compiler
         # cannot know: so this is always 0, but only the last codes tell.
-        nothing = jnp.minimum(self._writer.step, 0).astype(jnp.uint8) & last.reshape(-1)[0]
-        return codes ^ nothing
+        if has_explicit_axes(codes) or has_explicit_axes(last):
+            types: Any = jax.typeof(codes).sharding
+            return untyped(_later, types)(codes, last, self._writer.step)
+        return _later(codes, last, self._writer.step)
+
+
+def _later(codes: jax.Array, last: jax.Array, step: jax.Array) -> jax.Array:
+    nothing = jnp.minimum(step, 0).astype(jnp.uint8) & last.reshape(-1)[0]
+    return codes ^ nothing

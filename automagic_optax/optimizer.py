@@ -60,10 +60,12 @@ def automagic_8bit(
         >>> state = tx.init(params)
         >>> updates, state = tx.update(grads, state, params)
     """
-    nested = overrides.pop("overrides", {})
-    if not isinstance(nested, Mapping):
-        raise ValueError(f"overrides = {nested!r} is not a mapping of field names to values")
-    overrides = {**nested, **overrides}
+    # optax.inject_hyperparams passes all of them as one mapping, in which the caller's own mapping may stand.
+    while "overrides" in overrides:
+        nested = overrides.pop("overrides")
+        if not isinstance(nested, Mapping):
+            raise ValueError(f"overrides = {nested!r} is not a mapping of field names to values")
+        overrides = {**nested, **overrides}
     if "lr" in overrides:
         raise ValueError(f"lr = {overrides['lr']!r}: the learning rate is automagic_8bit's first argument")
     config = Config(lr=learning_rate, weight_decay=weight_decay, profile=profile, **overrides)

@@ -82,6 +82,13 @@ def zeros_following(x: jax.Array) -> jax.Array:
     return jnp.where(x == x, jnp.zeros(x.shape, jnp.float32), jnp.zeros(x.shape, jnp.float32))
 
 
+def following(value: jax.Array, x: Any) -> jax.Array:
+    """The value, an array of the shape of `x`, which the compiler splits as it splits `x` where only it knows how."""
+    if devices_of(x) == 1 or known_sharding(x) is not None:
+        return value
+    return jnp.where(x == x, value, value)
+
+
 def statistic_zeros(parameter: Any, shape: tuple[int, ...]) -> jax.Array:
     """float32 zeros for a row or column statistic of the parameter, split as it is along the axes that they share."""
     sharding = known_sharding(parameter)

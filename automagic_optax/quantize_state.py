@@ -17,6 +17,7 @@ from automagic_optax.in_turn import in_turn
 from automagic_optax.moment_kinds import begins_with_parameters, is_kept, is_nonnegative
 from automagic_optax.moments import Moments
 from automagic_optax.parameter_places import Path, Place, parameter_places
+from automagic_optax.placement import following, scalar_like
 from automagic_optax.quantized_moment import QuantizedMoment, first_moment
 from automagic_optax.stored import Writer
 
@@ -107,7 +108,7 @@ def quantize_state(
 
     def init(params: Any) -> QuantizedState:
         state = tx.init(params)
-        step = jnp.zeros([], jnp.int32)
+        step = scalar_like(params, 0, jnp.int32)
         chosen = {p.path: p for p in parameter_places(params, state, tx.init, _is_stored) if has_8_bits(p)}
         if not chosen:
             return QuantizedState(step, state)
@@ -122,7 +123,7 @@ def quantize_state(
             if place is None or any(jax.tree.leaves(copy)):
                 new.append(node)
                 continue
-            moment = first_moment(place.array, is_signed(place), block_size)
+            moment = first_moment(following(place.array, place.parameter), is_signed(place), block_size)
             new.append(dataclasses.replace(moment, codes=_held_like(node, moment.codes)))
         return QuantizedState(step, jax.tree.unflatten(structure, new))
 

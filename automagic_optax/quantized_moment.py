@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_optax import codec
-from automagic_optax.placement import devices_of
+from automagic_optax.explicit_mesh import untyped
+from automagic_optax.placement import devices_of, has_explicit_axes
+from automagic_optax.state_shardings import absmax_sharding
 from automagic_optax.stored import Writer, read_nonnegative, read_signed
 
 LARGEST = np.float32(2.0**126)
@@ -72,6 +74,11 @@ def write_moment(
         with the unsigned map) reads as NaN as a whole: 8 bits have no code for such a value, and one number of the
         block must not turn into another silently.
     """
+    if has_explicit_axes(value):
+        split: Any = jax.typeof(value).sharding
+        scales: Any = absmax_sharding(split, value.shape, old.block_size)
+        types = dataclasses.replace(old, codes=split, absmax=scales)
+        return untyped(functools.partial(write_moment, slot=slot), types)(value, old, old_value, writer)
     wide = value.astype(jnp.float32)
     root = wide if old.signed else jnp.sqrt(wide)
     usable = jnp.abs(root) <= LARGEST

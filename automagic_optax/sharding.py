@@ -53,7 +53,8 @@ def state_specs(
         jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=NamedSharding(typed, spec))
         for w, spec in zip(leaves, flat, strict=True)
     ]
-    with jax.sharding.use_abstract_mesh(typed):
+    # A mesh that is set may be replaced by one of its own size only, but by none, and none by any.
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), jax.sharding.use_abstract_mesh(typed):
         state = jax.eval_shape(tx.init, jax.tree.unflatten(structure, described))
     found = jax.tree.map(_spec_of, state)
     if mesh is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding
 
-from automagic_optax import automagic_8bit, finish_warmup, sharding_report, state_specs
+from automagic_optax import automagic_8bit, finish_warmup, quantize_state, sharding_report, state_specs
 from tests.optax_side.sharded_model import (
     CLEAN,
     FIELDS,
@@ -122,6 +122,28 @@ def types(described: Any, shape: tuple[int, ...], way: str, **fields: Any) -> di
     return {"types": all(jax.tree.leaves(same)), **compared((updates, after), expected)}
 
 
+def moments_of_adam() -> dict[str, Any]:
+    """Adam in 8 bits on a mesh: its moments that are not where `state_specs` says, and against one device."""
+    described, mesh, way = {"up": CLEAN["layers"][0]["up"], **ODD}, mesh_of((4, 2)), "full"
+    tx = quantize_state(optax.adam(1e-3))
+
+    def run(where: Any) -> Any:
+        params, grads = (placed(x, described, where, way) for x in (values(described, 0), gradients(described, 0)))
+        return tx.init(params), jax.jit(tx.init)(params), jax.jit(tx.update)(grads, tx.init(params), params)[1]
+
+    expected = state_specs(tx, values(described, 0), specs(described, way, mesh), mesh=mesh)
+    eager, jitted, updated = run(mesh)
+    wrong = [
+        f"{when} {jax.tree_util.keystr(path)} {x.sharding}"
+        for when, tree in (("init", eager), ("jitted init", jitted), ("update", updated))
+        for (path, x), spec in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True)
+        # What stays in 32 bits is where optax puts it.
+        if ".codes" in jax.tree_util.keystr(path) or ".absmax" in jax.tree_util.keystr(path)
+        if not x.sharding.is_equivalent_to(NamedSharding(mesh, spec), x.ndim)
+    ]
+    return {"wrong": wrong, **compared(updated, run(None)[2])}
+
+
 def checkpoints(folder: str) -> dict[str, Any]:
     """A run that is saved and restored on three places, and goes on."""
     import orbax.checkpoint as ocp
@@ -176,6 +198,7 @@ CASES: dict[str, Callable[..., Any]] = {
     "collectives of stages": lambda shape, way: collectives(ALL, shape, way),
     "types of a layer": lambda: types(LAYER, (4, 2), "full", frequency_penalty=0.0),
     "types": lambda shape, way: types(ALL, shape, way, percentile_clipping=60),
+    "moments of adam": moments_of_adam,
     "checkpoints": checkpoints,
 }
 

@@ -63,6 +63,8 @@ def test_overrides_pass_through() -> None:
     assert cameamp.last_polarity is None
     assert cameamp.lr_mask is None
     assert cameamp.exp_avg["dense"]["kernel"].dtype == np.float32
+    given_as_one = inject(learning_rate=1e-4, overrides={"warmup_steps": 0}).init(params())
+    assert find_state(given_as_one).last_polarity is None
     with pytest.raises(ValueError, match="block_size = 100"):
         inject(learning_rate=1e-4, block_size=100).init(params())
     with pytest.raises(ValueError, match="warmup_stepz = 5"):

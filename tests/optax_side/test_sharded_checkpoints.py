@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import optax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from automagic_optax import abstract_state, automagic_8bit, finish_warmup, restore
+from automagic_optax import abstract_state, automagic_8bit, finish_warmup, quantize_state, restore
 from tests.optax_side.small import assert_same_bits, params, train
 from tests.optax_side.test_sharded_update import case
 
@@ -43,3 +44,24 @@ def test_the_form_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     assert_same_bits(restore(tmp_path / "finished", tx, weights), finish_warmup(state))
     with pytest.raises(ValueError, match="holds no ScaleByCameampState"):
         restore(tmp_path / "weights", tx, weights)
+
+
+def test_each_state_has_its_own_form(tmp_path: Path) -> None:
+    # One searches for its rate and one does not; the third has no array at all.
+    labels = {"dense": "a", "table": "b", "scale": "b"}
+    searching, fixed = automagic_8bit(1e-4, warmup_steps=9), automagic_8bit(1e-4, lr_mask_gain=0)
+    tx = optax.partition({"a": searching, "b": fixed, "none": searching}, labels)
+    weights, state = train(tx, 2)
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "whole", state)
+        saver.save(tmp_path / "finished", finish_warmup(state))
+    assert_same_bits(restore(tmp_path / "whole", tx, weights), state)
+    assert_same_bits(restore(tmp_path / "finished", tx, weights), finish_warmup(state))
+
+
+def test_moments_of_another_transformation_in_8_bits(tmp_path: Path) -> None:
+    tx = quantize_state(optax.adam(1e-3))
+    weights, state = train(tx, 2)
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "state", state)
+    assert_same_bits(restore(tmp_path / "state", tx, weights), state)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from automagic_optax import automagic_8bit, state_specs
+from automagic_optax import automagic_8bit, quantize_state, state_specs
 from automagic_optax.placement import alike
 from tests.optax_side.small import find_state
 from tests.optax_side.test_sharded_update import MESHES, case
@@ -85,3 +86,36 @@ def test_arrays_split_differently_are_not_alike() -> None:
     keys = found["keys"]
     assert keys["h.0.out"] == keys["h.11.out"]
     assert len({keys[name] for name in names}) == 4
+
+
+def test_types_of_moments_in_8_bits_stay() -> None:
+    mesh = AbstractMesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    params = {
+        "kernel": described(mesh, (64, 1024), P("data", "model")),
+        "rows": described(mesh, (72, 100), P("data", None)),  # blocks over the ends of rows, and cut between devices
+        "conv": described(mesh, (3, 3, 16, 32), P(None, None, "model", "data")),
+    }
+    tx = quantize_state(optax.adam(1e-3))
+    with jax.sharding.use_abstract_mesh(mesh):
+        state = jax.eval_shape(tx.init, params)
+        updates, after = jax.eval_shape(tx.update, params, state, params)
+    moments = state.inner_state[0].nu
+    found = {name: (tuple(x.codes.sharding.spec), tuple(x.absmax.sharding.spec)) for name, x in moments.items()}
+    assert found["kernel"] == (("data", "model"), ("data", "model"))
+    assert found["rows"] == (("data", None), (None,))
+    assert found["conv"][0] == (None, None, "model", "data")
+    before = (moments, state.inner_state[0].mu, params)
+    same = jax.tree.map(lambda a, b: a.sharding == b.sharding, before, (*after.inner_state[0][:0:-1], updates))
+    assert all(jax.tree.leaves(same)), same
+
+
+def test_specs_for_another_mesh_than_the_one_that_is_set() -> None:
+    params = {"kernel": jax.ShapeDtypeStruct((64, 1024), np.float32)}
+    larger = AbstractMesh((8, 16), ("data", "model"))
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        specs = state_specs(automagic_8bit(1e-4), params, {"kernel": P("data", "model")}, mesh=larger)
+    # Four blocks over sixteen devices.
+    assert [tuple(spec) for spec in jax.tree.leaves(find_state(specs).exp_avg["kernel"])] == [
+        ("data", "model"),
+        ("data", None),
+    ]

@@ -86,3 +86,12 @@ def test_stages_gather_an_array_at_most_once_and_exchange_borders() -> None:
     # The edge stage exchanges one row or one column of a device's part, at most 1024 values.
     assert max(found["moved"]["collective-permute"]) <= 4 * 1024
     assert set(found["moved"]) == {"all-gather", "collective-permute"}
+
+
+@pytest.mark.slow
+def test_moments_in_8_bits_are_split_as_their_parameters() -> None:
+    found = case("moments of adam")
+    assert found["wrong"] == []
+    # One step from the same zeros without sums between elements: only products that XLA joins with a sum differ.
+    assert found["equal"] >= 0.9999
+    assert found["farthest"] <= 1
