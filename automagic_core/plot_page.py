@@ -192,6 +192,9 @@ def _shade(
 ) -> None:
     if list(low[0]) != list(high[0]):
         return
+    if axes.get_yscale() == "log":
+        # A rate may end at 0, which a logarithmic axis does not have: there is no band there.
+        low, high = ((steps, [y if y > 0 else math.nan for y in values]) for steps, values in (low, high))
     if len(low[0]) == 1:
         axes.vlines(low[0], low[1], high[1], color=look["color"], alpha=0.35, linewidth=5)
     else:

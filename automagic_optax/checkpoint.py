@@ -43,7 +43,7 @@ def restore(
 
     Raises:
         ImportError: Orbax is not installed.
-        ValueError: `tx` has a state of this optimizer where the checkpoint has none; `finished` without such a state.
+        ValueError: no such directory; `tx` has a state of this optimizer where the checkpoint has none; `finished` without such a state.
 
     Example:
         >>> ocp.StandardCheckpointer().save(path, opt_state)
@@ -51,6 +51,8 @@ def restore(
     """
     import orbax.checkpoint as ocp
 
+    if not Path(path).is_absolute() or not Path(path).is_dir():
+        raise ValueError(f"{path} is no absolute path of a directory that Orbax wrote")
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(Path(path)).item_metadata
         saved = getattr(metadata, "tree", metadata)

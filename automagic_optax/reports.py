@@ -20,7 +20,7 @@ def memory_report(opt_state: Any, params: Any = None) -> dict[str, Any]:
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped: chained, masked, partitioned,
-            injected, or inside an ``nnx.Optimizer``.
+            injected, or inside an ``nnx.Optimizer`` or a ``TrainState``.
         params: the parameters, with which the state of any optax transformation can be counted, that of
             `quantize_state` too: a parameter counts as one in 8 bits when it has a state in 8 bits.
 
@@ -30,6 +30,7 @@ def memory_report(opt_state: Any, params: Any = None) -> dict[str, Any]:
     Raises:
         ValueError: without `params`, the state holds none of this optimizer's states.
     """
+    opt_state = getattr(opt_state, "opt_state", opt_state)
     if params is not None:
         return _report_of_any(opt_state, params)
     arrays = []

@@ -243,9 +243,11 @@ class AutomagicCameAMP8bit(Optimizer):
     def get_memory_efficiency_report(self) -> dict[str, Any]:
         """`automagic_core.memory_report` of the tensors held, DTensors as wholes, and `bitsandbytes_available`.
 
-        Arrays get their states in their first step: before it nothing is held and nothing counts as 8-bit.
+        Arrays get their states in their first step: before it nothing is held and nothing counts as 8-bit.  Frozen
+        parameters, for which Adam would hold nothing either, do not count.
         """
-        parameters = [p for group in self.param_groups for p in group["params"]]
+        everything = [p for group in self.param_groups for p in group["params"]]
+        parameters = [p for p in everything if p.requires_grad or self.state.get(p)]
         states = [self.state.get(p, {}) for p in parameters]
         memory = [
             ArrayMemory(p.numel(), "exp_avg_absmax" in state, sum(map(_bytes, state.values())))

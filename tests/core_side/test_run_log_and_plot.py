@@ -13,6 +13,7 @@ import pytest
 from automagic_core.metrics import ArrayFacts, NextStep, effective_ranks, metrics
 from automagic_core.plot import main, plot
 from automagic_core.plot_names import short_names
+from automagic_core.plot_page import PANELS, _Style
 from automagic_core.run_log import RunLog, read_run
 
 
@@ -124,6 +125,16 @@ def test_the_command_draws_one_page(tmp_path: Path) -> None:
     # A panel without data says so and has no curve.
     assert drawn(plot([bare])).sum() < 0.7 * ink.sum()
     assert drawn(plot([point])).any()
+
+
+def test_a_rate_that_ends_at_zero_has_no_band_there() -> None:
+    from matplotlib.figure import Figure
+
+    axes, steps = Figure().add_subplot(), [1, 2, 3]
+    curves = {f"rate/{how}": (steps, [scale, scale, 0.0]) for how, scale in SPREAD.items()}
+    assert PANELS["Row rates: mean and range"](axes, curves, _Style(0, 1))
+    (band,) = axes.collections
+    assert {x for path in band.get_paths() for x in path.vertices[:, 0]} == {1.0, 2.0}
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path, capsys, monkeypatch) -> None:

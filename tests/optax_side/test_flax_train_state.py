@@ -87,6 +87,7 @@ def test_state_dict_holds_arrays_only() -> None:
 def test_finish_warmup_and_report() -> None:
     state, _ = train(create(), 5)
     before = memory_report(state.opt_state)
+    assert memory_report(state) == before
     finished = state.replace(opt_state=finish_warmup(state.opt_state))
     after = memory_report(finished.opt_state)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))

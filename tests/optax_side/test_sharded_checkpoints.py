@@ -44,6 +44,9 @@ def test_the_form_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     assert_same_bits(restore(tmp_path / "finished", tx, weights), finish_warmup(state))
     with pytest.raises(ValueError, match="holds no ScaleByCameampState"):
         restore(tmp_path / "weights", tx, weights)
+    for path in (tmp_path / "nowhere", "whole"):
+        with pytest.raises(ValueError, match="no absolute path of a directory"):
+            restore(path, tx, weights)
 
 
 def test_each_state_has_its_own_form(tmp_path: Path) -> None:

@@ -179,6 +179,8 @@ def test_parameters_without_gradient_take_no_part():
     first.grad = torch.ones_like(first)
     optimizer.step()
     assert second not in optimizer.state
+    # Adam would hold nothing for it either.
+    assert optimizer.get_memory_efficiency_report()["total_parameters"] == first.numel()
     optimizer.zero_grad(set_to_none=True)
     optimizer.step()
     assert optimizer.state[first]["age"].item() == 1
