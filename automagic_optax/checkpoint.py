@@ -43,7 +43,8 @@ def restore(
 
     Raises:
         ImportError: Orbax is not installed.
-        ValueError: no such directory; `tx` has a state of this optimizer where the checkpoint has none; `finished` without such a state.
+        ValueError: no such directory; `tx` has a state of this optimizer where the checkpoint has none; `finished`
+            without such a state.
 
     Example:
         >>> ocp.StandardCheckpointer().save(path, opt_state)
