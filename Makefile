@@ -22,8 +22,8 @@ lint: .venv/installed
 	$(RUN) -m ruff format --check $(SOURCES)
 	$(RUN) -m mypy
 
-# XLA's newer code generator for CPUs takes more than half of the suite's time.  `test-all` and `parity` compile with it,
-# as users do.
+# XLA's newer code generator for CPUs takes more than half of the time of the tests in JAX.  `test-all` and `parity`
+# compile with it, as users do.
 test: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false
 test: lint  ## lint, format check, type check and every test but the slow ones
 	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not slow'

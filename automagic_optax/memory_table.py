@@ -9,8 +9,7 @@ import jax
 
 from automagic_core import Config
 from automagic_core.memory_table import HeldStates, memory_table
-from automagic_optax.reports import find_states, memory_report
-from automagic_optax.run_facts import opt_state_of
+from automagic_optax.reports import find_states, memory_report, opt_state_of
 
 OTHERS = "other transformations"
 

@@ -12,15 +12,8 @@ from automagic_core.monitor import TrainingMonitor
 from automagic_core.suggestions import RunRates
 from automagic_optax.hardware import device_memory_use
 from automagic_optax.leaves import nnx_class
-from automagic_optax.run_facts import (
-    check_loss,
-    count,
-    losses_to_host,
-    opt_state_of,
-    progress,
-    run_rates,
-    state_sums,
-)
+from automagic_optax.reports import opt_state_of
+from automagic_optax.run_facts import check_loss, count, losses_to_host, progress, run_rates, state_sums
 
 
 class AdaptiveTrainingMonitor(TrainingMonitor):

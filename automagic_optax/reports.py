@@ -30,7 +30,7 @@ def memory_report(opt_state: Any, params: Any = None) -> dict[str, Any]:
     Raises:
         ValueError: without `params`, the state holds none of this optimizer's states.
     """
-    opt_state = getattr(opt_state, "opt_state", opt_state)
+    opt_state = opt_state_of(opt_state)
     if params is not None:
         return _report_of_any(opt_state, params)
     arrays = []
@@ -67,6 +67,11 @@ def finish_warmup(opt_state: Any) -> Any:
     """
     find_states(opt_state)
     return map_states(lambda state: state._replace(s=None, last_polarity=None), opt_state)
+
+
+def opt_state_of(optimizer: Any) -> Any:
+    """An optimizer state: itself, or that of an ``nnx.Optimizer`` or a ``TrainState``."""
+    return getattr(optimizer, "opt_state", optimizer)
 
 
 def _is_state(x: Any) -> bool:

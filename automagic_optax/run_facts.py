@@ -39,11 +39,6 @@ def check_loss(loss: Any) -> Any:
     return loss
 
 
-def opt_state_of(optimizer: Any) -> Any:
-    """An optimizer state: itself, or that of an ``nnx.Optimizer`` or a ``TrainState``."""
-    return getattr(optimizer, "opt_state", optimizer)
-
-
 def state_sums(opt_state: Any, name: str) -> list[jax.Array]:
     """The sum of one scalar state over all arrays, one array for each set of devices; nothing waits.
 
