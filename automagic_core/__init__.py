@@ -2,8 +2,10 @@
 
 from automagic_core.adapter_names import LORA_NAMES, is_lora_name
 from automagic_core.axes import axes_between
+from automagic_core.blocks import absmax_shape
 from automagic_core.codebook import codebook_midpoints, dynamic_codebook
 from automagic_core.config import FIELD_NAMES, PROFILES, Config, check_field, check_names
+from automagic_core.constants import MAX_STEP
 from automagic_core.decay import Decay, decay
 from automagic_core.embedding_names import is_embedding_name
 from automagic_core.frequencies import last_kept_frequency
@@ -11,7 +13,6 @@ from automagic_core.hardware import adaptive_config, hardware_optimized_config
 from automagic_core.health import OptimizerFacts, TrainingHealth, training_health
 from automagic_core.layout import (
     Layout,
-    absmax_shape,
     check_layout,
     column_axes,
     column_shape,
@@ -26,7 +27,7 @@ from automagic_core.memory import ArrayMemory, memory_report
 from automagic_core.memory_table import HeldStates, memory_table
 from automagic_core.monitor import TrainingMonitor
 from automagic_core.profiles import OptimizationProfiles
-from automagic_core.random_bits import MAX_STEP, Slot, mix32, random_unit, rounding_key
+from automagic_core.random_bits import Slot, mix32, random_unit, rounding_key
 from automagic_core.state_plan import StatePlan, state_plan
 from automagic_core.suggestions import ISSUES, RunRates, suggestion
 

@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from automagic_core.random_bits import MAX_STEP
+from automagic_core.constants import MAX_STEP
 
 
 class Range(NamedTuple):

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from automagic_core.blocks import absmax_shape
 from automagic_core.codebook import codebook_midpoints, dynamic_codebook
 from automagic_core.constants import MIN_ABSMAX
-from automagic_core.layout import absmax_shape
 
 
 def decode(codes: np.ndarray, absmax: np.ndarray, signed: bool, block_size: int | None) -> np.ndarray:

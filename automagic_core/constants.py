@@ -22,3 +22,7 @@ NORM_HISTORY = 100
 EDGE_DECAY = 0.9
 LOW_RANK_FLOOR = 1e-2
 """δ² relative to the largest eigenvalue: a float32 Gram matrix is exact to about 10⁻⁷ of it."""
+
+
+MAX_STEP = 2**31 - 1
+"""Step counters saturate here instead of wrapping round (section 1)."""

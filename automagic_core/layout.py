@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+from automagic_core.blocks import Shape
+
 Layout = Literal["torch", "flax"]
-Shape = tuple[int, ...]
 
 
 def check_layout(layout: str) -> None:
@@ -73,19 +74,3 @@ def polarity_shape(shape: Shape) -> Shape:
     """Shape of the packed sign bits: 8 to a byte along the last axis, padded to a whole byte; a scalar has one."""
     shape = shape or (1,)
     return (*shape[:-1], math.ceil(shape[-1] / 8))
-
-
-def absmax_shape(shape: Shape, block_size: int | None) -> Shape:
-    """Shape of the block scales (section 3).
-
-    Blocks that lie inside the last axis keep the leading axes, so that a sharding of the array is one of its scales.
-
-    Args:
-        shape: the array's shape.
-        block_size: elements per block, or None for one block of the whole array (``block_wise=False``).
-    """
-    if block_size is None:
-        return (1,)
-    if shape and shape[-1] % block_size == 0:
-        return (*shape[:-1], shape[-1] // block_size)
-    return (math.ceil(math.prod(shape) / block_size),)

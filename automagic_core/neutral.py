@@ -13,10 +13,9 @@ import numpy as np
 
 from automagic_core.axes import axes_between, check_axes, transposed_shape
 from automagic_core.config import FIELD_NAMES, Config, check_names
-from automagic_core.constants import NORM_HISTORY
+from automagic_core.constants import MAX_STEP, NORM_HISTORY
 from automagic_core.layout import Layout, Shape, check_layout
 from automagic_core.notes import Notes
-from automagic_core.random_bits import MAX_STEP
 from automagic_core.state_forms import as_held, check_states
 from automagic_core.state_plan import state_plan
 from automagic_core.turned import Rounded, Rounding, turned

@@ -13,8 +13,6 @@ import numpy as np
 STEP_MULTIPLIER = 0x9E3779B9
 SLOT_MULTIPLIER = 0x85EBCA6B
 MIX_MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
-MAX_STEP = 2**31 - 1
-"""Step counters saturate here instead of wrapping round (section 1)."""
 
 
 class Slot(enum.IntEnum):

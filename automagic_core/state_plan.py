@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from automagic_core.blocks import absmax_shape
 from automagic_core.config import Config
 from automagic_core.layout import (
     Layout,
     Shape,
-    absmax_shape,
     column_axes,
     column_shape,
     picture_axes,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from automagic_core.constants import GRADIENT_LIMIT, ROW_LIMIT
-from automagic_core.random_bits import MAX_STEP
+from automagic_core.constants import GRADIENT_LIMIT, MAX_STEP, ROW_LIMIT
 from automagic_core.state_forms import COMPANDED, SLOTS
 
 _ROUNDING = 1.01

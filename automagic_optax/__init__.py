@@ -9,6 +9,7 @@ from automagic_optax.checkpoint import restore
 from automagic_optax.clip_by_percentile import ClipByPercentileState, clip_by_percentile
 from automagic_optax.codec import QuantizedArray, dequantize, quantize
 from automagic_optax.encourage_low_rank import EncourageLowRankState, encourage_low_rank
+from automagic_optax.find_states import finish_warmup
 from automagic_optax.flax_serialization import register as _register_with_flax
 from automagic_optax.hardware import get_adaptive_config, get_hardware_optimized_config
 from automagic_optax.health import check_training_health
@@ -22,7 +23,7 @@ from automagic_optax.progressive import progressive_quantization
 from automagic_optax.quantize_state import QuantizedState, quantize_state
 from automagic_optax.quantized_moment import QuantizedMoment
 from automagic_optax.random_bits import mix32, random_unit
-from automagic_optax.reports import finish_warmup, memory_report
+from automagic_optax.reports import memory_report
 from automagic_optax.requantized import requantized
 from automagic_optax.round_to_parameters import (
     RoundToParametersState,

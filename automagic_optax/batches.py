@@ -19,8 +19,9 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from automagic_optax.alike import alike
 from automagic_optax.flax_variables import flatten_like, unflatten_like
-from automagic_optax.placement import alike, devices_of
+from automagic_optax.placement import devices_of
 
 SMALLEST_BATCH = 4
 """Arrays.  On a CPU fewer take as long together as one by one, and longer to compile."""

@@ -22,12 +22,12 @@ from automagic_optax.cameamp_state import (
     scatter_states,
 )
 from automagic_optax.checks import check_dtypes, check_params
-from automagic_optax.explicit_mesh import with_types
 from automagic_optax.lr_mask import count_votes, rates
 from automagic_optax.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.placement import scalar_like
 from automagic_optax.stored import Writer
 from automagic_optax.verbose import start_line, tell_step
+from automagic_optax.with_types import with_types
 
 
 class Form(NamedTuple):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr
 
 from automagic_optax.cameamp_state import ScaleByCameampState
-from automagic_optax.reports import finish_warmup
+from automagic_optax.find_states import finish_warmup
 from automagic_optax.sharding import abstract_state
 
 _WARM_UP = ("s", "last_polarity")

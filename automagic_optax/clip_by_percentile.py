@@ -12,10 +12,10 @@ import optax
 from automagic_core import check_field
 from automagic_core.constants import NORM_HISTORY
 from automagic_optax.batches import enter
-from automagic_optax.explicit_mesh import with_types
 from automagic_optax.placement import full, replicated_like, scalar_like
 from automagic_optax.stage_energy import energy
 from automagic_optax.sums import accurate_total, rounded
+from automagic_optax.with_types import with_types
 
 
 class ClipByPercentileState(NamedTuple):

@@ -12,13 +12,13 @@ import optax
 from automagic_core import Layout, check_field, check_layout, row_axis
 from automagic_optax.batches import enter
 from automagic_optax.checks import check_params
-from automagic_optax.explicit_mesh import with_types
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
 from automagic_optax.placement import full, replicated_like, whole
 from automagic_optax.spectrum import effective_rank, power_of_two_above, spectrum, tail_and_strong
 from automagic_optax.stage_energy import energy, removed_share
 from automagic_optax.sums import accurate_sum
+from automagic_optax.with_types import with_types
 
 
 class EncourageLowRankState(NamedTuple):

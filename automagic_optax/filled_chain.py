@@ -12,9 +12,9 @@ from automagic_core.notes import Notes
 from automagic_optax.cameamp_state import ArrayState, ScaleByCameampState, gather_states, scatter_states
 from automagic_optax.clip_by_percentile import ClipByPercentileState
 from automagic_optax.encourage_low_rank import EncourageLowRankState
+from automagic_optax.find_states import map_states, only_state
 from automagic_optax.flax_variables import flatten_like, pure
 from automagic_optax.leaves import Leaf, leaf_name, leaves_of
-from automagic_optax.reports import find_states, map_states
 from automagic_optax.round_to_parameters import RoundToParametersState
 from automagic_optax.stored import RowColumn
 from automagic_optax.suppress_edges import SuppressEdgesState
@@ -60,14 +60,6 @@ class Template:
             return part._replace(step=step) if isinstance(part, RoundToParametersState) else part
 
         return jax.tree.map(counted, filled, is_leaf=_is_ours)
-
-
-def only_state(opt_state: Any, where: str) -> ScaleByCameampState:
-    """The one state of this optimizer in an optimizer state."""
-    found = find_states(opt_state)
-    if len(found) != 1:
-        raise ValueError(f"{where} has {len(found)} states of this optimizer; carry each partition by itself")
-    return found[0]
 
 
 def arrays_of(state: ScaleByCameampState, params: Any, where: str) -> list[ArrayState]:

@@ -7,9 +7,10 @@ from typing import Any
 
 from automagic_core import Config
 from automagic_core.health import OptimizerFacts, TrainingHealth, training_health
+from automagic_optax.find_states import opt_state_of
 from automagic_optax.hardware import device_memory_use
-from automagic_optax.reports import opt_state_of
-from automagic_optax.run_facts import count, losses_to_host, progress, run_rates, state_sums
+from automagic_optax.run_facts import losses_to_host, progress, run_rates
+from automagic_optax.state_sums import count, state_sums
 
 
 def check_training_health(

@@ -9,7 +9,8 @@ import jax
 
 from automagic_core import Config
 from automagic_core.memory_table import HeldStates, memory_table
-from automagic_optax.reports import find_states, memory_report, opt_state_of
+from automagic_optax.find_states import find_states, opt_state_of
+from automagic_optax.reports import memory_report
 
 OTHERS = "other transformations"
 

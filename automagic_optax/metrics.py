@@ -15,10 +15,11 @@ from automagic_core.metrics import ArrayFacts, NextStep
 from automagic_optax.cameamp_state import scatter_states
 from automagic_optax.clip_by_percentile import ClipByPercentileState
 from automagic_optax.encourage_low_rank import EncourageLowRankState
+from automagic_optax.find_states import find_states, opt_state_of
 from automagic_optax.flax_variables import pure
 from automagic_optax.leaves import leaf_name, leaves_of
 from automagic_optax.marks import Mark, resolve_mark
-from automagic_optax.reports import find_states, memory_report, opt_state_of
+from automagic_optax.reports import memory_report
 from automagic_optax.spectrum import effective_rank, power_of_two_above, spectrum
 from automagic_optax.suppress_edges import SuppressEdgesState
 from automagic_optax.suppress_high_frequencies import SuppressHighFrequenciesState

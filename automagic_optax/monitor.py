@@ -10,10 +10,11 @@ import jax
 from automagic_core import Config
 from automagic_core.monitor import TrainingMonitor
 from automagic_core.suggestions import RunRates
+from automagic_optax.find_states import opt_state_of
 from automagic_optax.hardware import device_memory_use
 from automagic_optax.leaves import nnx_class
-from automagic_optax.reports import opt_state_of
-from automagic_optax.run_facts import check_loss, count, losses_to_host, progress, run_rates, state_sums
+from automagic_optax.run_facts import check_loss, losses_to_host, progress, run_rates
+from automagic_optax.state_sums import count, state_sums
 
 
 class AdaptiveTrainingMonitor(TrainingMonitor):

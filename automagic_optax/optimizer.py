@@ -14,12 +14,12 @@ from automagic_optax.cameamp import scale_by_cameamp
 from automagic_optax.clip_by_percentile import clip_by_percentile
 from automagic_optax.codec import RoundingRule, exact_rule
 from automagic_optax.encourage_low_rank import encourage_low_rank
-from automagic_optax.explicit_mesh import with_types
 from automagic_optax.marks import Mark, resolve_decay_mask, resolve_mark
 from automagic_optax.round_to_parameters import round_to_parameters
 from automagic_optax.suppress_edges import suppress_edges
 from automagic_optax.suppress_high_frequencies import suppress_high_frequencies
 from automagic_optax.usable import refuse_unusable
+from automagic_optax.with_types import with_types
 
 
 def automagic_8bit(

@@ -6,18 +6,12 @@ the Explicit axes of a mesh; over Auto axes the compiler decides that later.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import math
-import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-
-from automagic_optax.leaves import Leaf, leaves_of
 
 
 def devices_of(x: Any) -> int:
@@ -116,41 +110,6 @@ def whole(x: jax.Array) -> jax.Array:
     if mesh is None or mesh.size == 1 or not isinstance(x, jax.core.Tracer) or has_explicit_axes(x):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
-
-
-_TOLD: contextvars.ContextVar[Mapping[tuple, NamedSharding] | None] = contextvars.ContextVar("_TOLD", default=None)
-
-
-@contextlib.contextmanager
-def told_shardings(tree: Any) -> Iterator[None]:
-    """Keeps in mind how the tree's leaves are split, for code that works on them where their types no longer tell."""
-    found = [(leaf.path, known_sharding(leaf.value)) for leaf in leaves_of(tree)]
-    token = _TOLD.set({path: sharding for path, sharding in found if sharding is not None})
-    try:
-        yield
-    finally:
-        _TOLD.reset(token)
-
-
-def alike(like: Any, arrays: Sequence[Any]) -> list[Hashable]:
-    """One value for each array, equal only for arrays that may be stacked without moving them between devices.
-
-    That is the sharding where it is known.  Inside ``jax.jit`` over Auto axes it is not, and there the path, without
-    the numbers above its last name, stands for it: the same array of another layer is split likewise.
-
-    Args:
-        like: a tree that gives the paths.
-        arrays: one for each of its leaves, or None.
-    """
-    told = _TOLD.get() or {}
-
-    def one(leaf: Leaf, x: Any) -> Hashable:
-        if x is None or devices_of(x) == 1:
-            return None
-        *above, last = leaf.names or [""]
-        return known_sharding(x) or told.get(leaf.path) or (*(re.sub(r"\d+", "", name) for name in above), last)
-
-    return [one(leaf, x) for leaf, x in zip(leaves_of(like), arrays, strict=True)]
 
 
 def parts(spec_entry: Any, mesh: Mesh | AbstractMesh) -> int:

@@ -11,10 +11,10 @@ from automagic_core import Config, Slot
 from automagic_core.progressive import progressive_min_8bit_size
 from automagic_optax import codec
 from automagic_optax.cameamp_state import ScaleByCameampState
+from automagic_optax.find_states import find_states, map_states
 from automagic_optax.flax_variables import flatten_like, pure, unflatten_like
 from automagic_optax.leaves import nnx_class
 from automagic_optax.marks import Mark, resolve_mark
-from automagic_optax.reports import find_states, map_states
 from automagic_optax.stored import RowColumn, Writer
 
 _SLOTS = {"exp_avg": Slot.exp_avg, "exp_avg_sq": Slot.exp_avg_sq, "exp_avg_res": Slot.exp_avg_res, "s": Slot.s}

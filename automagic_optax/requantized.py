@@ -15,7 +15,8 @@ from automagic_core.constants import SQUARE_FLOOR
 from automagic_core.notes import Notes
 from automagic_optax.cameamp_state import ArrayState
 from automagic_optax.codec import QuantizedArray
-from automagic_optax.filled_chain import Template, arrays_of, carry_other_states, only_state
+from automagic_optax.filled_chain import Template, arrays_of, carry_other_states
+from automagic_optax.find_states import only_state
 from automagic_optax.flax_variables import pure
 from automagic_optax.migration import LOGGER, in_form
 from automagic_optax.stored import RowColumn, Stored, StoredMoment, Writer, read_nonnegative, read_signed

@@ -16,10 +16,10 @@ import optax
 from automagic_core import MAX_STEP, Slot
 from automagic_optax.batches import Batched
 from automagic_optax.checks import check_dtypes, check_params
-from automagic_optax.explicit_mesh import with_types
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.placement import scalar_like
 from automagic_optax.random_bits import random_unit
+from automagic_optax.with_types import with_types
 
 
 class RoundToParametersState(NamedTuple):

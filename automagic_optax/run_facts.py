@@ -6,7 +6,7 @@ A training step may donate its state, so what is to be read later is computed fr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,7 @@ import numpy as np
 
 from automagic_core import Config
 from automagic_core.suggestions import RunRates
-from automagic_optax.reports import find_states
-
-_TOGETHER = 32
+from automagic_optax.find_states import find_states
 
 
 def losses_to_host(losses: Sequence[Any]) -> list[float]:
@@ -37,38 +35,6 @@ def check_loss(loss: Any) -> Any:
     if np.size(loss) != 1:
         raise ValueError(f"a loss of shape {np.shape(loss)} is not one number; give its mean")
     return loss
-
-
-def state_sums(opt_state: Any, name: str) -> list[jax.Array]:
-    """The sum of one scalar state over all arrays, one array for each set of devices; nothing waits.
-
-    Raises:
-        ValueError: the state holds none of this optimizer's states.
-    """
-    by_devices: dict[frozenset[Any], list[jax.Array]] = {}
-    for state in find_states(opt_state):
-        for leaf in jax.tree.leaves(getattr(state, name)):
-            array = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-            by_devices.setdefault(frozenset(array.devices()), []).append(array)
-    return [_total(arrays) for arrays in by_devices.values()]
-
-
-def _total(arrays: list[jax.Array]) -> jax.Array:
-    # Few at a time: one program for a thousand arrays takes seconds to compile.
-    while True:
-        arrays = [_sum(arrays[i : i + _TOGETHER]) for i in range(0, len(arrays), _TOGETHER)]
-        if len(arrays) == 1:
-            return arrays[0]
-
-
-@jax.jit
-def _sum(arrays: list[jax.Array]) -> jax.Array:
-    return sum((jnp.sum(array) for array in arrays), start=jnp.zeros([], jnp.int32))
-
-
-def count(sums: Iterable[jax.Array]) -> int:
-    """What `state_sums` gave, added up on the host."""
-    return sum(int(total) for total in jax.device_get(list(sums)))
 
 
 def progress(opt_state: Any) -> list[tuple[jax.Array, jax.Array]]:

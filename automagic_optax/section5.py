@@ -15,21 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_core import Decay, StatePlan, constants
+from automagic_optax.averages import average, remainder
 from automagic_optax.stored import RowColumn
 from automagic_optax.sums import accurate_mean, quotient
 
 Array = jax.Array
 f32 = np.float32
-
-
-def remainder(decay: Decay, t: Array) -> Array:
-    """1 − βᵗ, from constants formed in float64; t is a float32 scalar."""
-    return -jnp.expm1(t * f32(decay.log))
-
-
-def average(decay: Decay, old: Array, new: Array) -> Array:
-    """β · old + (1 − β) · new."""
-    return f32(decay.beta) * old + f32(decay.complement) * new
 
 
 def row_mean(x: Array, plan: StatePlan) -> Array:

@@ -8,7 +8,7 @@ import jax
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from automagic_optax.reports import finish_warmup
+from automagic_optax.find_states import finish_warmup
 
 
 def state_specs(

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from automagic_optax.cameamp_state import ArrayState, scatter_states
 from automagic_optax.codec import QuantizedArray, common_run
-from automagic_optax.filled_chain import only_state
+from automagic_optax.find_states import only_state
 from automagic_optax.flax_variables import flatten_like, pure
 from automagic_optax.leaves import leaf_name, leaves_of
 from automagic_optax.placement import parts

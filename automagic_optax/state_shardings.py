@@ -12,7 +12,8 @@ from typing import Any
 from jax.sharding import NamedSharding, PartitionSpec
 
 from automagic_core import StatePlan
-from automagic_core.layout import Shape, absmax_shape
+from automagic_core.blocks import absmax_shape
+from automagic_core.layout import Shape
 from automagic_optax.placement import parts, statistic_sharding
 
 

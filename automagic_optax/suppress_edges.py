@@ -10,14 +10,14 @@ import optax
 
 from automagic_core import MAX_STEP, Layout, check_field, check_layout, decay, picture_axes, row_shape
 from automagic_core.constants import EDGE_DECAY
+from automagic_optax.averages import average, remainder
 from automagic_optax.batches import enter
-from automagic_optax.explicit_mesh import with_types
 from automagic_optax.flax_variables import flatten_like, unflatten_like
 from automagic_optax.marks import Mark, resolve_mark
 from automagic_optax.placement import devices_of, full, replicated_like, statistic_zeros
-from automagic_optax.section5 import average, remainder
 from automagic_optax.stage_energy import energy, removed_share
 from automagic_optax.sums import accurate_mean
+from automagic_optax.with_types import with_types
 
 
 class SuppressEdgesState(NamedTuple):

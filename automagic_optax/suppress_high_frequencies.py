@@ -11,9 +11,9 @@ import optax
 
 from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
 from automagic_optax.batches import enter
-from automagic_optax.explicit_mesh import with_types
 from automagic_optax.placement import scalar_like, whole
 from automagic_optax.stage_energy import energy, removed_share
+from automagic_optax.with_types import with_types
 
 
 class SuppressHighFrequenciesState(NamedTuple):

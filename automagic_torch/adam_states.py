@@ -10,7 +10,7 @@ from torch import Tensor
 
 from automagic_core import MAX_STEP
 from automagic_core.bias import weight_seen
-from automagic_torch.extent import whole
+from automagic_torch.dtensors import whole
 
 _WRAPPED = "__bnb_optimizer_quant_state__"
 """Under this name newer bitsandbytes hides its tensors from FSDP."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from automagic_torch.call import Batch
-from automagic_torch.extent import is_dtensor
-from automagic_torch.groups import is_embedding, is_lora
+from automagic_torch.dtensors import is_dtensor
+from automagic_torch.marks import is_embedding, is_lora
 
 ARRAY_LIMIT = {"cpu": 2**16, "other": 2**20}
 """Elements above which an array goes alone.
@@ -59,4 +59,4 @@ def arrays_in_batch(size: int, device: torch.device) -> int:
 
 def has_room(batch: Batch) -> bool:
     """Whether the batch takes another array."""
-    return len(batch.params) < arrays_in_batch(batch.extent.elements_computed(batch), batch.params[0].device)
+    return len(batch.params) < arrays_in_batch(batch.extent.elements_computed(batch.arrays), batch.params[0].device)

@@ -11,9 +11,10 @@ from torch import Tensor
 from automagic_core import Config, Slot, StatePlan, rounding_key
 from automagic_torch.extent import Extent
 from automagic_torch.gradients import are_usable, gradients, raw_gradients
-from automagic_torch.learning_rate import Rates, Vote, moved, new_lr_mask, new_lr_scale, pooled, rates
+from automagic_torch.learning_rate import Rates, Vote, new_lr_mask, new_lr_scale, pooled, rates
 from automagic_torch.norm_history import HISTORY, POSITION
-from automagic_torch.stacked import square_norm
+from automagic_torch.stacked import moved, square_norm
+from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.percentile import clipping_factor, recorded, total
 from automagic_torch.states import States
 
@@ -91,7 +92,7 @@ class Batch:
         call: their group's call.
         extent: what of them this process holds.
         names: which states there are in this call.
-        embedding, lora: what they are marked as.
+        arrays: what the stages must know of them.
         params: the parameters; each has a gradient and at least one element.
         states: their stored states, changed in place.
     """
@@ -99,8 +100,7 @@ class Batch:
     call: Call
     extent: Extent
     names: frozenset[str]
-    embedding: bool
-    lora: bool
+    arrays: StageInputs
     params: list[Tensor] = field(default_factory=list)
     states: list[States] = field(default_factory=list)
     _usable: Tensor | None = None

@@ -7,22 +7,19 @@ of arrays that several processes hold together, which `automagic_torch.sharded` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from automagic_core import Slot, StatePlan
 from automagic_torch import polarity
+from automagic_torch.dtensors import whole
 from automagic_torch.host_memory import on_device, on_host
 from automagic_torch.means import Means
 from automagic_torch.stacked import chosen, separate
-from automagic_torch.stages.chain import after_stages
+from automagic_torch.stages.chain import StageInputs, after_stages
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import States, encoded_states, read_states, state_forms
-
-if TYPE_CHECKING:
-    from automagic_torch.call import Batch
 
 
 class Extent:
@@ -82,7 +79,7 @@ class Extent:
         # Pinned from the start, so that the first step does not wait for its copies.
         return copied.pin_memory() if self.state_device is not None and device.type == "cuda" else copied
 
-    def elements_computed(self, batch: Batch) -> int:
+    def elements_computed(self, arrays: StageInputs) -> int:
         """How many elements of one array a step computes with here, the same in every process."""
         return self.plan.size
 
@@ -147,41 +144,19 @@ class Extent:
         return polarity.updated(packed, g)
 
     def after_stages(
-        self, batch: Batch, g: Tensor, w: Tensor, old: States, age: Tensor, energy: StageEnergy
+        self,
+        arrays: StageInputs,
+        factor: Tensor | None,
+        g: Tensor,
+        w: Tensor,
+        old: States,
+        age: Tensor,
+        energy: StageEnergy,
     ) -> tuple[Tensor, States]:
         """Section 4: `automagic_torch.stages.chain.after_stages`."""
-        return after_stages(batch, g, w, old, age, energy, self.means)
-
-
-def extent_of(p: Tensor, plan: StatePlan, state_device: torch.device | None = None) -> Extent:
-    """What this process holds of a parameter, and of others that are spread alike.
-
-    Args:
-        p: the parameter.
-        plan: of its states.
-        state_device: where states are kept; None, with the parameter.
-
-    Raises:
-        ValueError: it is a DTensor with placements that are not supported.
-    """
-    if not is_dtensor(p):
-        return Extent(plan, state_device)
-    from automagic_torch.sharded.extent import ShardedExtent
-    from automagic_torch.sharded.split import split_of
-
-    return ShardedExtent(plan, split_of(p), state_device)  # type: ignore[arg-type]  # it is a DTensor
-
-
-def whole(x: Tensor) -> Tensor:
-    """All of a tensor: a DTensor is gathered, which every process that holds it must do; others are returned."""
-    return x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
+        return after_stages(arrays, factor, g, w, old, age, energy, self.means)
 
 
 def whole_state(state: States, device: torch.device) -> States:
     """All of the state of one array, on a device; gathers as `whole` does."""
     return {name: whole(value).to(device) for name, value in state.items()}
-
-
-def is_dtensor(x: Tensor) -> bool:
-    """Whether processes hold it together; does not import what such tensors need."""
-    return hasattr(x, "device_mesh")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -12,41 +12,12 @@ from torch import Tensor
 
 from automagic_core import FIELD_NAMES, PROFILES, Config, StatePlan, check_layout, check_names, state_plan
 from automagic_torch import codec
-from automagic_torch.extent import is_dtensor
+from automagic_torch.dtensors import is_dtensor
+from automagic_torch.marks import is_embedding
 from automagic_torch.parameters import SUPPORTED_DTYPES
 
 OTHER_KEYS = ("params", "param_names", "name", "initial_lr")
 """Keys of a new group that are no fields: torch's own, and what a scheduler needs to resume."""
-
-MARKS = ("_is_embedding", "_is_lora_layer")
-"""Attributes of parameters that say what they are."""
-
-
-def is_embedding(p: Tensor) -> bool:
-    """Whether the parameter was marked with ``p._is_embedding = True``."""
-    return bool(getattr(p, "_is_embedding", False))
-
-
-def is_lora(p: Tensor) -> bool:
-    """Whether the parameter was marked with ``p._is_lora_layer = True``; only 2-D arrays are adapters."""
-    return p.ndim == 2 and bool(getattr(p, "_is_lora_layer", False))
-
-
-def held_marks(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, str, Any]]:
-    """Every mark: index of the group, index of the parameter in it, name and value."""
-    return [
-        (i, j, mark, getattr(p, mark))
-        for i, group in enumerate(groups)
-        for j, p in enumerate(group["params"])
-        for mark in MARKS
-        if hasattr(p, mark)
-    ]
-
-
-def set_marks(groups: Sequence[Mapping[str, Any]], marks: Sequence[tuple[int, int, str, Any]]) -> None:
-    """Sets what `held_marks` gave."""
-    for i, j, mark, value in marks:
-        setattr(groups[i]["params"][j], mark, value)
 
 
 def default_fields(lr: Any, layout: str, fields: Mapping[str, Any]) -> dict[str, Any]:

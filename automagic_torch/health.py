@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from automagic_core.health import OptimizerFacts, TrainingHealth, training_health
 from automagic_torch.hardware import cuda_memory_use
-from automagic_torch.run_facts import count, devices, losses_to_host, run_rates, state_sums
+from automagic_torch.run_facts import devices, losses_to_host, run_rates
+from automagic_torch.state_sums import count, state_sums
 
 
 def check_training_health(optimizer: Optimizer, losses: Sequence[Any], threshold_ratio: float = 0.1) -> TrainingHealth:

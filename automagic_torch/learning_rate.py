@@ -14,13 +14,7 @@ from torch import Tensor
 from automagic_core import Config, StatePlan
 from automagic_core.constants import ROW_LIMIT, ROW_SHRINKAGE
 from automagic_torch.means import Means
-from automagic_torch.stacked import spread
-
-
-def moved(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device, without making the host wait where that is safe."""
-    # A copy to the host must be waited for: its values would be read too early.
-    return x.to(device, non_blocking=device.type != "cpu")
+from automagic_torch.stacked import moved, spread
 
 
 def starting_rate(lr: float | Tensor, device: torch.device) -> Tensor:

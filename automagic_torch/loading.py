@@ -14,10 +14,9 @@ from torch import Tensor
 
 from automagic_core import FIELD_NAMES, MAX_STEP, Config
 from automagic_torch import codec
-from automagic_torch.extent import extent_of
+from automagic_torch.extent_of import extent_of
 from automagic_torch.groups import can_store_8bit, group_config, parameter_name, plan_of
-from automagic_torch.norm_history import check_norm_history
-from automagic_torch.saved_values import check_values
+from automagic_torch.saved_values import check_norm_history, check_values
 from automagic_torch.states import WARM_UP_ONLY, States, state_forms
 
 Group = dict[str, Any]

@@ -6,12 +6,12 @@ A mark is an attribute of a parameter, ``p._is_lora_layer`` or ``p._is_embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from automagic_core import is_lora_name
-from automagic_torch.groups import is_embedding, is_lora
 
 _TRAINED_ROWS = "trainable_tokens_delta"
 """PEFT's copy of the rows of an embedding that are trained, (tokens, features): laid out as the embedding is."""
@@ -81,3 +81,34 @@ def _every_name(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _mark(p: Tensor, mark: str) -> None:
     if not hasattr(p, mark):
         setattr(p, mark, True)
+
+
+MARKS = ("_is_embedding", "_is_lora_layer")
+"""Attributes of parameters that say what they are."""
+
+
+def is_embedding(p: Tensor) -> bool:
+    """Whether the parameter was marked with ``p._is_embedding = True``."""
+    return bool(getattr(p, "_is_embedding", False))
+
+
+def is_lora(p: Tensor) -> bool:
+    """Whether the parameter was marked with ``p._is_lora_layer = True``; only 2-D arrays are adapters."""
+    return p.ndim == 2 and bool(getattr(p, "_is_lora_layer", False))
+
+
+def held_marks(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, str, Any]]:
+    """Every mark: index of the group, index of the parameter in it, name and value."""
+    return [
+        (i, j, mark, getattr(p, mark))
+        for i, group in enumerate(groups)
+        for j, p in enumerate(group["params"])
+        for mark in MARKS
+        if hasattr(p, mark)
+    ]
+
+
+def set_marks(groups: Sequence[Mapping[str, Any]], marks: Sequence[tuple[int, int, str, Any]]) -> None:
+    """Sets what `held_marks` gave."""
+    for i, j, mark, value in marks:
+        setattr(groups[i]["params"][j], mark, value)

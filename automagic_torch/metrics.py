@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from automagic_core import metrics as core
 from automagic_core.metrics import ArrayFacts, NextStep
-from automagic_torch.extent import whole
-from automagic_torch.groups import group_config, is_lora
+from automagic_torch.dtensors import whole
+from automagic_torch.groups import group_config
+from automagic_torch.marks import is_lora
 
 _READ = ("lr_mask", "spatial_variance", "torque_mean", "skipped_steps")
 

@@ -14,7 +14,7 @@ from automagic_core.bias import stored_confidence, weight_seen
 from automagic_core.constants import SQUARE_FLOOR
 from automagic_core.notes import Notes
 from automagic_torch.adam_states import AdamMoments, adam_moments
-from automagic_torch.extent import extent_of
+from automagic_torch.extent_of import extent_of
 from automagic_torch.float_states import rounding, stored_values
 from automagic_torch.fresh_states import background_of, note_fresh_states, row_and_column, with_fresh_states
 from automagic_torch.groups import can_store_8bit, group_config, parameter_name, plan_of

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from automagic_core.monitor import TrainingMonitor
 from automagic_core.suggestions import RunRates
 from automagic_torch.hardware import cuda_memory_use
-from automagic_torch.run_facts import check_loss, count, devices, losses_to_host, run_rates, state_sums
+from automagic_torch.run_facts import check_loss, devices, losses_to_host, run_rates
+from automagic_torch.state_sums import count, state_sums
 
 
 class AdaptiveTrainingMonitor(TrainingMonitor):

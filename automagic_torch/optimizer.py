@@ -15,29 +15,27 @@ from automagic_core import MAX_STEP, ArrayMemory, StatePlan, memory_report
 from automagic_torch import codec
 from automagic_torch.batches import agree_on_gradients, has_room, kind
 from automagic_torch.call import Batch, Call
-from automagic_torch.extent import extent_of
+from automagic_torch.extent_of import extent_of
 from automagic_torch.groups import (
     can_store_8bit,
     default_fields,
     group_config,
     group_fields,
-    held_marks,
-    is_embedding,
-    is_lora,
     parameter_name,
     plan_of,
     refuse_dtypes,
     refuse_placements,
     refuse_sparse,
-    set_marks,
 )
 from automagic_torch.host_memory import checked_state_device, wait_for_copies
-from automagic_torch.learning_rate import moved
 from automagic_torch.loading import checked_state
+from automagic_torch.marks import held_marks, is_embedding, is_lora, set_marks
 from automagic_torch.metrics import metrics
 from automagic_torch.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
 from automagic_torch.placeholders import with_placeholders
 from automagic_torch.rehearsal import is_rehearsal
+from automagic_torch.stacked import moved
+from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import WARM_UP_ONLY, state_forms
 from automagic_torch.update import update_batch
@@ -205,8 +203,7 @@ class AutomagicCameAMP8bit(Optimizer):
             call,
             extent_of(p, plan, state_device),
             frozenset(state_forms(plan, call.warming)),
-            is_embedding(p),
-            is_lora(p),
+            StageInputs(plan, call.config, call.group["layout"], is_embedding(p), is_lora(p)),
         )
         call.batches.append(batch)
         return batch

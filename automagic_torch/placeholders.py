@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from automagic_torch.extent import extent_of
+from automagic_torch.extent_of import extent_of
 from automagic_torch.groups import group_config, plan_of
 from automagic_torch.states import state_forms
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from automagic_core.progressive import progressive_min_8bit_size
-from automagic_torch.extent import extent_of, whole_state
+from automagic_torch.extent import whole_state
+from automagic_torch.extent_of import extent_of
 from automagic_torch.float_states import rounding, stored_values
 from automagic_torch.groups import can_store_8bit, group_config, plan_of
 from automagic_torch.optimizer import AutomagicCameAMP8bit

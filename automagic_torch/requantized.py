@@ -12,7 +12,8 @@ from automagic_core import FIELD_NAMES, Config, StatePlan
 from automagic_core.bias import weight_seen
 from automagic_core.decay import decay
 from automagic_core.notes import Notes
-from automagic_torch.extent import extent_of, whole_state
+from automagic_torch.extent import whole_state
+from automagic_torch.extent_of import extent_of
 from automagic_torch.float_states import float_values, rounding, stored_values
 from automagic_torch.fresh_states import (
     background_of,

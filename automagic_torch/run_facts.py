@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,20 +52,6 @@ def parameters(optimizer: Optimizer) -> list[Tensor]:
 def devices(optimizer: Optimizer) -> set[torch.device]:
     """Where the parameters are."""
     return {p.device for p in parameters(optimizer)}
-
-
-def state_sums(optimizer: Optimizer, name: str) -> list[Tensor]:
-    """The sum of one 0-d state over all arrays, one tensor for each device; nothing waits."""
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for state in optimizer.state.values():
-        if name in state:
-            by_device.setdefault(state[name].device, []).append(state[name])
-    return [torch.stack(tensors).sum() for tensors in by_device.values()]
-
-
-def count(sums: Iterable[Tensor]) -> int:
-    """What `state_sums` gave, added up on the host."""
-    return sum(int(total) for total in sums)
 
 
 def run_rates(optimizer: Optimizer) -> RunRates:

@@ -56,3 +56,9 @@ def chosen(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
 def square_norm(g: Tensor) -> Tensor:
     """Σ g², 0-d."""
     return torch.linalg.vector_norm(g).square()
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device, without making the host wait where that is safe."""
+    # A copy to the host must be waited for: its values would be read too early.
+    return x.to(device, non_blocking=device.type != "cpu")

@@ -62,7 +62,7 @@ def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> 
     new_age = old["age"] + (old["age"] < MAX_STEP)
     age = new_age.float()
 
-    g, stage_states = extent.after_stages(batch, g, w, old, age, energy)
+    g, stage_states = extent.after_stages(batch.arrays, call.clipping_factor(g.device), g, w, old, age, energy)
     direction = scale_by_cameamp(g, old, age, config, extent.means)
     eta = call.rates(g.device)
     eta_rows = eta.rows(old.get("lr_mask"), direction.kappa)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from automagic_core.verbose import EVERY, progress_message, start_message, tell
-from automagic_torch.groups import group_config, is_embedding, is_lora
+from automagic_torch.groups import group_config
 from automagic_torch.learning_rate import rates
-from automagic_torch.run_facts import count, state_sums
+from automagic_torch.marks import is_embedding, is_lora
+from automagic_torch.state_sums import count, state_sums
 
 LOGGER = "automagic_torch"
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from automagic_core import Slot, StatePlan
-from automagic_torch.extent import Extent, whole
+from automagic_torch.dtensors import whole
+from automagic_torch.extent import Extent
 from automagic_torch.sharded import signs
 from automagic_torch.sharded.blocks import ShardBlocks
 from automagic_torch.sharded.means import ShardedMeans
 from automagic_torch.sharded.pictures import sharded_stages, stages_gather
 from automagic_torch.sharded.split import Split, as_dtensor, local_piece, piece_shape, places
+from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import COMPANDED, SLOTS, States
-
-if TYPE_CHECKING:
-    from automagic_torch.call import Batch
 
 
 class ShardedExtent(Extent):
@@ -58,9 +56,9 @@ class ShardedExtent(Extent):
     def adopted(self, state: States, device: torch.device) -> States:
         return {name: self.placed(name, value, device) for name, value in state.items()}
 
-    def elements_computed(self, batch: Batch) -> int:
+    def elements_computed(self, arrays: StageInputs) -> int:
         # So large models too are computed with in few batches, which is few exchanges.
-        return self.plan.size if stages_gather(batch) else self.split.borders[1] * self.split.row_size
+        return self.plan.size if stages_gather(arrays) else self.split.borders[1] * self.split.row_size
 
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
@@ -102,6 +100,13 @@ class ShardedExtent(Extent):
         return signs.updated(packed, g, self.split, self._places["last_polarity"].split)
 
     def after_stages(
-        self, batch: Batch, g: Tensor, w: Tensor, old: States, age: Tensor, energy: StageEnergy
+        self,
+        arrays: StageInputs,
+        factor: Tensor | None,
+        g: Tensor,
+        w: Tensor,
+        old: States,
+        age: Tensor,
+        energy: StageEnergy,
     ) -> tuple[Tensor, States]:
-        return sharded_stages(batch, self.split, g, w, old, age, energy)
+        return sharded_stages(arrays, factor, self.split, g, w, old, age, energy, self.means)

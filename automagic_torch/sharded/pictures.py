@@ -10,56 +10,55 @@ lie within their rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from automagic_torch.means import Means
 from automagic_torch.sharded.exchange import gathered
 from automagic_torch.sharded.split import Split
-from automagic_torch.stages.chain import after_stages
+from automagic_torch.stages.chain import StageInputs, after_stages
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.states import States
 
-if TYPE_CHECKING:
-    from automagic_torch.call import Batch
-
 
 def sharded_stages(
-    batch: Batch, split: Split, g: Tensor, w: Tensor, old: States, age: Tensor, energy: StageEnergy
+    arrays: StageInputs,
+    factor: Tensor | None,
+    split: Split,
+    g: Tensor,
+    w: Tensor,
+    old: States,
+    age: Tensor,
+    energy: StageEnergy,
+    means: Means,
 ) -> tuple[Tensor, States]:
     """As `automagic_torch.stages.chain.after_stages`, of pieces."""
-    low_rank = _is_adapter(batch)
-    if split.count == 1 or not stages_gather(batch):
-        return after_stages(batch, g, w, old, age, energy, batch.extent.means)
+    low_rank = arrays.low_rank
+    if split.count == 1 or not stages_gather(arrays):
+        return after_stages(arrays, factor, g, w, old, age, energy, means)
     history = old.get("edge_history")
-    history_is_split = history is not None and batch.plan.row_axis == 0
+    history_is_split = history is not None and arrays.plan.row_axis == 0
     # Everything that is split travels at once, as further columns.
     travellers = [g, *([w] if low_rank else []), *([history] if history is not None and history_is_split else [])]
     whole = _gathered_together(travellers, split)
     whole_g, whole_w = whole[0], whole[1] if low_rank else w
     whole_old = {} if history is None else {"edge_history": whole[-1] if history_is_split else history}
-    whole_g, new = after_stages(batch, whole_g, whole_w, whole_old, age, energy, Means(batch.plan))
+    whole_g, new = after_stages(arrays, factor, whole_g, whole_w, whole_old, age, energy, Means(arrays.plan))
     if history_is_split:
         new = {name: split.piece(value, axis=1).contiguous() for name, value in new.items()}
     return split.piece(whole_g, axis=1).contiguous(), new
 
 
-def stages_gather(batch: Batch) -> bool:
+def stages_gather(arrays: StageInputs) -> bool:
     """Whether a stage is on that looks beyond what is in one piece."""
-    plan, config = batch.plan, batch.call.config
-    if _is_adapter(batch):
+    plan, config = arrays.plan, arrays.config
+    if arrays.low_rank:
         return True
     if plan.spatial_axes is None:
         return False
     # The history of a row is the mean over all its columns, which axis 0 is one of where it does not count rows.
     cut = 0 in plan.spatial_axes
     return (plan.has_edge_history and (cut or plan.row_axis != 0)) or (config.suppresses_frequencies and cut)
-
-
-def _is_adapter(batch: Batch) -> bool:
-    return batch.lora and batch.call.config.encourages_low_rank
 
 
 def _gathered_together(tensors: list[Tensor], split: Split) -> list[Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from automagic_core import Config, StatePlan
 from automagic_torch.means import Means
 from automagic_torch.stages.edges import suppress_edges
 from automagic_torch.stages.energy import NAMES, StageEnergy
@@ -13,19 +14,39 @@ from automagic_torch.stages.frequencies import suppress_high_frequencies
 from automagic_torch.stages.low_rank import encourage_low_rank
 from automagic_torch.states import States
 
-if TYPE_CHECKING:
-    from automagic_torch.call import Batch
-
 CLIP, EDGES, FREQUENCIES, LOW_RANK = NAMES
 
 
+class StageInputs(NamedTuple):
+    """What the stages must know of the arrays of a batch, besides numbers."""
+
+    plan: StatePlan
+    config: Config
+    layout: Any
+    embedding: bool
+    lora: bool
+
+    @property
+    def low_rank(self) -> bool:
+        """Stage 4 works on the arrays."""
+        return self.lora and self.config.encourages_low_rank
+
+
 def after_stages(
-    batch: Batch, g: Tensor, w: Tensor, old: States, age: Tensor, energy: StageEnergy, means: Means
+    arrays: StageInputs,
+    factor: Tensor | None,
+    g: Tensor,
+    w: Tensor,
+    old: States,
+    age: Tensor,
+    energy: StageEnergy,
+    means: Means,
 ) -> tuple[Tensor, States]:
     """The gradients that section 5 sees, and the new states of the stages.
 
     Args:
-        batch: the arrays; their group's call knows what stage 1 multiplies by.
+        arrays: which they are.
+        factor: what stage 1 multiplies by, 0-d; None where it is off.
         g: raw gradients, float32, stacked, those of skipped arrays as zeros.
         w: the parameters, float32.
         old: states before the step.
@@ -33,11 +54,10 @@ def after_stages(
         energy: is told what every stage does.
         means: of the gradients as they come.
     """
-    config, plan, layout = batch.call.config, batch.plan, batch.call.group["layout"]
+    plan, config, layout, embedding, _ = arrays
     new: States = {}
     energy.begin(g, means.square_norm)
 
-    factor = batch.call.clipping_factor(g.device)
     if factor is not None:
         g = g * factor
     energy.scaled(CLIP, factor)
@@ -50,7 +70,7 @@ def after_stages(
             penalty=config.edge_penalty,
             threshold=config.edge_threshold,
             layout=layout,
-            embedding=batch.embedding,
+            embedding=embedding,
             batched=True,
         )
         assert history is not None
@@ -62,16 +82,15 @@ def after_stages(
         g = suppress_high_frequencies(g, penalty=config.frequency_penalty, layout=layout, batched=True)
     energy.passed(FREQUENCIES, g, changed=frequencies)
 
-    low_rank = config.encourages_low_rank and batch.lora
-    if low_rank:
+    if arrays.low_rank:
         g = encourage_low_rank(
             g,
             w,
             strength=config.rank_penalty_strength,
             emphasis=config.low_rank_emphasis,
             layout=layout,
-            embedding=batch.embedding,
+            embedding=embedding,
             batched=True,
         )
-    energy.passed(LOW_RANK, g, changed=low_rank)
+    energy.passed(LOW_RANK, g, changed=arrays.low_rank)
     return g, new

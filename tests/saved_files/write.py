@@ -1,4 +1,4 @@
-"""Writes the files of this folder: runs as a version of the packages saved them.  ``python -m tests.saved_files.write``.
+"""``python -m tests.saved_files.write``: writes the files of this folder, runs as one version saved them.
 
 The files here were written by version 0.1.0, whose modules stood side by side; pickles name those modules.
 """
