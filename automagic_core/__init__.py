@@ -1,17 +1,11 @@
 """What the PyTorch and the JAX optimizer share and neither framework owns.  Needs numpy only."""
 
-from automagic_core.adapter_names import LORA_NAMES, is_lora_name
-from automagic_core.axes import axes_between
-from automagic_core.blocks import absmax_shape
-from automagic_core.codebook import codebook_midpoints, dynamic_codebook
-from automagic_core.config import FIELD_NAMES, PROFILES, Config, check_field, check_names
-from automagic_core.constants import MAX_STEP
-from automagic_core.decay import Decay, decay
-from automagic_core.embedding_names import is_embedding_name
-from automagic_core.frequencies import last_kept_frequency
-from automagic_core.hardware import adaptive_config, hardware_optimized_config
-from automagic_core.health import OptimizerFacts, TrainingHealth, training_health
-from automagic_core.layout import (
+from automagic_core.arrays.adapter_names import LORA_NAMES, is_lora_name
+from automagic_core.arrays.axes import axes_between
+from automagic_core.arrays.decay import Decay, decay
+from automagic_core.arrays.embedding_names import is_embedding_name
+from automagic_core.arrays.frequencies import last_kept_frequency
+from automagic_core.arrays.layout import (
     Layout,
     check_layout,
     column_axes,
@@ -22,14 +16,20 @@ from automagic_core.layout import (
     row_shape,
     spatial_axes,
 )
-from automagic_core.loss_trend import Trend, loss_trend
-from automagic_core.memory import ArrayMemory, memory_report
-from automagic_core.memory_table import HeldStates, memory_table
-from automagic_core.monitor import TrainingMonitor
-from automagic_core.profiles import OptimizationProfiles
-from automagic_core.random_bits import Slot, mix32, random_unit, rounding_key
-from automagic_core.state_plan import StatePlan, state_plan
-from automagic_core.suggestions import ISSUES, RunRates, suggestion
+from automagic_core.arrays.state_plan import StatePlan, state_plan
+from automagic_core.codec.blocks import absmax_shape
+from automagic_core.codec.codebook import codebook_midpoints, dynamic_codebook
+from automagic_core.codec.random_bits import Slot, mix32, random_unit, rounding_key
+from automagic_core.config.config import FIELD_NAMES, PROFILES, Config, check_field, check_names
+from automagic_core.config.constants import MAX_STEP
+from automagic_core.config.hardware import adaptive_config, hardware_optimized_config
+from automagic_core.config.profiles import OptimizationProfiles
+from automagic_core.watching.health import OptimizerFacts, TrainingHealth, training_health
+from automagic_core.watching.loss_trend import Trend, loss_trend
+from automagic_core.watching.memory import ArrayMemory, memory_report
+from automagic_core.watching.memory_table import HeldStates, memory_table
+from automagic_core.watching.monitor import TrainingMonitor
+from automagic_core.watching.suggestions import ISSUES, RunRates, suggestion
 
 __all__ = [
     "FIELD_NAMES",

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from automagic_core.adapter_names import is_lora_name
-from automagic_core.embedding_names import is_embedding_name
-from automagic_core.layout import Layout
-from automagic_core.neutral import Axes, NeutralArray, NeutralGroup, check_group, in_layout
-from automagic_core.notes import Notes
-from automagic_core.state_file import read_groups, write_groups
-from automagic_core.torch_checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
+from automagic_core.arrays.adapter_names import is_lora_name
+from automagic_core.arrays.embedding_names import is_embedding_name
+from automagic_core.arrays.layout import Layout
+from automagic_core.moving.neutral import Axes, NeutralArray, NeutralGroup, check_group, in_layout
+from automagic_core.moving.notes import Notes
+from automagic_core.moving.state_file import read_groups, write_groups
+from automagic_core.moving.torch_checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 
 LOGGER = "automagic_core"
 NEUTRAL = ".safetensors"

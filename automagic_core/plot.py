@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from automagic_core.plot_names import short_names
-from automagic_core.plot_page import draw_page
-from automagic_core.run_log import read_run
+from automagic_core.watching.plot_names import short_names
+from automagic_core.watching.plot_page import draw_page
+from automagic_core.watching.run_log import read_run
 
 DEFAULT_NAME = "metrics.png"
 

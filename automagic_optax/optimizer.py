@@ -10,16 +10,16 @@ import numpy as np
 import optax
 
 from automagic_core import Config, Layout
-from automagic_optax.cameamp import scale_by_cameamp
-from automagic_optax.clip_by_percentile import clip_by_percentile
-from automagic_optax.codec import RoundingRule, exact_rule
-from automagic_optax.encourage_low_rank import encourage_low_rank
-from automagic_optax.marks import Mark, resolve_decay_mask, resolve_mark
-from automagic_optax.round_to_parameters import round_to_parameters
-from automagic_optax.suppress_edges import suppress_edges
-from automagic_optax.suppress_high_frequencies import suppress_high_frequencies
-from automagic_optax.usable import refuse_unusable
-from automagic_optax.with_types import with_types
+from automagic_optax.arrays.marks import Mark, resolve_decay_mask, resolve_mark
+from automagic_optax.arrays.usable import refuse_unusable
+from automagic_optax.arrays.with_types import with_types
+from automagic_optax.cameamp.round_to_parameters import round_to_parameters
+from automagic_optax.cameamp.transformation import scale_by_cameamp
+from automagic_optax.codec.quantized_array import RoundingRule, exact_rule
+from automagic_optax.stages.clip_by_percentile import clip_by_percentile
+from automagic_optax.stages.encourage_low_rank import encourage_low_rank
+from automagic_optax.stages.suppress_edges import suppress_edges
+from automagic_optax.stages.suppress_high_frequencies import suppress_high_frequencies
 
 
 def automagic_8bit(

@@ -12,14 +12,14 @@ import optax
 from jax.tree_util import tree_flatten_with_path
 
 from automagic_core import MAX_STEP, Config
-from automagic_optax.flax_variables import is_variable, pure
-from automagic_optax.in_turn import in_turn
-from automagic_optax.moment_kinds import begins_with_parameters, is_kept, is_nonnegative
-from automagic_optax.moments import Moments
-from automagic_optax.parameter_places import Path, Place, parameter_places
-from automagic_optax.placement import following, scalar_like
-from automagic_optax.quantized_moment import QuantizedMoment, first_moment
-from automagic_optax.stored import Writer
+from automagic_optax.arrays.flax_variables import is_variable, pure
+from automagic_optax.arrays.parameter_places import Path, Place, parameter_places
+from automagic_optax.codec.stored import Writer
+from automagic_optax.moments.in_turn import in_turn
+from automagic_optax.moments.moment_kinds import begins_with_parameters, is_kept, is_nonnegative
+from automagic_optax.moments.moments import Moments
+from automagic_optax.moments.quantized_moment import QuantizedMoment, first_moment
+from automagic_optax.sharding.placement import following, scalar_like
 
 Nonnegative = Callable[[Path, Any], bool | None]
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -1,29 +1,29 @@
 """Automagic CameAMP 8-bit for PyTorch.  Works without bitsandbytes too, then with 32-bit states."""
 
 from automagic_core import Config, OptimizationProfiles
-from automagic_torch.benchmark import benchmark_optimizer
-from automagic_torch.codec import BITSANDBYTES_AVAILABLE
-from automagic_torch.hardware import get_adaptive_config, get_hardware_optimized_config
-from automagic_torch.health import check_training_health
-from automagic_torch.marks import found_marks, mark_embeddings, mark_lora
-from automagic_torch.memory_table import analyze_memory_usage
-from automagic_torch.metrics import metrics
-from automagic_torch.migration import load_adam_state
-from automagic_torch.monitor import AdaptiveTrainingMonitor
+from automagic_torch.arrays.marks import found_marks, mark_embeddings, mark_lora
+from automagic_torch.codec.quantized_tensor import BITSANDBYTES_AVAILABLE
+from automagic_torch.moving.migration import load_adam_state
+from automagic_torch.moving.progressive import ProgressiveQuantization
+from automagic_torch.moving.requantized import load_requantized
 from automagic_torch.optimizer import (
     Automagic_CameAMP_Improved_8Bit,
     AutomagicCameAMP8bit,
     create_improved_8bit_optimizer,
 )
-from automagic_torch.progressive import ProgressiveQuantization
-from automagic_torch.requantized import load_requantized
 from automagic_torch.stages import (
     clip_by_percentile,
     encourage_low_rank,
     suppress_edges,
     suppress_high_frequencies,
 )
-from automagic_torch.tensorboard import MetricsLogger
+from automagic_torch.watching.benchmark import benchmark_optimizer
+from automagic_torch.watching.hardware import get_adaptive_config, get_hardware_optimized_config
+from automagic_torch.watching.health import check_training_health
+from automagic_torch.watching.memory_table import analyze_memory_usage
+from automagic_torch.watching.metrics import metrics
+from automagic_torch.watching.monitor import AdaptiveTrainingMonitor
+from automagic_torch.watching.tensorboard import MetricsLogger
 
 __all__ = [
     "BITSANDBYTES_AVAILABLE",

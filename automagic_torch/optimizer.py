@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from automagic_core import MAX_STEP, ArrayMemory, StatePlan, memory_report
-from automagic_torch import codec
-from automagic_torch.batches import agree_on_gradients, has_room, kind
-from automagic_torch.call import Batch, Call
-from automagic_torch.extent_of import extent_of
-from automagic_torch.groups import (
+from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
+from automagic_torch.arrays.marks import held_marks, is_embedding, is_lora, set_marks
+from automagic_torch.arrays.stacked import moved
+from automagic_torch.cameamp.array_step import update_batch
+from automagic_torch.cameamp.batches import agree_on_gradients, has_room, kind
+from automagic_torch.cameamp.call import Batch, Call
+from automagic_torch.cameamp.groups import (
     can_store_8bit,
     default_fields,
     group_config,
@@ -27,19 +29,17 @@ from automagic_torch.groups import (
     refuse_placements,
     refuse_sparse,
 )
-from automagic_torch.host_memory import checked_state_device, wait_for_copies
-from automagic_torch.loading import checked_state
-from automagic_torch.marks import held_marks, is_embedding, is_lora, set_marks
-from automagic_torch.metrics import metrics
-from automagic_torch.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
-from automagic_torch.placeholders import with_placeholders
-from automagic_torch.rehearsal import is_rehearsal
-from automagic_torch.stacked import moved
+from automagic_torch.cameamp.rehearsal import is_rehearsal
+from automagic_torch.cameamp.verbose import tell_step
+from automagic_torch.checkpoints.loading import checked_state
+from automagic_torch.checkpoints.placeholders import with_placeholders
+from automagic_torch.codec import quantized_tensor as codec
+from automagic_torch.codec.stored import WARM_UP_ONLY, state_forms
+from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
-from automagic_torch.states import WARM_UP_ONLY, state_forms
-from automagic_torch.update import update_batch
-from automagic_torch.verbose import tell_step
+from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
+from automagic_torch.watching.metrics import metrics
 
 
 class AutomagicCameAMP8bit(Optimizer):
@@ -70,7 +70,7 @@ class AutomagicCameAMP8bit(Optimizer):
     Every group counts its calls in ``group["step"]``, holds ℓ in ``group["lr_scale"]`` (0-d float32) and, while its
     `percentile_clipping` is below 100, the squared gradient norms of its arrays in ``group["norm_history"]`` (float32,
     (100,)) and ``group["norm_position"]`` (0-d int32): to stage 1 a group is what a transformation is in JAX.
-    Arrays of one group, shape, dtype and kind are computed with as one (`automagic_torch.batches`).
+    Arrays of one group, shape, dtype and kind are computed with as one (`automagic_torch.cameamp.batches`).
     Nothing in a step waits for the device, but for the eigenvalues of adapters, once for every shape.
     """
 
@@ -216,7 +216,7 @@ class AutomagicCameAMP8bit(Optimizer):
                     self.state[p] = {name: value for name, value in state.items() if name not in WARM_UP_ONLY}
 
     def state_dict(self) -> dict[str, Any]:
-        """As every optimizer's, and with `automagic_torch.placeholders` where several processes save together."""
+        """As every optimizer's; where several processes save, with `automagic_torch.checkpoints.placeholders`."""
         return with_placeholders(super().state_dict(), self.param_groups, self.state_device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -254,7 +254,7 @@ class AutomagicCameAMP8bit(Optimizer):
         return memory_report(memory, shared) | {"bitsandbytes_available": codec.BITSANDBYTES_AVAILABLE}
 
     def metrics(self) -> dict[str, float]:
-        """Statistics for dashboards, by stable names: `automagic_torch.metrics.metrics`.  Waits for the device."""
+        """Statistics for dashboards: `automagic_torch.watching.metrics.metrics`.  Waits for the device."""
         return metrics(self)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from automagic_optax import automagic_8bit
-from automagic_optax import batches as jax_batches
+from automagic_optax.arrays import batches as jax_batches
 from automagic_torch import AutomagicCameAMP8bit
-from automagic_torch import batches as torch_batches
+from automagic_torch.cameamp import batches as torch_batches
 from benchmarks import results
 
 SHAPES = ((16, 1280), (1280, 16), (32, 640), (640, 32))

@@ -16,7 +16,7 @@ import optax
 from rich.table import Table
 
 from automagic_optax import QuantizedMoment, QuantizedState, quantize_state
-from automagic_optax.parameter_places import parameter_places
+from automagic_optax.arrays.parameter_places import parameter_places
 from benchmarks import byte_transformer, results
 from benchmarks.find_rate import validation_loss
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_core import dynamic_codebook
-from automagic_optax.codec import RoundingRule, exact_rule
+from automagic_optax.codec.quantized_array import RoundingRule, exact_rule
 from parity.cpu_rule import cpu_code_borders
 
 

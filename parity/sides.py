@@ -14,7 +14,7 @@ import torch
 
 from automagic_core import Config
 from automagic_optax import from_torch_state, round_to_parameters
-from automagic_optax.batches import Batched
+from automagic_optax.arrays.batches import Batched
 from automagic_optax.optimizer import up_to_rounding
 from automagic_torch import AutomagicCameAMP8bit
 from parity.rules import rounding_rule

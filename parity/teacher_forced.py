@@ -10,7 +10,7 @@ import numpy as np
 
 from automagic_core import dynamic_codebook
 from automagic_optax import ClipByPercentileState, ScaleByCameampState
-from automagic_optax.torch_state import flat_states, parts_of
+from automagic_optax.moving.torch_state import flat_states, parts_of
 from parity import streams
 from parity.checks import Check, distance
 from parity.sides import Arrays, JaxSide, TorchSide

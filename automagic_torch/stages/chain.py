@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from automagic_core import Config, StatePlan
-from automagic_torch.means import Means
-from automagic_torch.stages.edges import suppress_edges
+from automagic_torch.arrays.means import Means
+from automagic_torch.codec.stored import States
+from automagic_torch.stages.encourage_low_rank import encourage_low_rank
 from automagic_torch.stages.energy import NAMES, StageEnergy
-from automagic_torch.stages.frequencies import suppress_high_frequencies
-from automagic_torch.stages.low_rank import encourage_low_rank
-from automagic_torch.states import States
+from automagic_torch.stages.suppress_edges import suppress_edges
+from automagic_torch.stages.suppress_high_frequencies import suppress_high_frequencies
 
 CLIP, EDGES, FREQUENCIES, LOW_RANK = NAMES
 

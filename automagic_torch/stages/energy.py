@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config
-from automagic_torch.stacked import moved, square_norm
+from automagic_torch.arrays.stacked import moved, square_norm
 
 NAMES = ("clip_by_percentile", "suppress_edges", "suppress_high_frequencies", "encourage_low_rank")
 

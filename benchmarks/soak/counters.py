@@ -21,7 +21,7 @@ import torch
 from automagic_core import MAX_STEP, Slot
 from automagic_optax import ClipByPercentileState, RoundToParametersState, ScaleByCameampState, SuppressEdgesState
 from automagic_optax import random_unit as jax_random_unit
-from automagic_torch.codec import QuantizedTensor
+from automagic_torch.codec.quantized_tensor import QuantizedTensor
 from parity.sides import JaxSide, TorchSide
 from tests.oracle.codec import quantize_stochastic, random_unit, round_stochastic_to
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from automagic_core import FIELD_NAMES, Config, state_plan
-from automagic_core.neutral import NeutralArray, NeutralGroup
-from automagic_core.state_forms import state_forms
+from automagic_core.arrays.state_forms import state_forms
+from automagic_core.moving.neutral import NeutralArray, NeutralGroup
 
 FIELDS = {"min_8bit_size": 64, "block_size": 64, "warmup_steps": 10, "torque_decay": 0.5}
 

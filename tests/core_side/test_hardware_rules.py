@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from automagic_core import Config
-from automagic_core.hardware import GB, adaptive_config, hardware_optimized_config
+from automagic_core.config.hardware import GB, adaptive_config, hardware_optimized_config
 
 GIB = 2**30
 KEPT_IN_32 = {"profile": "memory_optimized", "optim_bits": 32, "force_8bit": False, "factored": "all"}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from automagic_core.health import OptimizerFacts, training_health
-from automagic_core.memory_table import HeldStates, memory_table
+from automagic_core.watching.health import OptimizerFacts, training_health
+from automagic_core.watching.memory_table import HeldStates, memory_table
 
 FINE = OptimizerFacts(skipped=0, taken=1000, memory_use=None, rates=None)
 FULL = FINE._replace(memory_use=0.91)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from neutral_samples import assert_same_states, random_group
 
 from automagic_core import axes_between, dynamic_codebook
-from automagic_core.axes import inverse_axes, keeps_memory_order
-from automagic_core.neutral import check_group, in_layout
-from automagic_core.notes import Notes
+from automagic_core.arrays.axes import inverse_axes, keeps_memory_order
+from automagic_core.moving.neutral import check_group, in_layout
+from automagic_core.moving.notes import Notes
 
 SHAPES = st.integers(0, 5).flatmap(lambda n: st.tuples(*[st.integers(1, 7)] * n))
 

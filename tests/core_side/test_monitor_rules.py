@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from automagic_core.loss_trend import loss_trend
-from automagic_core.monitor import TrainingMonitor
-from automagic_core.suggestions import ISSUES, RunRates, suggestion
+from automagic_core.watching.loss_trend import loss_trend
+from automagic_core.watching.monitor import TrainingMonitor
+from automagic_core.watching.suggestions import ISSUES, RunRates, suggestion
 
 STEPS = 600
 

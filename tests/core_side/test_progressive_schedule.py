@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from automagic_core.notes import Notes
-from automagic_core.progressive import NO_ARRAY, progressive_min_8bit_size
+from automagic_core.moving.notes import Notes
+from automagic_core.moving.progressive import NO_ARRAY, progressive_min_8bit_size
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 10, 100, 999, 10_000])

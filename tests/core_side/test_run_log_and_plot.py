@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from automagic_core.metrics import ArrayFacts, NextStep, effective_ranks, metrics
 from automagic_core.plot import main, plot
-from automagic_core.plot_names import short_names
-from automagic_core.plot_page import PANELS, _Style
-from automagic_core.run_log import RunLog, read_run
+from automagic_core.watching.metrics import ArrayFacts, NextStep, effective_ranks, metrics
+from automagic_core.watching.plot_names import short_names
+from automagic_core.watching.plot_page import PANELS, _Style
+from automagic_core.watching.run_log import RunLog, read_run
 
 
 def array(**facts) -> ArrayFacts:

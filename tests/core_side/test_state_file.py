@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from neutral_samples import assert_same_states, random_group
 
-from automagic_core import whole_file
-from automagic_core.sealed_tensors import write_sealed
-from automagic_core.state_file import FILE_FORMAT, FILE_VERSION, read_groups, write_groups
+from automagic_core.moving import whole_file
+from automagic_core.moving.sealed_tensors import write_sealed
+from automagic_core.moving.state_file import FILE_FORMAT, FILE_VERSION, read_groups, write_groups
 
 SHAPES = {"conv": (6, 5, 3, 3), "lora_A": (8, 40), "wte": (30, 7), "scalar": (), "empty": (0, 3)}
 

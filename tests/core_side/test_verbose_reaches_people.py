@@ -8,7 +8,7 @@ import sys
 import pytest
 
 SAY = """
-from automagic_core.verbose import tell
+from automagic_core.watching.verbose import tell
 tell("automagic_torch", "hello")
 tell("automagic_torch", "again")
 print(logging.getLogger().handlers, logging.getLogger("automagic_torch").handlers, logging.getLogger().level)

@@ -12,7 +12,7 @@ import numpy as np
 
 from automagic_core import Config
 from automagic_optax import RowColumn, SuppressEdgesState, automagic_8bit, finish_warmup, scale_by_cameamp
-from automagic_optax.cameamp_state import ArrayState, scatter_states
+from automagic_optax.cameamp.states import ArrayState, scatter_states
 from tests.optax_side.small import find_state
 from tests.oracle.cameamp import CameampOracle
 from tests.oracle.settings import STAGES_OFF

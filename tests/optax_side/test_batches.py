@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from automagic_optax import automagic_8bit, batches
-from automagic_optax.batches import enter, in_batches
+from automagic_optax import automagic_8bit
+from automagic_optax.arrays import batches
+from automagic_optax.arrays.batches import enter, in_batches
 from tests.optax_side.oracle_runs import relative
 from tests.optax_side.small import assert_same_bits, find_state
 

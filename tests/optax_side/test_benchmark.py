@@ -46,7 +46,7 @@ def test_an_nnx_model_with_its_optimizer() -> None:
 
 def test_compiling_and_warming_up_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("automagic_optax.benchmark.time.perf_counter", lambda: next(clock) / 1000)
+    monkeypatch.setattr("automagic_optax.watching.benchmark.time.perf_counter", lambda: next(clock) / 1000)
     calls = []
 
     def counting(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

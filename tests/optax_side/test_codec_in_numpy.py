@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from automagic_core import Slot, codebook_midpoints, dynamic_codebook, random_unit
-from automagic_core.codec import decode, encode
+from automagic_core.codec.numpy_codec import decode, encode
 from automagic_optax import dequantize, quantize
 
 

@@ -8,14 +8,14 @@ import jax
 import pytest
 
 from automagic_optax import automagic_8bit, get_adaptive_config, get_hardware_optimized_config, memory_report
-from automagic_optax.hardware import device_facts, device_memory_use
+from automagic_optax.watching.hardware import device_facts, device_memory_use
 from tests.optax_side.small import params, train
 
 GIB = 2**30
 
 
 class Device:
-    """What `automagic_optax.hardware` looks at."""
+    """What `automagic_optax.watching.hardware` looks at."""
 
     def __init__(self, platform: str, stats: dict[str, int] | None, capability: str | None = None) -> None:
         self.platform = platform

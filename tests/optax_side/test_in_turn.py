@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from automagic_optax import quantize_state
-from automagic_optax.in_turn import in_turn
-from automagic_optax.moment_kinds import begins_with_parameters
+from automagic_optax.moments.in_turn import in_turn
+from automagic_optax.moments.moment_kinds import begins_with_parameters
 from tests.optax_side.small import assert_same_bits
 
 

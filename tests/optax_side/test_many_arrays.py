@@ -62,7 +62,7 @@ def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
 # Batches enough to take every thread of XLA's pool at one time.
 WAITING = """
 import jax, jax.numpy as jnp
-from automagic_optax.spectrum import eigh
+from automagic_optax.stages.spectrum import eigh
 def every(batches):
     found = []
     for i, batch in enumerate(batches):

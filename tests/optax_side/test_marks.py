@@ -15,9 +15,9 @@ import pytest
 from flax import nnx
 
 from automagic_optax import EncourageLowRankState, automagic_8bit, found_marks
-from automagic_optax.default_marks import default_marks
-from automagic_optax.leaves import leaf_name, leaves_of
-from automagic_optax.marks import resolve_mark
+from automagic_optax.arrays.default_marks import default_marks
+from automagic_optax.arrays.leaves import leaf_name, leaves_of
+from automagic_optax.arrays.marks import resolve_mark
 from tests.optax_side.small import find_state
 
 EMBED, LORA_A, LORA_B = "embed.embedding", "layers.0.lora.lora_a", "layers.0.lora.lora_b"

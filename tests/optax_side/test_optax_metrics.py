@@ -14,8 +14,8 @@ from flax import nnx
 
 from automagic_core import Config
 from automagic_optax import MetricsLogger, ScaleByCameampState, automagic_8bit, memory_report, metrics
-from automagic_optax.lr_mask import rates
-from automagic_optax.section5 import spatial_factor
+from automagic_optax.cameamp.equations import spatial_factor
+from automagic_optax.cameamp.learning_rate import rates
 
 # Two stages are off, to compile less; the parity test has all of them.
 FIELDS = {"warmup_steps": 4, "max_lr": 1e-1, "min_8bit_size": 16, "frequency_penalty": 0, "edge_penalty": 0}

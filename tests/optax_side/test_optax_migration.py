@@ -15,7 +15,7 @@ from flax import nnx
 
 from automagic_core import Config
 from automagic_optax import automagic_8bit, from_adam_state, requantized
-from automagic_optax.stored import RowColumn, read_nonnegative, read_signed
+from automagic_optax.codec.stored import RowColumn, read_nonnegative, read_signed
 from tests.optax_side.small import assert_same_bits, find_state, quantized_leaves
 
 BARE: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}

@@ -21,7 +21,7 @@ from automagic_optax import (
     quantize,
     random_unit,
 )
-from automagic_optax.find_states import map_states
+from automagic_optax.cameamp.find_states import map_states
 from tests.optax_side.small import assert_same_bits, find_state, quantized_leaves
 
 SHAPES = {"a": (80, 128), "embed": (64, 80), "d": (7,)}

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from automagic_optax import QuantizedMoment, QuantizedState, quantize_state
-from automagic_optax.parameter_places import parameter_places
+from automagic_optax.arrays.parameter_places import parameter_places
 from tests.optax_side.small import assert_nearly_same, assert_same_bits, grads, params, quantized_leaves
 from tests.oracle import codec as oracle
 

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from automagic_optax import automagic_8bit, quantize_state, state_specs
-from automagic_optax.alike import alike
+from automagic_optax.arrays.alike import alike
 from tests.optax_side.small import find_state
 from tests.optax_side.test_sharded_update import MESHES, case
 

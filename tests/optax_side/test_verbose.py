@@ -11,7 +11,7 @@ import pytest
 
 from automagic_core import Config
 from automagic_optax import automagic_8bit
-from automagic_optax.verbose import start_line, tell_step
+from automagic_optax.cameamp.verbose import start_line, tell_step
 from tests.optax_side.small import find_state, params
 
 LOUD, QUIET = Config(verbose=True, profile="balanced"), Config()

@@ -11,8 +11,8 @@ import torch
 
 from automagic_core import axes_between
 from automagic_optax import QuantizedArray, automagic_8bit, dequantize, from_torch_state, peft_name, to_torch_state
-from automagic_optax.neutral_state import flat_states, parts_of
-from automagic_optax.suppress_edges import SuppressEdgesState
+from automagic_optax.moving.neutral_state import flat_states, parts_of
+from automagic_optax.stages.suppress_edges import SuppressEdgesState
 from automagic_torch import AutomagicCameAMP8bit
 
 FIELDS = {"force_8bit": True, "min_8bit_size": 256, "warmup_steps": 4, "torque_decay": 0.5, "max_lr": 1e-2}
@@ -197,7 +197,7 @@ def test_the_way_back_loads_into_torch():
 
 
 def _decoded(optimizer, parameter, state):
-    from automagic_core.codec import decode
+    from automagic_core.codec.numpy_codec import decode
 
     group = optimizer.param_groups[0]
     states = optimizer.state[group["params"][group["param_names"].index(parameter)]]

@@ -13,8 +13,9 @@ import torch
 
 from automagic_core import Config
 from automagic_optax import automagic_8bit, from_adam_state, from_torch_state, progressive_quantization
-from automagic_optax.suppress_edges import SuppressEdgesState
-from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, codec, load_adam_state
+from automagic_optax.stages.suppress_edges import SuppressEdgesState
+from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, load_adam_state
+from automagic_torch.codec import quantized_tensor as codec
 from tests.optax_side.small import find_state
 
 FIELDS: dict[str, Any] = {"warmup_steps": 4, "max_lr": 0.1, "min_8bit_size": 4096, "frequency_penalty": 0.0}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from automagic_optax import from_torch_state, peft_name, to_torch_state
-from automagic_optax.neutral_state import flat_states
+from automagic_optax.moving.neutral_state import flat_states
 from automagic_torch import AutomagicCameAMP8bit, mark_lora
 
 

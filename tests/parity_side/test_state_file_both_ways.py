@@ -14,9 +14,9 @@ from flax import nnx
 
 from automagic_core import Config
 from automagic_core.convert import convert
-from automagic_core.state_file import read_groups, write_groups
+from automagic_core.moving.state_file import read_groups, write_groups
 from automagic_optax import automagic_8bit, load_state_file, peft_name, save_state_file
-from automagic_optax.neutral_state import flat_states
+from automagic_optax.moving.neutral_state import flat_states
 from automagic_torch import AutomagicCameAMP8bit
 
 FIELDS = {"force_8bit": True, "min_8bit_size": 256, "warmup_steps": 4, "torque_decay": 0.5}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from automagic_optax.codec import exact_rule
+from automagic_optax.codec.quantized_array import exact_rule
 from parity import __main__ as command
 from parity import carried_runs, codec_suite, free_running, model_runs
 from parity.checks import Check, Report, distance

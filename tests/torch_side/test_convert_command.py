@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from automagic_core.convert import convert, main
-from automagic_core.state_file import read_groups
+from automagic_core.moving.state_file import read_groups
 from automagic_torch import AutomagicCameAMP8bit
 
 FIELDS = {"force_8bit": True, "min_8bit_size": 256, "warmup_steps": 4, "torque_decay": 0.5, "lr": 1e-3}

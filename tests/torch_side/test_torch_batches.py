@@ -10,7 +10,8 @@ from test_torch_stage_chain import ON, stages
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_helpers import SMALL, run, same, set_gradients, snapshot
 
-from automagic_torch import AutomagicCameAMP8bit, batches
+from automagic_torch import AutomagicCameAMP8bit
+from automagic_torch.cameamp import batches
 
 ALONE = {"cpu": 0, "other": 0}
 ADAPTERS = ((16, 1280), (1280, 16), (32, 640), (640, 32))

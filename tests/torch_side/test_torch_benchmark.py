@@ -82,7 +82,7 @@ def test_what_it_measures_on():
 
 def test_the_time_is_that_of_a_step(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr("automagic_torch.benchmark.time.perf_counter", lambda: next(clock) / 1000)
+    monkeypatch.setattr("automagic_torch.watching.benchmark.time.perf_counter", lambda: next(clock) / 1000)
     net = model()
     result = benchmark_optimizer(net, torch.optim.SGD(net.parameters()), num_steps=5)
     assert [result[name] for name in ("mean_ms", "median_ms", "min_ms")] == pytest.approx([1.0] * 3)

@@ -19,10 +19,10 @@ from automagic_core import (
     random_unit,
     rounding_key,
 )
-from automagic_torch import polarity
-from automagic_torch import random_bits as torch_bits
-from automagic_torch.codec import QuantizedTensor
-from automagic_torch.parameters import add_updates, stochastically_rounded
+from automagic_torch.cameamp.round_to_parameters import add_updates, stochastically_rounded
+from automagic_torch.codec import polarity
+from automagic_torch.codec import random_bits as torch_bits
+from automagic_torch.codec.quantized_tensor import QuantizedTensor
 
 CPU = torch.device("cpu")
 

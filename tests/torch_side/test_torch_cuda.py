@@ -7,7 +7,7 @@ import torch
 from torch_helpers import SMALL, same, snapshot
 
 from automagic_torch import AutomagicCameAMP8bit
-from automagic_torch.codec import QuantizedTensor
+from automagic_torch.codec.quantized_tensor import QuantizedTensor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FIELDS = SMALL | {"force_8bit": False, "torque_decay": 0.9, "percentile_clipping": 90}

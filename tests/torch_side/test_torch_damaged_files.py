@@ -14,7 +14,7 @@ from torch_helpers import SMALL, parameters, run, same, snapshot, through_a_file
 
 from automagic_core import PROFILES
 from automagic_torch import AutomagicCameAMP8bit, create_improved_8bit_optimizer
-from automagic_torch.saved_values import limits
+from automagic_torch.checkpoints.saved_values import limits
 
 SHAPES = [(5,), (8, 6)]
 LAST = 1

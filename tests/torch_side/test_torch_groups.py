@@ -163,7 +163,7 @@ def test_the_fallback_to_32_bits_is_said_once(monkeypatch):
         warnings.simplefilter("error")
         run(AutomagicCameAMP8bit(parameters([(8, 6)]), **fields | {"optim_bits": 32}), range(1, 2))
         run(AutomagicCameAMP8bit(parameters([(3,)]), **fields), range(1, 2))
-    monkeypatch.setattr("automagic_torch.codec.BITSANDBYTES_AVAILABLE", False)
+    monkeypatch.setattr("automagic_torch.codec.quantized_tensor.BITSANDBYTES_AVAILABLE", False)
     with pytest.warns(UserWarning, match="bitsandbytes is not installed"):
         run(AutomagicCameAMP8bit(parameters([(8, 6)]), **SMALL), range(1, 3))
 

@@ -7,7 +7,7 @@ import torch
 from torch_helpers import parameters, run
 
 from automagic_torch import AutomagicCameAMP8bit, get_adaptive_config, get_hardware_optimized_config
-from automagic_torch.hardware import cuda_memory_use
+from automagic_torch.watching.hardware import cuda_memory_use
 
 CARDS = [SimpleNamespace(total_memory=n * 2**30, major=8, minor=6) for n in (4, 24)]
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_helpers import SMALL, parameters, run, set_gradients
 
 from automagic_torch import AutomagicCameAMP8bit, MetricsLogger
-from automagic_torch.learning_rate import Rates
+from automagic_torch.cameamp.learning_rate import Rates
 
 SHAPES = ((8, 6), (4, 3, 3, 3), (3, 10), (10, 3), (5,))  # one array without rows: its rate counts once
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from automagic_torch import AutomagicCameAMP8bit, codec, load_adam_state
-from automagic_torch.polarity import unpack_signs
+from automagic_torch import AutomagicCameAMP8bit, load_adam_state
+from automagic_torch.codec import quantized_tensor as codec
+from automagic_torch.codec.polarity import unpack_signs
 from tests.torch_side.torch_helpers import parameters, run, same, set_gradients, snapshot, through_a_file
 
 needs_bitsandbytes = pytest.mark.skipif(not codec.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")

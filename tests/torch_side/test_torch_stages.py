@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from automagic_core import row_shape
 from automagic_torch import clip_by_percentile, encourage_low_rank, suppress_edges, suppress_high_frequencies
-from automagic_torch.stages.low_rank import tail
+from automagic_torch.stages.encourage_low_rank import tail
 from tests.oracle import stages as oracle
 
 # With two spatial axes of length 3 and more, with one too short, and without; convolutions with 1 to 3 spatial axes.

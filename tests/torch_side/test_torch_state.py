@@ -173,7 +173,7 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_changes(case):
 
 def test_an_8bit_state_is_refused_without_bitsandbytes(monkeypatch):
     state_dict = saved()
-    monkeypatch.setattr("automagic_torch.codec.BITSANDBYTES_AVAILABLE", False)
+    monkeypatch.setattr("automagic_torch.codec.quantized_tensor.BITSANDBYTES_AVAILABLE", False)
     with pytest.raises(ValueError, match="bitsandbytes, which is not installed"):
         make().load_state_dict(state_dict)
 

@@ -8,8 +8,8 @@ import torch
 from torch_helpers import SMALL, parameters, run, same, snapshot, through_a_file
 
 from automagic_torch import AutomagicCameAMP8bit
-from automagic_torch import extent as extent_module
-from automagic_torch.host_memory import on_device, on_host
+from automagic_torch.arrays.host_memory import on_device, on_host
+from automagic_torch.sharding import extent as extent_module
 
 SHAPES = ((), (5,), (8, 6), (8, 6), (16, 256), (4, 3, 3, 3))
 FIELDS = SMALL | {"torque_decay": 0.5, "factored": "none", "percentile_clipping": 90}

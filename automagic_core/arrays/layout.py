@@ -1,0 +1,76 @@
+"""Rows, columns and spatial axes: what an array's axes mean in each framework's layout (section 1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+from automagic_core.codec.blocks import Shape
+
+Layout = Literal["torch", "flax"]
+
+
+def check_layout(layout: str) -> None:
+    """Raises a ValueError unless `layout` is a known one."""
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout = {layout!r} is not one of {', '.join(map(repr, get_args(Layout)))}")
+
+
+def row_axis(ndim: int, layout: Layout, embedding: bool = False) -> int | None:
+    """The axis that counts output features, as a non-negative number; None for arrays of fewer than two axes.
+
+    Args:
+        ndim: number of axes of the array.
+        layout: ``"torch"`` (out, in, *spatial) or ``"flax"`` (*spatial, in, out).
+        embedding: the array is known to be an embedding, (num, features) in both layouts.
+    """
+    if ndim < 2:
+        return None
+    return 0 if layout == "torch" or embedding else ndim - 1
+
+
+def column_axes(ndim: int, layout: Layout, embedding: bool = False) -> tuple[int, ...]:
+    """All axes but the row axis; empty for arrays of fewer than two axes."""
+    row = row_axis(ndim, layout, embedding)
+    return () if row is None else tuple(axis for axis in range(ndim) if axis != row)
+
+
+def spatial_axes(ndim: int, layout: Layout) -> tuple[int, int] | None:
+    """The two axes over which neighbouring elements are neighbours, or None.
+
+    A 2-D array is its own picture; a convolution kernel needs two or more spatial axes.
+    """
+    if ndim == 2:
+        return (0, 1)
+    if ndim < 4:
+        return None
+    return (ndim - 2, ndim - 1) if layout == "torch" else (ndim - 4, ndim - 3)
+
+
+def picture_axes(shape: Shape, layout: Layout) -> tuple[int, int] | None:
+    """The spatial axes over which the edge and frequency stages work; None for arrays that they leave alone.
+
+    Those have no spatial axes, fewer than three elements along one of them, or no elements at all.
+    """
+    axes = spatial_axes(len(shape), layout)
+    if axes is None or min(shape[axis] for axis in axes) < 3 or 0 in shape:
+        return None
+    return axes
+
+
+def row_shape(shape: Shape, layout: Layout, embedding: bool = False) -> Shape:
+    """Shape of a row statistic: one value per row, broadcastable against the array, e.g. (1, 1, 1, out)."""
+    row = row_axis(len(shape), layout, embedding)
+    return tuple(n if axis == row else 1 for axis, n in enumerate(shape))
+
+
+def column_shape(shape: Shape, layout: Layout, embedding: bool = False) -> Shape:
+    """Shape of a column statistic: the array reduced over its row axis."""
+    row = row_axis(len(shape), layout, embedding)
+    return tuple(1 if axis == row else n for axis, n in enumerate(shape))
+
+
+def polarity_shape(shape: Shape) -> Shape:
+    """Shape of the packed sign bits: 8 to a byte along the last axis, padded to a whole byte; a scalar has one."""
+    shape = shape or (1,)
+    return (*shape[:-1], math.ceil(shape[-1] / 8))

@@ -1,0 +1,123 @@
+"""Which states an array keeps and in which form (sections 3, 5 and 6).
+
+Both frameworks build their states from the same `StatePlan`, so they cannot disagree about it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from automagic_core.arrays.layout import (
+    Layout,
+    Shape,
+    column_axes,
+    column_shape,
+    picture_axes,
+    polarity_shape,
+    row_axis,
+    row_shape,
+)
+from automagic_core.codec.blocks import absmax_shape
+from automagic_core.config.config import Config
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """The states of one array.
+
+    Attributes:
+        shape: the array's shape.
+        row_axis, column_axes: section 1; None and () for arrays without rows.
+        spatial_axes: where the edge and frequency stages work; None where they leave the array alone.
+        block_size: elements per 8-bit block, None for one block of the whole array.
+        quantized: element-wise states are 8-bit, else float32.
+        factored_sq, factored_res: `exp_avg_sq`, `exp_avg_res` are row and column statistics.
+        has_s, has_last_polarity: kept while warming up.
+        has_lr_mask, has_spatial_variance, has_edge_history: one value per row.
+        has_background_scale: the mean of √v̂ is carried to the next step.
+    """
+
+    shape: Shape
+    row_axis: int | None
+    column_axes: tuple[int, ...]
+    spatial_axes: tuple[int, int] | None
+    row_shape: Shape
+    column_shape: Shape
+    block_size: int | None
+    quantized: bool
+    factored_sq: bool
+    factored_res: bool
+    has_s: bool
+    has_last_polarity: bool
+    has_lr_mask: bool
+    has_spatial_variance: bool
+    has_edge_history: bool
+    has_background_scale: bool
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Number of elements in a row."""
+        return math.prod(self.shape[axis] for axis in self.column_axes)
+
+    @property
+    def absmax_shape(self) -> Shape:
+        """Shape of the scales of a quantized state."""
+        return absmax_shape(self.shape, self.block_size)
+
+    @property
+    def polarity_shape(self) -> Shape:
+        """Shape of the packed sign bits."""
+        return polarity_shape(self.shape)
+
+
+def state_plan(
+    shape: Shape,
+    config: Config,
+    layout: Layout,
+    *,
+    embedding: bool = False,
+    eight_bit: bool = True,
+) -> StatePlan:
+    """The states that `config` gives an array.
+
+    Args:
+        shape: the array's shape.
+        config: hyperparameters.
+        layout: how the array is laid out.
+        embedding: the array is known to be an embedding.
+        eight_bit: the place where the array lives can store 8 bits (PyTorch stores 32 on a CPU unless forced).
+    """
+    shape = tuple(shape)
+    rows = row_axis(len(shape), layout, embedding)
+    has_rows = rows is not None
+    mask = config.lr_mask_gain > 0
+    warming = config.warmup_steps > 0
+    spatial = picture_axes(shape, layout)
+    factored_sq = has_rows and config.factored in ("second_moment", "all")
+    return StatePlan(
+        shape=shape,
+        row_axis=rows,
+        column_axes=column_axes(len(shape), layout, embedding),
+        spatial_axes=spatial,
+        row_shape=row_shape(shape, layout, embedding),
+        column_shape=column_shape(shape, layout, embedding),
+        block_size=config.absmax_block_size,
+        quantized=eight_bit
+        and config.optim_bits == 8
+        and math.prod(shape) >= config.min_8bit_size
+        and not (embedding and config.stable_emb),
+        factored_sq=factored_sq,
+        factored_res=has_rows and config.factored == "all",
+        has_s=config.torque and config.torque_decay > 0 and warming,
+        has_last_polarity=mask and warming,
+        has_lr_mask=mask and has_rows,
+        has_spatial_variance=config.spatial_awareness and has_rows,
+        has_edge_history=config.suppresses_edges and spatial is not None,
+        has_background_scale=config.background_regularization and not factored_sq,
+    )

@@ -1,0 +1,159 @@
+"""The hyperparameters, their defaults and their valid ranges (section 7)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from automagic_core.config.ranges import RANGES, is_checkable
+
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "memory_optimized": {
+        "factored": "all",
+        "min_8bit_size": 1024,
+        "force_8bit": True,
+        "edge_suppression": False,
+        "frequency_penalty": 0.0,
+        "spatial_awareness": False,
+        "background_regularization": False,
+        "lora_rank_penalty": False,
+    },
+    "balanced": {"factored": "second_moment", "min_8bit_size": 4096},
+    "quality_optimized": {
+        "factored": "none",
+        "edge_penalty": 0.15,
+        "frequency_penalty": 0.08,
+        "rank_penalty_strength": 0.02,
+    },
+}
+"""What each profile sets; everything it does not name keeps its default."""
+
+
+@dataclasses.dataclass(init=False)
+class Config:
+    """Every hyperparameter of the optimizer.
+
+    A profile is applied first and the fields given beside it win over it, so ``Config(**other.__dict__)`` is a copy of
+    `other`.  The object is mutable; `validate` checks it again after changes.
+
+    Args:
+        **fields: any of the fields below by name.
+
+    Raises:
+        ValueError: an unknown name or a value outside its range; the message names the field, the value and the range.
+
+    Example:
+        >>> Config(profile="memory_optimized", min_8bit_size=2048).factored
+        'all'
+    """
+
+    lr: float | Callable[[int], float] = 1e-6
+    min_lr: float = 1e-7
+    max_lr: float = 1e-3
+    weight_decay: float = 5e-4
+    warmup_steps: int = 500
+    betas: tuple[float, float, float] = (0.9, 0.99, 0.999)
+    update_clip: float = 3.0
+    confidence_floor: float = 0.01
+    factored: str = "second_moment"
+    torque: bool = True
+    torque_decay: float = 0.0
+    lr_mask_gain: float = 0.2
+    optim_bits: int = 8
+    min_8bit_size: int = 4096
+    percentile_clipping: int = 100
+    block_size: int = 256
+    block_wise: bool = True
+    stable_emb: bool = False
+    force_8bit: bool = False
+    stochastic_rounding: bool = True
+    stochastic_rounding_params: bool = True
+    edge_suppression: bool = True
+    edge_penalty: float = 0.1
+    edge_threshold: float = 0.6
+    background_regularization: bool = True
+    spatial_awareness: bool = True
+    frequency_penalty: float = 0.05
+    lora_rank_penalty: bool = True
+    rank_penalty_strength: float = 0.01
+    low_rank_emphasis: float = 1.2
+    profile: str | None = None
+    verbose: bool = False
+
+    def __init__(self, **fields: Any) -> None:
+        check_names(fields)
+        if "profile" in fields:
+            check_field("profile", fields["profile"])
+        profile = PROFILES.get(fields.get("profile") or "", {})
+        defaults = {field.name: field.default for field in dataclasses.fields(type(self))}
+        for name, value in {**defaults, **profile, **fields}.items():
+            setattr(self, name, value)
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises a ValueError if any field lies outside its range.
+
+        Values that are no plain numbers (tensors, traced arrays, schedules) are not checked: they are not known yet.
+        """
+        for name in FIELD_NAMES:
+            check_field(name, getattr(self, name))
+        if is_checkable(self.min_lr) and is_checkable(self.max_lr) and self.min_lr > self.max_lr:
+            raise ValueError(f"min_lr = {self.min_lr!r} is above max_lr = {self.max_lr!r}; valid: 0 < min_lr ≤ max_lr")
+        if all(is_checkable(value) for value in (self.lr, self.min_lr, self.max_lr)) and not (
+            self.min_lr <= self.lr <= self.max_lr  # type: ignore[operator]  # is_checkable: not a schedule
+        ):
+            raise ValueError(
+                f"lr = {self.lr!r} is outside [min_lr, max_lr] = [{self.min_lr!r}, {self.max_lr!r}]; "
+                "widen the limits, they are never applied silently to a constant lr"
+            )
+
+    @property
+    def absmax_block_size(self) -> int | None:
+        """Elements per scale, or None where one scale serves the whole array."""
+        return self.block_size if self.block_wise else None
+
+    @property
+    def clips_by_percentile(self) -> bool:
+        """Stage 1 is on."""
+        return not _is_plainly(self.percentile_clipping, 100)
+
+    @property
+    def suppresses_edges(self) -> bool:
+        """Stage 2 is on; a strength that is not known yet counts as on."""
+        return self.edge_suppression and not _is_plainly(self.edge_penalty, 0)
+
+    @property
+    def suppresses_frequencies(self) -> bool:
+        """Stage 3 is on."""
+        return not _is_plainly(self.frequency_penalty, 0)
+
+    @property
+    def encourages_low_rank(self) -> bool:
+        """Stage 4 is on, for adapters."""
+        changes = not (_is_plainly(self.rank_penalty_strength, 0) and _is_plainly(self.low_rank_emphasis, 1))
+        return self.lora_rank_penalty and changes
+
+
+FIELD_NAMES: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Config))
+
+
+def check_names(fields: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names every unknown field and the nearest known one."""
+    for name, value in fields.items():
+        if name not in FIELD_NAMES:
+            near = difflib.get_close_matches(name, FIELD_NAMES, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown field {name} = {value!r}; {hint}valid: {', '.join(FIELD_NAMES)}")
+
+
+def check_field(name: str, value: Any) -> None:
+    """Raises a ValueError that names the field, the value and the range if the value is outside it."""
+    rule = RANGES[name]
+    if not rule.accepts(value):
+        raise ValueError(f"{name} = {value!r} is not valid; valid: {rule.text}")
+
+
+def _is_plainly(value: Any, number: float) -> bool:
+    return is_checkable(value) and bool(value == number)

@@ -1,0 +1,95 @@
+"""The valid values of every field of `Config`, with the words that an error message uses for them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from automagic_core.config.constants import MAX_STEP
+
+
+class Range(NamedTuple):
+    """A test and its wording."""
+
+    accepts: Callable[[Any], bool]
+    text: str
+
+
+def is_checkable(value: Any) -> bool:
+    """Whether `value` is a plain Python or numpy number, whose value is known now."""
+    return isinstance(value, numbers.Number)
+
+
+def _is_array(value: Any) -> bool:
+    # A tensor or a traced value: its value is not known here, so its range cannot be checked.
+    return not is_checkable(value) and hasattr(value, "dtype") and hasattr(value, "shape")
+
+
+def _real(accepts: Callable[[float], bool], text: str) -> Range:
+    def check(value: Any) -> bool:
+        if _is_array(value):
+            return True
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and accepts(value)
+
+    return Range(check, text)
+
+
+def _integer(accepts: Callable[[int], bool], text: str) -> Range:
+    def check(value: Any) -> bool:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and accepts(int(value))
+
+    return Range(check, text)
+
+
+def _one_of(*choices: Any) -> Range:
+    text = ", ".join("None" if choice is None else str(choice) for choice in choices)
+    return Range(lambda value: any(type(value) is type(c) and value == c for c in choices), text)
+
+
+_SWITCH = Range(lambda value: isinstance(value, bool), "True, False")
+_POSITIVE = _real(lambda x: x > 0, "a finite number > 0")
+_BETA = _real(lambda x: 0 <= x < 1, "[0, 1)")
+
+
+def _are_betas(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 3 and all(map(_BETA.accepts, value))
+
+
+RANGES: dict[str, Range] = {
+    "lr": Range(lambda x: callable(x) or _POSITIVE.accepts(x), "a number in [min_lr, max_lr], or a schedule"),
+    "min_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
+    "max_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
+    "weight_decay": _real(lambda x: x >= 0, "a finite number ≥ 0"),
+    # Below the last value of the step counter, which stays there: a warm-up always ends.
+    "warmup_steps": _integer(lambda n: 0 <= n < MAX_STEP, f"an integer in [0, {MAX_STEP - 1}]"),
+    "betas": Range(_are_betas, "three numbers, each in [0, 1)"),
+    "update_clip": _POSITIVE,
+    "confidence_floor": _POSITIVE,
+    "factored": _one_of("none", "second_moment", "all"),
+    "torque": _SWITCH,
+    "torque_decay": _BETA,
+    "lr_mask_gain": _real(lambda x: x >= 0, "a finite number ≥ 0 (0: mask off)"),
+    "optim_bits": _integer(lambda n: n in (8, 32), "8 or 32"),
+    "min_8bit_size": _integer(lambda n: n >= 1, "an integer ≥ 1"),
+    "percentile_clipping": _integer(lambda n: 1 <= n <= 100, "an integer in [1, 100]"),
+    "block_size": _integer(lambda n: 64 <= n <= 4096 and n & (n - 1) == 0, "a power of two in [64, 4096]"),
+    "block_wise": _SWITCH,
+    "stable_emb": _SWITCH,
+    "force_8bit": _SWITCH,
+    "stochastic_rounding": _SWITCH,
+    "stochastic_rounding_params": _SWITCH,
+    "edge_suppression": _SWITCH,
+    "edge_penalty": _real(lambda x: 0 <= x <= 0.2, "[0, 0.2]"),
+    "edge_threshold": _real(lambda x: x >= 0, "a finite number ≥ 0"),
+    "background_regularization": _SWITCH,
+    "spatial_awareness": _SWITCH,
+    "frequency_penalty": _real(lambda x: 0 <= x <= 1, "[0, 1]"),
+    "lora_rank_penalty": _SWITCH,
+    "rank_penalty_strength": _real(lambda x: 0 <= x < 1, "[0, 1)"),
+    "low_rank_emphasis": _real(lambda x: x >= 1, "a finite number ≥ 1"),
+    "profile": _one_of(None, "memory_optimized", "balanced", "quality_optimized"),
+    "verbose": _SWITCH,
+}

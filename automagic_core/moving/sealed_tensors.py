@@ -1,0 +1,113 @@
+"""A safetensors file with a checksum over every byte of it.
+
+The header's metadata holds a format name, a version, a description in JSON and a SHA-256.  The digest is that of the
+whole file with 64 zeros in the digest's place, so nothing in the file is outside of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automagic_core.moving.late_import import needed
+from automagic_core.moving.whole_file import write_whole
+
+_PURPOSE = "a neutral state file"
+_LENGTH = 8
+"""Bytes at the beginning of a safetensors file that give its header's length."""
+_BLANK = "0" * 64
+
+
+def write_sealed(
+    path: str | Path, tensors: Mapping[str, np.ndarray], description: Any, *, file_format: str, version: str
+) -> None:
+    """Writes tensors and their description; the file appears whole or not at all.
+
+    Args:
+        path: where; a file that is there is replaced.
+        tensors: by name.
+        description: anything that JSON can hold.
+        file_format, version: what a reader asks for.
+
+    Raises:
+        ValueError: the description holds what JSON cannot.
+        ImportError: safetensors is missing; the message says how to get it.
+    """
+    safetensors = needed("safetensors.numpy", "files", _PURPOSE)
+    try:
+        text = json.dumps(description, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the description cannot be written as JSON: {error}") from error
+    metadata = {"format": file_format, "version": version, "sha256": _BLANK, "description": text}
+    arrays = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in tensors.items()}
+    data = bytearray(safetensors.save(arrays, metadata=metadata))
+    place = _place_of_digest(data, _BLANK)
+    data[place : place + len(_BLANK)] = hashlib.sha256(data).hexdigest().encode()
+    write_whole(path, lambda file: file.write(data))
+
+
+def read_sealed(path: str | Path, *, file_format: str, version: str) -> tuple[dict[str, np.ndarray], Any]:
+    """The tensors and the description of a file that `write_sealed` wrote.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: it is cut short, of another format or version, or a byte of it was changed.
+        ImportError: safetensors is missing; the message says how to get it.
+    """
+    safetensors = needed("safetensors.numpy", "files", _PURPOSE)
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    data = path.read_bytes()
+    metadata = _metadata(data, path)
+    if metadata.get("format") != file_format:
+        raise ValueError(f"{path} has the format {metadata.get('format')!r}; valid: {file_format!r}")
+    if metadata.get("version") != version:
+        raise ValueError(f"{path} has version {metadata.get('version')!r} of its format; valid: {version!r}")
+    if not _is_whole(data, metadata.get("sha256")):
+        raise ValueError(f"{path} is damaged: its bytes do not have the SHA-256 that it names")
+    try:
+        return safetensors.load(data), json.loads(metadata["description"])
+    except Exception as error:  # safetensors has error types of its own
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _metadata(data: bytes, path: Path) -> Mapping[str, Any]:
+    length = int.from_bytes(data[:_LENGTH], "little")
+    if len(data) < _LENGTH or length > len(data) - _LENGTH:
+        raise ValueError(f"{path} is no safetensors file, or is cut short: {len(data)} bytes do not hold its header")
+    try:
+        header = json.loads(data[_LENGTH : _LENGTH + length])
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        missing = max(ends, default=0) - (len(data) - _LENGTH - length)
+        metadata = header.get("__metadata__", {})
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is no safetensors file, or is damaged: its header cannot be read") from error
+    if missing > 0:
+        raise ValueError(f"{path} is cut short: {missing} bytes of data are missing")
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"{path} is damaged: its metadata is no mapping")
+    return metadata
+
+
+def _is_whole(data: bytes, digest: Any) -> bool:
+    place = _place_of_digest(data, digest) if isinstance(digest, str) and len(digest) == len(_BLANK) else -1
+    if place < 0:
+        return False
+    found = hashlib.sha256(memoryview(data)[:place])
+    found.update(_BLANK.encode())
+    found.update(memoryview(data)[place + len(_BLANK) :])
+    return found.hexdigest() == digest
+
+
+def _place_of_digest(data: bytes | bytearray, digest: str) -> int:
+    """Where the digest begins, −1 where it is not.  Quotes inside the description are escaped: it has no such text."""
+    mark = b'"sha256":"'
+    header = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
+    place = data.find(mark + digest.encode("ascii", "replace") + b'"', _LENGTH, header)
+    return place + len(mark) if place >= 0 else -1

@@ -1,0 +1,62 @@
+"""Which numbers a run may have written into its states, as a damaged file may not have them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from automagic_core.arrays.state_forms import COMPANDED, SLOTS
+from automagic_core.config.constants import GRADIENT_LIMIT, MAX_STEP, ROW_LIMIT
+
+_ROUNDING = 1.01
+"""What float32 and 8 bits may add to a value at its bound."""
+_MAGNITUDE = 1e3 * GRADIENT_LIMIT
+"""Of what has the unit of a gradient; the stages before the moments may make one larger than the limit of section 6."""
+
+LIMITS: dict[str, tuple[float, float]] = {
+    # A momentum is bounded by `update_clip`; up to here (u − m̂)² stays in float32, whatever that was.
+    "exp_avg": (-GRADIENT_LIMIT, GRADIENT_LIMIT),
+    "exp_avg_sq": (0.0, _MAGNITUDE**2),
+    "exp_avg_res": (0.0, _MAGNITUDE**2),
+    "s": (-_ROUNDING, _ROUNDING),
+    "lr_mask": (-ROW_LIMIT * _ROUNDING, ROW_LIMIT * _ROUNDING),
+    "spatial_variance": (0.0, _MAGNITUDE**2),
+    "edge_history": (0.0, _MAGNITUDE),
+    "background_scale": (0.0, _MAGNITUDE),
+    "torque_mean": (1 - _ROUNDING, _ROUNDING),
+    "age": (0, MAX_STEP),
+    "skipped_steps": (0, MAX_STEP),
+    "lr_scale": (0.0, 88.0),  # exp ℓ stays in float32
+    "norm_history": (0.0, float(np.finfo(np.float32).max)),
+}
+"""By state: the least and the largest value that a run may have written, generously (sections 4 to 6)."""
+
+
+def limits(key: str) -> tuple[float, float] | None:
+    """The valid range of a saved tensor by its name; None where every value of its dtype is valid.
+
+    Args:
+        key: a state's name, also with ``_absmax``, ``_row`` or ``_col`` behind it.
+    """
+    if key.endswith("_absmax"):
+        name = key.removesuffix("_absmax")
+        if name not in SLOTS:
+            return None
+        largest = LIMITS[name][1]
+        return 0.0, largest**0.5 if name in COMPANDED else largest
+    return LIMITS.get(key.removesuffix("_row").removesuffix("_col"))
+
+
+def check_range(least: float, largest: float, key: str, owner: str) -> None:
+    """Raises a ValueError that names the state if a value lies outside its range or is NaN.
+
+    Args:
+        least, largest: of its values; NaN where one of them is.
+        key: the state's name.
+        owner: whose state it is, for the message.
+    """
+    allowed = limits(key)
+    if allowed is not None and not allowed[0] <= least <= largest <= allowed[1]:  # NaN compares as False
+        raise ValueError(
+            f"{owner} has {key} with values from {least:g} to {largest:g}; "
+            f"valid: {allowed[0]:g} to {allowed[1]:g}; the file may be damaged"
+        )

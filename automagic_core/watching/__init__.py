@@ -1,0 +1,1 @@
+"""What people look at, without a framework: memory, metrics, verdicts on a run, plots."""

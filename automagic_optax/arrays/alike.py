@@ -1,0 +1,48 @@
+"""Which arrays may be stacked: those that are split over devices alike."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import NamedSharding
+
+from automagic_optax.arrays.leaves import Leaf, leaves_of
+from automagic_optax.sharding.placement import devices_of, known_sharding
+
+_TOLD: contextvars.ContextVar[Mapping[tuple, NamedSharding] | None] = contextvars.ContextVar("_TOLD", default=None)
+
+
+@contextlib.contextmanager
+def told_shardings(tree: Any) -> Iterator[None]:
+    """Keeps in mind how the tree's leaves are split, for code that works on them where their types no longer tell."""
+    found = [(leaf.path, known_sharding(leaf.value)) for leaf in leaves_of(tree)]
+    token = _TOLD.set({path: sharding for path, sharding in found if sharding is not None})
+    try:
+        yield
+    finally:
+        _TOLD.reset(token)
+
+
+def alike(like: Any, arrays: Sequence[Any]) -> list[Hashable]:
+    """One value for each array, equal only for arrays that may be stacked without moving them between devices.
+
+    That is the sharding where it is known.  Inside ``jax.jit`` over Auto axes it is not, and there the path, without
+    the numbers above its last name, stands for it: the same array of another layer is split likewise.
+
+    Args:
+        like: a tree that gives the paths.
+        arrays: one for each of its leaves, or None.
+    """
+    told = _TOLD.get() or {}
+
+    def one(leaf: Leaf, x: Any) -> Hashable:
+        if x is None or devices_of(x) == 1:
+            return None
+        *above, last = leaf.names or [""]
+        return known_sharding(x) or told.get(leaf.path) or (*(re.sub(r"\d+", "", name) for name in above), last)
+
+    return [one(leaf, x) for leaf, x in zip(leaves_of(like), arrays, strict=True)]

@@ -1,0 +1,29 @@
+"""Errors that name what is wrong, before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from optax._src.base import NO_PARAMS_MSG  # optax has no public name for it
+
+from automagic_optax.arrays.marks import leaf_name
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def check_dtypes(params: Any) -> None:
+    """Raises a ValueError that names the first parameter whose dtype is not one of `DTYPES`."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype) if hasattr(leaf, "dtype") else type(leaf)
+        if str(dtype) not in DTYPES:
+            raise ValueError(
+                f"{leaf_name(path)} has dtype {dtype}; this optimizer updates {', '.join(DTYPES)} arrays. "
+                "Leave other leaves out with optax.masked or optax.partition."
+            )
+
+
+def check_params(params: Any) -> None:
+    """Raises optax's own error if an update was called without the parameters."""
+    if params is None:
+        raise ValueError(NO_PARAMS_MSG)

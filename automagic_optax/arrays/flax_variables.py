@@ -1,0 +1,54 @@
+"""Trees that hold flax's Variables: what ``nnx.Optimizer`` shows a transformation when it is made.
+
+``nnx.Optimizer`` calls `init` with an ``nnx.State`` of Variables and `update` with the same State of bare arrays, and
+keeps every leaf of the state in a Variable.  A leaf that is more than an array (`QuantizedArray`) must therefore hold
+Variables, and not be held by one: flax would take it apart in the first update, and the step would compile twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from automagic_optax.arrays.leaves import nnx_class
+from automagic_optax.codec.quantized_array import QuantizedArray
+
+
+def is_variable(x: Any) -> bool:
+    """Whether something is an ``nnx.Variable``."""
+    variable = nnx_class("Variable")
+    return variable is not None and isinstance(x, variable)
+
+
+def pure(tree: Any) -> Any:
+    """The tree with every Variable replaced by its value."""
+    if nnx_class("Variable") is None:
+        return tree
+    return jax.tree.map(lambda x: pure(x.get_value()) if is_variable(x) else x, tree, is_leaf=is_variable)
+
+
+def flatten_like(params: Any, tree: Any) -> list[Any]:
+    """What stands in `tree` at each leaf of `params`: a leaf, a subtree, or None."""
+    structure: Any = jax.tree.structure(pure(params))
+    return structure.flatten_up_to(pure(tree))
+
+
+def unflatten_like(params: Any, values: Sequence[Any]) -> Any:
+    """A tree of the structure of `params` with one value for each of its leaves.
+
+    Where `params` holds a Variable, so does the result around an array (or codes) of the same shape, with the same
+    metadata: a sharding by name goes on to the states that it fits.
+    """
+    nodes, structure = jax.tree.flatten(params, is_leaf=is_variable)
+    placed = [_placed(node, value) if is_variable(node) else value for node, value in zip(nodes, values, strict=True)]
+    return jax.tree.unflatten(structure, placed)
+
+
+def _placed(variable: Any, value: Any) -> Any:
+    shape = variable.get_value().shape
+    if isinstance(value, QuantizedArray):
+        return dataclasses.replace(value, codes=variable.replace(value.codes))
+    return variable.replace(value) if isinstance(value, jax.Array) and value.shape == shape else value

@@ -1,0 +1,76 @@
+"""Boolean marks on the leaves of a parameter tree: which arrays are embeddings, adapters, or decayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from automagic_optax.arrays.default_marks import default_marks
+from automagic_optax.arrays.leaves import leaf_name, leaves_of
+
+Mark = Callable[[tuple, Any], bool] | Any | None
+"""A predicate on (path, leaf), a tree of booleans (or a prefix of one), or None for the default rule."""
+
+
+def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> list[bool]:
+    """One boolean for each leaf of `params`, in order.
+
+    Args:
+        mark: a predicate on (path, leaf); or a tree of booleans, of which `params` may lack leaves (those that
+            ``optax.masked`` takes out) and which may stop above the leaves; or None: `default_marks` for ``"lora"``
+            and ``"embedding"``, `default` everywhere for any other mark.
+        params: tree of arrays.  Paths are the same whether or not an ``nnx.State`` still has its Variables.
+        what: name of the mark, for the default rule and the error.
+        default: the value where no mark is given and there is no rule.
+
+    Raises:
+        ValueError: a leaf of `params` has no mark; the message names it.
+    """
+    leaves = leaves_of(params)
+    if mark is None and what in ("lora", "embedding"):
+        return default_marks(params, what)
+    if mark is None:
+        return [default] * len(leaves)
+    if callable(mark):
+        return [bool(mark(leaf.path, leaf.value)) for leaf in leaves]
+    by_path = {leaf.path: bool(leaf.value) for leaf in leaves_of(mark)}
+    return [_look_up(leaf.path, by_path, what) for leaf in leaves]
+
+
+def _look_up(path: tuple, by_path: dict[tuple, bool], what: str) -> bool:
+    for length in range(len(path), -1, -1):
+        if path[:length] in by_path:
+            return by_path[path[:length]]
+    raise ValueError(f"{what} has no mark for {leaf_name(path)}; it needs a boolean for every parameter")
+
+
+def found_marks(params: Any, lora: Mark = None, embedding: Mark = None) -> dict[str, list[str]]:
+    """The adapters and embeddings of a parameter tree, for a report.
+
+    Args:
+        params: tree of arrays.
+        lora, embedding: as given to ``automagic_8bit``; None for the default rule.
+
+    Returns:
+        Dotted names of leaves in their order, under ``"lora"`` and ``"embedding"``.  Only arrays of two axes are
+        adapters to the optimizer, whatever a mark says.
+
+    Raises:
+        ValueError: a tree of booleans lacks a leaf; the message names it.
+
+    Example:
+        >>> found_marks(nnx.state(model, nnx.Param))["embedding"]
+        ['embed.embedding']
+    """
+    leaves = leaves_of(params)
+    adapters = resolve_mark(lora, params, "lora")
+    tables = resolve_mark(embedding, params, "embedding")
+    return {
+        "lora": [leaf_name(x.path) for x, mark in zip(leaves, adapters, strict=True) if mark and len(x.shape) == 2],
+        "embedding": [leaf_name(x.path) for x, mark in zip(leaves, tables, strict=True) if mark],
+    }
+
+
+def resolve_decay_mask(mask: Any | Callable[[Any], Any] | None, params: Any) -> list[bool]:
+    """Which leaves are decayed: `mask` is what ``optax.add_decayed_weights`` takes, a tree or a function of params."""
+    return resolve_mark(mask(params) if callable(mask) else mask, params, "weight_decay_mask", default=True)

@@ -1,0 +1,1 @@
+"""`scale_by_cameamp` and its states (sections 5 and 6)."""

@@ -1,0 +1,145 @@
+"""The learning-rate mask: rates found while warming up by a vote of gradient polarities (section 5).
+
+As long as successive gradients agree in sign the step is too small; when they alternate it is too large.
+
+Reference: Automagic (ai-toolkit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core import Config, StatePlan
+from automagic_core.config import constants
+from automagic_optax.arrays.means import accurate_sum, accurate_total
+
+Array = jax.Array
+f32 = np.float32
+
+
+class Rates(NamedTuple):
+    """The learning rates of one step, before the part that differs from array to array.
+
+    Attributes:
+        initial: η₀, the constant rate or the schedule's value.
+        ramped: η, after the warm-up's ramp.
+        low, high: the limits of every rate.
+        lr_scale: ℓ.
+    """
+
+    initial: Array
+    ramped: Array
+    low: Array
+    high: Array
+    lr_scale: Array
+
+    def array(self) -> Array:
+        """η̂, the rate of the weight decay."""
+        return self._clip(self.ramped * jnp.exp(self.lr_scale))
+
+    def rows(self, lr_mask: Array | None, kappa: Array | None) -> Array:
+        """ηᵢ, the rate of each row (a scalar where an array has neither mask nor spatial factor)."""
+        rate = self.ramped * jnp.exp(self.lr_scale if lr_mask is None else self.lr_scale + lr_mask)
+        return self._clip(rate if kappa is None else rate * kappa)
+
+    def _clip(self, rate: Array) -> Array:
+        return jnp.where(self.ramped == 0, f32(0), jnp.clip(rate, self.low, self.high))
+
+
+def rates(learning_rate: Any, lr_scale: Array, step: Array, config: Config) -> Rates:
+    """The rates of step t.
+
+    Args:
+        learning_rate: a number, a traced scalar, or a schedule, which is called with t − 1.
+        lr_scale: ℓ before this step's votes.
+        step: t.
+        config: the warm-up and the limits.
+    """
+    initial = jnp.asarray(learning_rate(step - 1) if callable(learning_rate) else learning_rate, jnp.float32)
+    low, high = jnp.asarray(config.min_lr, jnp.float32), jnp.asarray(config.max_lr, jnp.float32)
+    if config.warmup_steps == 0:
+        return Rates(initial, initial, low, high, lr_scale)
+    ramped = initial * jnp.minimum(f32(1), step.astype(jnp.float32) / f32(config.warmup_steps))
+    low = jnp.where(step <= config.warmup_steps, jnp.minimum(low, ramped), low)
+    return Rates(initial, ramped, low, high, lr_scale)
+
+
+class Votes(NamedTuple):
+    """How an array votes on the learning rate.
+
+    Attributes:
+        rows: aᵢ, in [−1, 1], a row statistic; None where the array has no `lr_mask`.
+        rows_count: whether a row has a vote at all.
+        mean: ā of the whole array.
+        weight: its size where it counts in the pool, else 0.
+    """
+
+    rows: Array | None
+    rows_count: Array | None
+    mean: Array
+    weight: Array
+
+
+def count_array(g: Array, last_negative: Array, counts: Array, plan: StatePlan) -> Votes:
+    """The vote of gradient polarities: +1 where successive gradients agree in sign, −1 where not, weighted by |g|.
+
+    Args:
+        g: the gradient after stages 1 to 4.
+        last_negative: the last gradient's sign bits as booleans.
+        counts: boolean scalar: the array takes part and has a last gradient.
+    """
+    weight = jnp.abs(g)
+    agreement = jnp.where(last_negative, -g, g)  # |g| · vote, and 0 where g = 0
+    # The array's sums are those of its rows, so that the data is read once.
+    row_total = accurate_sum(weight, plan.column_axes) if plan.has_lr_mask else weight
+    row_agreement = accurate_sum(agreement, plan.column_axes) if plan.has_lr_mask else agreement
+    total = accurate_sum(row_total)
+    counts_at_all = counts & (total > 0)
+    mean = jnp.where(counts_at_all, accurate_sum(row_agreement) / total, f32(0))
+    pool = jnp.where(counts_at_all, f32(plan.size), f32(0))
+    if not plan.has_lr_mask:
+        return Votes(None, None, mean, pool)
+    row_counts = counts & (row_total > 0)
+    return Votes(jnp.where(row_counts, row_agreement / row_total, f32(0)), row_counts, mean, pool)
+
+
+def count_votes(
+    votes: Sequence[Votes | None],
+    masks: Sequence[Array | None],
+    plans: Sequence[StatePlan],
+    rates: Rates,
+    voting: Array,
+    config: Config,
+) -> tuple[Array, list[Array | None]]:
+    """ℓ and every δ after the votes of this step; they enter the rates of the next.
+
+    Args:
+        votes: the vote of each array, or of each batch of arrays with a leading axis; None where it has none.
+        masks: δ, likewise.
+        plans: of one array each.
+        voting: boolean scalar, 2 ≤ t ≤ `warmup_steps`.
+    """
+    cast = [vote for vote in votes if vote is not None]
+    if not cast:
+        return rates.lr_scale, list(masks)
+    gain = f32(config.lr_mask_gain)
+    total = accurate_total([vote.weight for vote in cast])
+    pooled = accurate_total([vote.weight * vote.mean for vote in cast]) / jnp.where(total > 0, total, f32(1))
+    limit = jnp.maximum(f32(0), jnp.log(rates.high / jnp.maximum(rates.initial, f32(config.min_lr))))
+    lr_scale = jnp.clip(rates.lr_scale + gain * pooled, f32(0), limit)
+    lr_scale = jnp.where(voting & (total > 0), lr_scale, rates.lr_scale)
+
+    def new_mask(mask: Array | None, vote: Votes | None, plan: StatePlan) -> Array | None:
+        if mask is None or vote is None or vote.rows is None or vote.rows_count is None:
+            return mask
+        share = f32(plan.columns / (plan.columns + constants.ROW_SHRINKAGE))
+        moved = mask + gain * (vote.rows - pooled) * share
+        moved = jnp.clip(moved, -f32(constants.ROW_LIMIT), f32(constants.ROW_LIMIT))
+        return jnp.where(voting & vote.rows_count, moved, mask)
+
+    return lr_scale, [new_mask(*args) for args in zip(masks, votes, plans, strict=True)]

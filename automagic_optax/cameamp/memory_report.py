@@ -1,0 +1,57 @@
+"""What a person asks of an optimizer state: how much memory it holds, and to drop what the warm-up needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from automagic_core import ArrayMemory
+from automagic_core import memory_report as core_memory_report
+from automagic_optax.arrays.flax_variables import is_variable
+from automagic_optax.arrays.parameter_places import parameter_places
+from automagic_optax.cameamp.find_states import find_states, opt_state_of
+from automagic_optax.cameamp.states import scatter_states
+from automagic_optax.codec.quantized_array import QuantizedArray
+
+
+def memory_report(opt_state: Any, params: Any = None) -> dict[str, Any]:
+    """Counts the arrays that an optimizer state really holds.
+
+    Args:
+        opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped: chained, masked, partitioned,
+            injected, or inside an ``nnx.Optimizer`` or a ``TrainState``.
+        params: the parameters, with which the state of any optax transformation can be counted, that of
+            `quantize_state` too: a parameter counts as one in 8 bits when it has a state in 8 bits.
+
+    Returns:
+        The keys of `automagic_core.memory_report`; bytes in the whole state, those of wrappers included.
+
+    Raises:
+        ValueError: without `params`, the state holds none of this optimizer's states.
+    """
+    opt_state = opt_state_of(opt_state)
+    if params is not None:
+        return _report_of_any(opt_state, params)
+    arrays = []
+    for state in find_states(opt_state):
+        # `age` has one scalar for each array, so its structure is the parameters'.
+        for array in scatter_states(state.age, state):
+            elements = int(jax.tree.leaves(array.exp_avg)[0].size)
+            arrays.append(ArrayMemory(elements, isinstance(array.exp_avg, QuantizedArray), _bytes(array)))
+    held = _bytes(opt_state)
+    return core_memory_report(arrays, held - sum(array.state_bytes for array in arrays))
+
+
+def _report_of_any(opt_state: Any, params: Any) -> dict[str, Any]:
+    places = parameter_places(params, opt_state, is_leaf=lambda x: isinstance(x, QuantizedArray))
+    eight = {place.parameter_path for place in places if isinstance(place.array, QuantizedArray)}
+    arrays = [
+        ArrayMemory(int(leaf.size), path in eight, 0)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_variable)[0]
+    ]
+    return core_memory_report(arrays, _bytes(opt_state))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,186 @@
+"""`scale_by_cameamp`: section 5 of the page as an optax transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, state_plan
+from automagic_core.config.constants import GRADIENT_LIMIT
+from automagic_optax.arrays.batches import enter, stack
+from automagic_optax.arrays.checks import check_dtypes, check_params
+from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
+from automagic_optax.arrays.with_types import with_types
+from automagic_optax.cameamp.array_step import ArrayStep, Shared, step_array, step_batch
+from automagic_optax.cameamp.learning_rate import count_votes, rates
+from automagic_optax.cameamp.states import (
+    ArrayState,
+    ScaleByCameampState,
+    gather_states,
+    initial_state,
+    scatter_states,
+)
+from automagic_optax.cameamp.verbose import start_line, tell_step
+from automagic_optax.codec import quantized_array as codec
+from automagic_optax.codec.stored import Writer
+from automagic_optax.sharding.placement import scalar_like
+
+
+class Form(NamedTuple):
+    """What the arrays of one batch have in common, besides shape and dtype."""
+
+    plan: StatePlan
+    decayed: bool
+    param_dtype: Any
+    states: Any
+
+
+def scale_by_cameamp(
+    learning_rate: Any = None,
+    *,
+    weight_decay: Any = None,
+    config: Config | None = None,
+    layout: Layout = "flax",
+    lora: Mark = None,
+    embedding: Mark = None,
+    weight_decay_mask: Any | Callable[[Any], Any] | None = None,
+    rule: codec.RoundingRule = codec.exact_rule,
+    gradient_limit: float = GRADIENT_LIMIT,
+) -> optax.GradientTransformationExtraArgs:
+    """Moments, confidence, torque, learning-rate mask, spatial factor and weight decay (section 5).
+
+    With m̂ the momentum of the normalized gradients u = clip(g / √v̂, ± 3) and r̂ the running mean of (u − m̂)²,
+
+        d = m̂ / √(r̂ + 0.01),    d ← d · τ / τ̄,    update = −(ηᵢ · d + η̂ · weight_decay · b · w)
+
+    where the torque τ favours elements whose momentum and gradient agree, the row's rate ηᵢ and the array's rate η̂ are
+    found while warming up by a vote of gradient polarities, and b relaxes the decay of informed weights.
+
+    Args:
+        learning_rate: η₀, a number, a traced scalar or a schedule of the step; by default ``config.lr``.
+        weight_decay: a number or a traced scalar; by default ``config.weight_decay``.
+        config: all other hyperparameters.
+        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
+        lora: which arrays are adapters, given like `embedding`; it only appears in what `config.verbose` says.
+        embedding: which arrays are embeddings: a predicate on (path, leaf), a tree of booleans, or None to find them
+            (`default_marks`).
+        weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
+        rule: how the codec rounds, as in `quantize`.
+        gradient_limit: an array with a gradient element above this in magnitude is skipped, as one that is not finite.
+
+    Returns:
+        A transformation whose update needs `params`.  Its state is a `ScaleByCameampState`.  Updates are float32 and
+        not yet rounded to a parameter's dtype (`round_to_parameters` does that); they contain the learning rate and
+        its sign.
+
+    Raises:
+        ValueError: a hyperparameter outside its range; params missing in update; a parameter that is not floating.
+
+    References:
+        Luo et al., *CAME*, arXiv 2307.02047; Shazeer and Stern, *Adafactor*, arXiv 1804.04235; *Torque-Aware
+        Momentum*, arXiv 2412.18790; Dettmers et al., *8-bit Optimizers*, arXiv 2110.02861.
+
+    Example:
+        >>> tx = optax.chain(optax.clip_by_global_norm(1.0), scale_by_cameamp(1e-4))
+    """
+    config = Config() if config is None else config
+    config.validate()
+    check_layout(layout)
+    learning_rate = config.lr if learning_rate is None else learning_rate
+    weight_decay = config.weight_decay if weight_decay is None else weight_decay
+
+    def plans_of(params: Any) -> list[StatePlan]:
+        marks = resolve_mark(embedding, params, "embedding")
+        leaves = jax.tree.leaves(params)
+        return [
+            state_plan(leaf.shape, config, layout, embedding=mark) for leaf, mark in zip(leaves, marks, strict=True)
+        ]
+
+    def start(params: Any, state: ScaleByCameampState) -> str:
+        found = found_marks(params, lora, embedding)
+        return start_line(config, state, len(found["lora"]), len(found["embedding"]))
+
+    def init(params: Any) -> ScaleByCameampState:
+        check_dtypes(params)
+        leaves = jax.tree.leaves(params)
+        arrays = [initial_state(plan, leaf) for plan, leaf in zip(plans_of(params), leaves, strict=True)]
+        step, lr_scale = scalar_like(params, 0, jnp.int32), scalar_like(params, 0, jnp.float32)
+        return gather_states(params, step, lr_scale, arrays, _absent_states(config))
+
+    def update(
+        updates: Any, state: ScaleByCameampState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, ScaleByCameampState]:
+        del extra_args
+        check_params(params)
+        step = jnp.minimum(state.step, MAX_STEP - 1) + 1
+        warming = step <= config.warmup_steps
+        now = rates(learning_rate, state.lr_scale, step, config)
+        writer = Writer(step, config.stochastic_rounding, rule)
+        shared = Shared(config, weight_decay, warming, now, writer, gradient_limit)
+
+        plans, weights = plans_of(params), jax.tree.leaves(params)
+        decayed = resolve_decay_mask(weight_decay_mask, params)
+        arrays = scatter_states(params, state)
+        # A scalar that nothing changes is not carried through the batches: a thousand of them take seconds to compile.
+        idle = [
+            None if plan.has_background_scale else a.background_scale for plan, a in zip(plans, arrays, strict=True)
+        ]
+        arrays = [a if x is None else a._replace(background_scale=None) for x, a in zip(idle, arrays, strict=True)]
+
+        forms = [
+            Form(plan, is_decayed, w.dtype, jax.tree.structure(old))
+            for w, old, plan, is_decayed in zip(weights, arrays, plans, decayed, strict=True)
+        ]
+        batched, leave = enter(updates, params, forms)
+        steps: list[ArrayStep] = []
+        # Always 0, which the compiler cannot know: else it would do away with the branches that hold memory down.
+        skipped = jnp.minimum(state.step, 0)
+        for positions, g, form in zip(batched.positions, batched.arrays, batched.forms, strict=True):
+            members = [(weights[position], arrays[position]) for position in positions]
+            take = step_array if len(positions) == 1 else step_batch
+            w, old = members[0] if len(positions) == 1 else stack(members)
+            steps.append(take(g, w, old, form.plan, form.decayed, shared, skipped))
+            skipped = steps[-1].skipped
+        # The count is never negative, which the compiler cannot know: using it here keeps the arrays in their order.
+        step = jnp.where(skipped < 0, 0, step)
+
+        lr_scale, masks = count_votes(
+            [stepped.vote for stepped in steps],
+            [stepped.state.lr_mask for stepped in steps],
+            [form.plan for form in batched.forms],
+            now,
+            warming & (step >= 2),
+            config,
+        )
+        states = [stepped.state._replace(lr_mask=mask) for stepped, mask in zip(steps, masks, strict=True)]
+        absent = frozenset(name for name in ArrayState._fields if getattr(state, name) is None)
+        arrays = batched.spread(states, arrays)
+        arrays = [a if x is None else a._replace(background_scale=x) for x, a in zip(idle, arrays, strict=True)]
+        new_state = gather_states(params, step, lr_scale, arrays, absent)
+        stepped_updates = batched.replace([stepped.update for stepped in steps], [_no_step(g) for g in batched.others])
+        tell_step(
+            config, step, lr_scale, new_state.skipped_steps, rate=now.array(), start=lambda: start(params, new_state)
+        )
+        return leave(stepped_updates), new_state
+
+    return with_types(optax.GradientTransformationExtraArgs(init, update))
+
+
+def _absent_states(config: Config) -> frozenset[str]:
+    # An array of two axes and any size has every state that some array has.
+    plan = state_plan((1, 1), config, "flax")
+    present = {
+        "s": plan.has_s,
+        "last_polarity": plan.has_last_polarity,
+        "lr_mask": plan.has_lr_mask,
+        "spatial_variance": plan.has_spatial_variance,
+    }
+    return frozenset(name for name, has in present.items() if not has)
+
+
+def _no_step(g: jax.Array | None) -> jax.Array | None:
+    return None if g is None else jnp.zeros(g.shape, jnp.float32)

@@ -1,0 +1,178 @@
+"""Blockwise dynamic 8-bit arrays, exact on every backend (section 3).
+
+Reference: Dettmers et al., *8-bit Optimizers via Block-wise Quantization*, arXiv 2110.02861.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core import absmax_shape, dynamic_codebook
+from automagic_core.config.constants import MIN_ABSMAX
+from automagic_optax.codec.nearest import nearest_code, stochastic_code, take
+from automagic_optax.sharding.explicit_mesh import untyped
+from automagic_optax.sharding.placement import devices_of, has_explicit_axes
+from automagic_optax.sharding.state_shardings import absmax_sharding
+
+RoundingRule = Callable[[jax.Array, bool, jax.Array | None], jax.Array]
+"""(y, signed, random) → int32 codes: y to nearest where random is None, else stochastically."""
+
+
+def exact_rule(y: jax.Array, signed: bool, random: jax.Array | None) -> jax.Array:
+    """Section 3's rule, which is that of bitsandbytes' CUDA kernel."""
+    return nearest_code(y, signed) if random is None else stochastic_code(y, signed, random)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["codes", "absmax"],
+    meta_fields=["signed", "block_size"],
+)
+@dataclasses.dataclass(frozen=True)
+class QuantizedArray:
+    """An array stored as one 8-bit code per element and one scale per block.
+
+    Attributes:
+        codes: uint8, in the shape of the array it stands for.
+        absmax: float32, the largest magnitude of each block: (*shape[:-1], shape[-1] // block_size) where the blocks
+            lie inside the last axis, else (ceil(size / block_size),); (1,) where block_size is None.
+        signed: which codebook the codes refer to (static).
+        block_size: elements per block in row-major order, or None for one block of the whole array (static).
+    """
+
+    codes: jax.Array
+    absmax: jax.Array
+    signed: bool
+    block_size: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array it stands for."""
+        return self.codes.shape
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.codes.size
+
+    def dequantize(self) -> jax.Array:
+        """codebook · absmax in float32, and no more: a companded state is squared by the layer above."""
+        if has_explicit_axes(self.codes):
+            return untyped(QuantizedArray.dequantize, jax.typeof(self.codes).sharding)(self)
+        values = take(dynamic_codebook(self.signed), self.codes.astype(jnp.int32))
+        return values * per_element(self.absmax, self.shape, self.block_size, devices_of(self.codes))
+
+
+def dequantize(array: QuantizedArray) -> jax.Array:
+    """The float32 values that `array` stores; the function form of `QuantizedArray.dequantize`."""
+    return array.dequantize()
+
+
+def quantize(
+    x: jax.Array,
+    *,
+    signed: bool = True,
+    block_size: int | None = 256,
+    random: jax.Array | None = None,
+    rule: RoundingRule = exact_rule,
+) -> QuantizedArray:
+    """Stores an array in 8 bits: y = x · (1 / absmax), then the nearest of 256 values.
+
+    Args:
+        x: finite floating-point array of any shape; bfloat16, float16 and float64 are read as float32.  Negative
+            values need the signed codebook.
+        signed: the codebook from −0.993 to 1, or the one from 0 to 1.
+        block_size: elements per scale in row-major order, or None for one scale of the whole array.
+        random: r in [0, 1) for each element (`random_unit`) rounds stochastically: unbiased in expectation; None
+            rounds to nearest.
+        rule: how y becomes a code.  The parity suite passes the rule of another implementation here.
+
+    Returns:
+        The stored array.  A block whose largest magnitude is below 2⁻¹²⁰ is stored as zeros.
+
+    Example:
+        >>> q = quantize(jnp.linspace(-1.0, 1.0, 512))
+        >>> q.codes.shape, q.absmax.shape
+        ((512,), (2,))
+    """
+    x = jnp.asarray(x)
+    if has_explicit_axes(x):
+        split: Any = jax.typeof(x).sharding
+        scales: Any = absmax_sharding(split, x.shape, block_size)
+        types = QuantizedArray(split, scales, signed, block_size)
+        make = functools.partial(quantize, signed=signed, block_size=block_size, rule=rule)
+        return untyped(lambda x, random: make(x, random=random), types)(x, random)
+    x = x.astype(jnp.float32)
+    absmax = block_absmax(x, block_size)
+    absmax = jnp.where(absmax < np.float32(MIN_ABSMAX), np.float32(0), absmax)
+    zero_block = absmax == 0
+    scale = jnp.where(zero_block, np.float32(0), np.float32(1) / jnp.where(zero_block, np.float32(1), absmax))
+    scale = per_element(scale, x.shape, block_size, devices_of(x))
+    y = x * scale
+    codes = jnp.where(scale == 0, 0, rule(y, signed, random)).astype(jnp.uint8)
+    return QuantizedArray(codes, absmax, signed, block_size)
+
+
+def zeros(shape: tuple[int, ...], signed: bool, block_size: int | None) -> QuantizedArray:
+    """The stored form of an array of zeros: every code and every scale 0."""
+    scales = jnp.zeros(absmax_shape(shape, block_size), jnp.float32)
+    return QuantizedArray(jnp.zeros(shape, jnp.uint8), scales, signed, block_size)
+
+
+def block_absmax(x: jax.Array, block_size: int | None) -> jax.Array:
+    """The largest magnitude of each block, in the shape of `QuantizedArray.absmax`."""
+    magnitude = jnp.abs(x)
+    if block_size is None:
+        return jnp.max(magnitude, initial=0).reshape(1)
+    run = common_run(x.shape, block_size, devices_of(x))
+    if run > 1:
+        magnitude = jnp.max(_as_blocks(magnitude, run), axis=-1)
+    return jnp.max(_as_blocks(magnitude, block_size // run), axis=-1, initial=0)
+
+
+def common_run(shape: tuple[int, ...], block_size: int, devices: int) -> int:
+    """How many neighbours are taken together before blocks are formed: a part of a block that no device border cuts.
+
+    Where devices share a block, or blocks run over the ends of rows, forming blocks moves values between devices: then
+    it moves one for each run instead of one for each element.  A largest magnitude is exact in any order.
+    """
+    if devices == 1 or not shape or shape[-1] == 0:
+        return 1
+    part = shape[-1] // math.gcd(shape[-1], devices)  # of the last axis, were it cut over as many devices as can be
+    run = math.gcd(part, block_size)
+    return run if run > 1 else math.gcd(shape[-1], block_size)
+
+
+def per_element(per_block: jax.Array, shape: tuple[int, ...], block_size: int | None, devices: int) -> jax.Array:
+    """Broadcasts one value per block to one per element."""
+    if block_size is None:
+        return jnp.broadcast_to(per_block.reshape((1,) * len(shape)), shape)
+    run = common_run(shape, block_size, devices)
+    if run > 1:
+        per_run = per_element(per_block, (*shape[:-1], shape[-1] // run), block_size // run, 1)
+        return jnp.broadcast_to(per_run[..., None], (*per_run.shape, run)).reshape(shape)
+    spread = jnp.broadcast_to(per_block[..., None], (*per_block.shape, block_size))
+    if _blocks_inside_last_axis(shape, block_size):
+        return spread.reshape(shape)
+    size = int(np.prod(shape, dtype=np.int64))
+    return spread.reshape(-1)[:size].reshape(shape)
+
+
+def _as_blocks(x: jax.Array, block_size: int) -> jax.Array:
+    """(..., blocks, block_size), the last block padded with zeros where the size is no multiple."""
+    if _blocks_inside_last_axis(x.shape, block_size):
+        return x.reshape(*x.shape[:-1], x.shape[-1] // block_size, block_size)
+    flat = x.reshape(-1)
+    return jnp.pad(flat, (0, -flat.size % block_size)).reshape(-1, block_size)
+
+
+def _blocks_inside_last_axis(shape: tuple[int, ...], block_size: int) -> bool:
+    return bool(shape) and shape[-1] % block_size == 0

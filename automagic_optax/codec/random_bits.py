@@ -1,0 +1,49 @@
+"""The random numbers of section 3 in JAX: the bits of `automagic_core.random_unit`, under any sharding."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core.codec.random_bits import MIX_MULTIPLIERS, SLOT_MULTIPLIER, STEP_MULTIPLIER
+
+
+def mix32(x: jax.Array) -> jax.Array:
+    """Scrambles uint32 words of any shape; bit for bit `automagic_core.mix32`."""
+    x = x ^ (x >> 16)
+    x = x * np.uint32(MIX_MULTIPLIERS[0])
+    x = x ^ (x >> 15)
+    x = x * np.uint32(MIX_MULTIPLIERS[1])
+    return x ^ (x >> 16)
+
+
+def element_index(shape: tuple[int, ...]) -> jax.Array:
+    """Row-major index of every element, modulo 2³²: uint32 of the given shape.
+
+    A sum over axes rather than a reshaped count, so that a sharded array computes its own part and nothing moves.
+    """
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return index
+
+
+def random_unit(step: jax.Array | int, slot: int, shape: tuple[int, ...]) -> jax.Array:
+    """r in [0, 1) with 24 bits for each element.
+
+    Args:
+        step: t ≥ 1, an integer scalar.
+        slot: one of `automagic_core.Slot`.
+        shape: shape of the whole array.
+
+    Returns:
+        float32 array of the given shape.
+    """
+    salt = np.uint32((int(slot) * SLOT_MULTIPLIER + math.prod(shape)) % 2**32)
+    key = mix32(jnp.asarray(step).astype(jnp.uint32) * np.uint32(STEP_MULTIPLIER) + salt)
+    bits = mix32(element_index(shape) + key)
+    return (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)

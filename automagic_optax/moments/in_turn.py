@@ -1,0 +1,108 @@
+"""An update that is computed array after array, so that only one array's float32 states are in memory at a time.
+
+A wrapped transformation is called once, with all its states.  Left to itself XLA reads all of them before it uses one.
+Its computation is therefore recorded and carried out in parts: what one parameter's update needs, then what the states
+that were read for it become, and only when these are stored the next parameter.  Which operations are carried out does
+not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+from jax.extend.core import ClosedJaxpr, Literal, Var
+
+
+class States(Protocol):
+    """How states are read and written, by their positions."""
+
+    def read(self, position: int) -> jax.Array:
+        """The state's values, to be computed after all that was written before."""
+
+    def write(self, position: int, value: jax.Array) -> None:
+        """Stores the state's new values; it was read before."""
+
+
+def in_turn(
+    function: Callable[[list[Any]], tuple[list[Any], list[Any]]], shapes: Sequence[Any], states: States
+) -> list[Any]:
+    """Calls `function` on the values of stored states and stores what they become.
+
+    Args:
+        function: from the states' values to results and the states' new values; it is traced.
+        shapes: shape and dtype of each state's values.
+        states: reads and writes them; every state is read once and then written once.
+
+    Returns:
+        The results, as if all states had been read, `function` called, and all written.
+    """
+    closed = jax.make_jaxpr(function)(list(shapes))
+    parts = _Parts(closed, states)
+    if closed.effects:  # what is printed or sent must stay in its order
+        parts.compute(range(len(closed.jaxpr.eqns)))
+    split = len(closed.jaxpr.outvars) - len(shapes)
+    results = []
+    for target in closed.jaxpr.outvars[:split]:
+        results.append(parts.value(target))
+        parts.write_what_was_read()
+    for state in closed.jaxpr.invars:  # those that no result depends on
+        parts.value(state)
+        parts.write_what_was_read()
+    return results
+
+
+class _Parts:
+    """A recorded computation of which some values are known."""
+
+    def __init__(self, closed: ClosedJaxpr, states: States) -> None:
+        self.jaxpr, self.states = closed.jaxpr, states
+        self.values: dict[Var, Any] = dict(zip(self.jaxpr.constvars, closed.consts, strict=True))
+        self.position = {v: i for i, v in enumerate(self.jaxpr.invars)}
+        self.producer = {v: i for i, equation in enumerate(self.jaxpr.eqns) for v in equation.outvars}
+        self.read: list[int] = []
+        self.targets = self.jaxpr.outvars[len(self.jaxpr.outvars) - len(self.position) :]
+
+    def value(self, target: Any) -> Any:
+        """The value of one variable; computes what is missing for it, and reads states before that."""
+        missing: set[int] = set()
+        unread: set[int] = set()
+        pending = [target]
+        while pending:
+            v = pending.pop()
+            if isinstance(v, Literal) or v in self.values:
+                continue
+            if v in self.position:
+                unread.add(self.position[v])
+            elif self.producer[v] not in missing:
+                missing.add(self.producer[v])
+                pending += self.jaxpr.eqns[self.producer[v]].invars
+        self.compute(sorted(missing), sorted(unread))
+        return target.val if isinstance(target, Literal) else self.values[target]
+
+    def compute(self, equations: Sequence[int], unread: Sequence[int] | None = None) -> None:
+        """Carries out some equations, given in their own order, after reading the states that they need."""
+        for position in range(len(self.position)) if unread is None else unread:
+            self.values[self.jaxpr.invars[position]] = self.states.read(position)
+            self.read.append(position)
+        if not equations:
+            return
+        chosen = [self.jaxpr.eqns[i] for i in equations]
+        made = dict.fromkeys(v for equation in chosen for v in equation.outvars)
+        used = (v for equation in chosen for v in equation.invars if not isinstance(v, Literal))
+        needed = dict.fromkeys(v for v in used if v not in made)
+        part = self.jaxpr.replace(
+            constvars=[],
+            invars=list(needed),
+            outvars=list(made),
+            eqns=chosen,
+            debug_info=self.jaxpr.debug_info.with_unknown_names(),
+        )
+        self.values |= zip(made, jax.core.eval_jaxpr(part, [], *(self.values[v] for v in needed)), strict=True)
+
+    def write_what_was_read(self) -> None:
+        """Stores the new values of every state in memory; to compute them may read further ones."""
+        while self.read:
+            position = self.read.pop(0)
+            self.states.write(position, self.value(self.targets[position]))

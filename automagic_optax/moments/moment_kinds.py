@@ -1,0 +1,80 @@
+"""What the parameter-shaped states of optax's transformations are: signed, never negative, or not for 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+NONNEGATIVE_FIELDS = frozenset(
+    {"nu", "nu_max", "v", "sum_of_squares", "exp_avg_sq", "exp_avg_res", "grad_sum_sq", "e_g", "e_x", "step_sizes"}
+)
+"""Names under which optax, and most of what is written for it, keeps means and sums of squares."""
+
+_NONNEGATIVE_ALSO = {("ScaleByAdanState", "n"), ("ScaleBySimplifiedAdEMAMixState", "n")}
+_SIGNED_ALTHOUGH_NAMED_SO = {
+    ("ScaleByAdanState", "v"),  # the mean of gradient differences
+    ("SophiaState", "nu"),  # the mean of an estimated curvature
+    ("ScaleBySM3State", "nu"),  # the momentum
+}
+
+KEPT = frozenset(
+    {
+        "ScaleByRStdDevState",  # takes the root of nu − mu², which two rounded states can make negative
+        "ScaleByRStdDevWithCountState",
+        "MadgradState",  # the parameters are computed anew from its sums
+        "COCOBState",
+        "ScaleByLBFGSState",  # differences of successive parameters and gradients
+        "ScaleByBacktrackingLinesearchState",  # a gradient that is used again as it stands
+        "ScaleByZoomLinesearchState",
+        "ZoomLinesearchState",
+    }
+)
+"""Classes of states that stay as they are, because an error of 8 bits would be no mere noise in an update."""
+
+
+def is_kept(owner: type | None) -> bool:
+    """Whether a state's class is one of `KEPT`."""
+    return getattr(owner, "__name__", "") in KEPT
+
+
+def is_nonnegative(owner: type | None, field: str) -> bool:
+    """Whether a state is known to be never negative, by its name and the class that holds it."""
+    name = (getattr(owner, "__name__", ""), field)
+    return name in _NONNEGATIVE_ALSO or (field in NONNEGATIVE_FIELDS and name not in _SIGNED_ALTHOUGH_NAMED_SO)
+
+
+def begins_with_parameters(init: Callable[[Any], Any], params: Any) -> list[bool]:
+    """Which arrays of a first state are computed from the values of the parameters.
+
+    A moment begins at a constant.  What begins with the parameters' values is a copy of them (the `z` of schedule-free,
+    the starting point of Prodigy, slow weights), and 8 bits are too few for parameters.
+
+    Args:
+        init: a transformation's `init`; it is traced.
+        params: the parameters.
+
+    Returns:
+        One boolean for each leaf of ``init(params)``.
+    """
+    closed = jax.make_jaxpr(init)(params)
+    return _depends(closed.jaxpr, [True] * len(closed.jaxpr.invars))
+
+
+def _depends(jaxpr: Jaxpr, inputs: list[bool]) -> list[bool]:
+    touched: set[Var] = {v for v, is_touched in zip(jaxpr.invars, inputs, strict=True) if is_touched}
+
+    def is_touched(atom: Any) -> bool:
+        return not isinstance(atom, Literal) and atom in touched
+
+    for equation in jaxpr.eqns:
+        given = [is_touched(atom) for atom in equation.invars]
+        inside = equation.params.get("jaxpr")
+        if isinstance(inside, ClosedJaxpr) and len(inside.jaxpr.invars) == len(given):
+            outputs = _depends(inside.jaxpr, given)  # a jitted function, which may look at a shape alone
+        else:
+            outputs = [any(given)] * len(equation.outvars)
+        touched.update(v for v, is_output in zip(equation.outvars, outputs, strict=True) if is_output)
+    return [is_touched(atom) for atom in jaxpr.outvars]

@@ -1,0 +1,144 @@
+"""A new optimizer state that goes on with states found elsewhere: the array states, and those of the other stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from automagic_core.moving.notes import Notes
+from automagic_optax.arrays.flax_variables import flatten_like, pure
+from automagic_optax.arrays.leaves import Leaf, leaf_name, leaves_of
+from automagic_optax.cameamp.find_states import map_states, only_state
+from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
+from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, gather_states, scatter_states
+from automagic_optax.codec.stored import RowColumn
+from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
+from automagic_optax.stages.encourage_low_rank import EncourageLowRankState
+from automagic_optax.stages.suppress_edges import SuppressEdgesState
+from automagic_optax.stages.suppress_high_frequencies import SuppressHighFrequenciesState
+
+_STAGES = (ClipByPercentileState, SuppressEdgesState, SuppressHighFrequenciesState, EncourageLowRankState)
+_ALL = (ScaleByCameampState, RoundToParametersState, *_STAGES)
+
+
+class Template:
+    """What ``tx.init(params)`` returns, to be filled.
+
+    Attributes:
+        opt_state: as `init` made it, without flax's Variables.
+        names: dotted, of every parameter.
+        params: the parameters, a flat list.
+        arrays: the states of every array as `init` made them.
+
+    Raises:
+        ValueError: `tx` has not exactly one of this optimizer's states, or that has other arrays than `params`.
+    """
+
+    def __init__(self, params: Any, tx: Any) -> None:
+        self.tree = pure(params)
+        leaves: list[Leaf] = leaves_of(self.tree)
+        self.names = [leaf_name(leaf.path) for leaf in leaves]
+        self.params = [leaf.value for leaf in leaves]
+        self.opt_state = pure(tx.init(params))
+        self.state = only_state(self.opt_state, "tx.init(params)")
+        self.arrays = arrays_of(self.state, self.tree, "tx.init(params)")
+
+    def filled(self, step: jax.Array, lr_scale: jax.Array, arrays: Sequence[ArrayState]) -> Any:
+        """The whole state with the array states in their place; parameters are rounded from the same step on."""
+        absent = frozenset(
+            name
+            for name in ArrayState._fields
+            if getattr(self.state, name) is None or (arrays and all(getattr(array, name) is None for array in arrays))
+        )
+        state = gather_states(self.tree, step, lr_scale, list(arrays), absent)
+        filled = map_states(lambda _: state, self.opt_state)
+
+        def counted(part: Any) -> Any:
+            return part._replace(step=step) if isinstance(part, RoundToParametersState) else part
+
+        return jax.tree.map(counted, filled, is_leaf=_is_ours)
+
+
+def arrays_of(state: ScaleByCameampState, params: Any, where: str) -> list[ArrayState]:
+    """The states of every array, checked against the parameters."""
+    try:
+        arrays = scatter_states(params, pure(state))
+    except ValueError as error:
+        raise ValueError(f"{where} has other arrays than params: {error}") from error
+    for leaf, array in zip(leaves_of(params), arrays, strict=True):
+        shape = array.exp_avg.shape
+        if shape != leaf.shape:
+            raise ValueError(f"{where} has exp_avg of shape {shape} for {leaf_name(leaf.path)} of shape {leaf.shape}")
+    return arrays
+
+
+def carry_other_states(filled: Any, source: Any, notes: Notes) -> Any:
+    """The stages of section 4, and whatever is chained with this optimizer, with the values of the source.
+
+    A stage's state is carried where both have the stage and its arrays have one form; the states of other
+    transformations where all of them correspond.  What cannot be carried begins anew.
+    """
+    source = pure(source)
+    theirs = {type(x): x for x in jax.tree.leaves(source, is_leaf=_is_ours) if isinstance(x, _STAGES)}
+
+    def carried(part: Any) -> Any:
+        if not isinstance(part, _STAGES):
+            return part
+        found = theirs.pop(type(part), None)
+        if found is not None and _form(found) == _form(part):
+            return found
+        notes.changed(f"{type(part).__name__} begins anew")
+        return part
+
+    leaves, structure = jax.tree.flatten(filled, is_leaf=_is_ours)
+    leaves = [carried(leaf) for leaf in leaves]
+    for kind in theirs:
+        notes.lost(f"{kind.__name__} is dropped: tx has no such stage")
+    mine = [i for i, leaf in enumerate(leaves) if not isinstance(leaf, _ALL)]
+    others = [x for x in jax.tree.leaves(source, is_leaf=_is_ours) if not isinstance(x, _ALL)]
+    if [_form(leaves[i]) for i in mine] == [_form(x) for x in others]:
+        for i, other in zip(mine, others, strict=True):
+            leaves[i] = other
+    else:
+        notes.lost("states of the other transformations in the chain do not correspond and begin anew")
+    return jax.tree.unflatten(structure, leaves)
+
+
+def mean_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Mean over the axes that are reduced in `shape`, dimensions kept."""
+    return jnp.mean(x, axis=tuple(axis for axis, n in enumerate(shape) if n == 1), keepdims=True)
+
+
+def row_and_column(x: jax.Array, like: RowColumn) -> RowColumn:
+    """Row and column means in the shapes of `like`."""
+    return RowColumn(mean_to(x, like.row.shape), mean_to(x, like.column.shape))
+
+
+def match(params: Any, tree: Any, what: str) -> list[Any]:
+    """The leaves of `tree`, which has one for every parameter.
+
+    Raises:
+        ValueError: another structure or other shapes; the message names what differs.
+    """
+    try:
+        leaves = flatten_like(params, tree)
+    except ValueError as error:
+        raise ValueError(f"{what} has other arrays than params: {error}") from error
+    for leaf, value in zip(leaves_of(params), leaves, strict=True):
+        shape = getattr(value, "shape", None)
+        if shape != leaf.shape:
+            found = f"shape {shape}" if shape is not None else f"no array but {type(value).__name__}"
+            raise ValueError(f"{what} has {found} for {leaf_name(leaf.path)} of shape {leaf.shape}")
+    return leaves
+
+
+def _is_ours(x: Any) -> bool:
+    return isinstance(x, _ALL)
+
+
+def _form(x: Any) -> Any:
+    leaves, structure = jax.tree.flatten(x)
+    return structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]

@@ -1,0 +1,148 @@
+"""From Adam to this optimizer in the middle of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from automagic_core import MAX_STEP, Config, Slot
+from automagic_core.arrays.bias import stored_confidence, weight_seen
+from automagic_core.config.constants import SQUARE_FLOOR
+from automagic_core.moving.notes import Notes
+from automagic_optax.arrays.flax_variables import pure
+from automagic_optax.cameamp.states import ArrayState
+from automagic_optax.codec.polarity import pack_bits
+from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer
+from automagic_optax.moving.filled_chain import Template, match, row_and_column
+from automagic_optax.stages.suppress_edges import SuppressEdgesState
+
+LOGGER = "automagic_optax"
+f32 = np.float32
+
+
+def from_adam_state(
+    opt_state: Any,
+    params: Any,
+    tx: optax.GradientTransformation,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    config: Config | None = None,
+    restart_warmup: bool = True,
+) -> tuple[Any, list[str]]:
+    """A state of `tx` that takes over the moments of an Adam run (sections 5 and 6).
+
+    With Adam's bias-corrected moments m̂ and v̂ after t steps, and this optimizer's own βs:
+
+        exp_avg     ← clip(m̂ / (√v̂ + eps), ± update_clip) · (1 − β₁ᵗ)     the first step goes on in Adam's direction
+        exp_avg_sq  ← v̂ · (1 − β₂ᵗ), or its row and column means
+        exp_avg_res ← 1 − β₃ᵗ                                             reads as r̂ = 1: no confidence yet
+        age         ← t
+
+    `last_polarity` gets the signs of m̂, `background_scale` the mean of √v̂; all else, the stages of section 4 and
+    whatever is chained with `tx` included, begins as in a new run.  States are rounded with the random bits of the new
+    state's step.  Call it outside ``jax.jit``.
+
+    Args:
+        opt_state: holds one ``optax.ScaleByAdamState``, however it is wrapped: the state of ``optax.adamw``, say.
+        params: the parameters.
+        tx: ``automagic_8bit(...)``, alone or in a chain.
+        b1, b2, eps: Adam's.
+        config: the hyperparameters that `tx` was made with; `betas`, `update_clip` and `stochastic_rounding` matter.
+        restart_warmup: begin at step 0 and ℓ = 0, so that the mask searches for its rate while η ramps up again, and a
+            schedule begins again.  False goes on at Adam's count, with a mask that has found nothing.
+
+    Returns:
+        The state, and what was not carried over or begins anew, one sentence each; also logged by
+        ``automagic_optax``.  In ``nnx.Optimizer`` put it in place by
+        ``nnx.update(optimizer.opt_state, nnx.state(state))``.
+
+    Raises:
+        ValueError: there is not exactly one state of Adam, or its arrays are not those of `params`.
+
+    Example:
+        >>> tx = automagic_8bit(1e-4, warmup_steps=200)
+        >>> opt_state, told = from_adam_state(adamw_state, params, tx)
+    """
+    config = Config() if config is None else config
+    notes = Notes()
+    template = Template(params, tx)
+    adam = _only_adam(pure(opt_state))
+    mu, nu = match(template.tree, adam.mu, "Adam's mu"), match(template.tree, adam.nu, "Adam's nu")
+    for name, m, v in zip(template.names, mu, nu, strict=True):
+        if not bool(jnp.all(jnp.isfinite(m)) & jnp.all(jnp.isfinite(v)) & jnp.all(v >= 0)):
+            raise ValueError(f"Adam's state of {name} has values that are not finite, or negative second moments")
+    age = min(int(adam.count), MAX_STEP)
+    if age < 1:
+        raise ValueError("Adam's state took no step; begin with tx.init(params)")
+    step = jnp.asarray(0 if restart_warmup else age, jnp.int32)
+    writer = Writer(step, config.stochastic_rounding)
+
+    def one(m: jax.Array, v: jax.Array, like: ArrayState) -> ArrayState:
+        m_hat = m.astype(jnp.float32) / f32(weight_seen(b1, age))
+        v_hat = v.astype(jnp.float32) / f32(weight_seen(b2, age))
+        root = jnp.sqrt(jnp.maximum(v_hat, f32(SQUARE_FLOOR)))
+        # Adam's eps too: where it held an element back, 1 / √v̂ alone would let it jump.
+        u = jnp.clip(m_hat / (root + f32(eps)), -f32(config.update_clip), f32(config.update_clip))
+        beta1, beta2, beta3 = config.betas
+        confidence = jnp.full(m.shape, stored_confidence(1.0, beta3, age), jnp.float32)
+        elementwise = not isinstance(like.exp_avg_sq, RowColumn)
+        return like._replace(
+            age=jnp.asarray(age, jnp.int32),
+            background_scale=jnp.mean(root) if elementwise and m.size else like.background_scale,
+            exp_avg=writer.signed(u * f32(weight_seen(beta1, age)), like.exp_avg, Slot.exp_avg),
+            exp_avg_sq=in_form(v_hat * f32(weight_seen(beta2, age)), like.exp_avg_sq, writer, Slot.exp_avg_sq),
+            exp_avg_res=in_form(confidence, like.exp_avg_res, writer, Slot.exp_avg_res),
+            # Clear bits would make the array vote against a polarity that it never saw.  The sign of the averaged
+            # gradients is the best that is known of the last one, and serves for one vote at most.
+            last_polarity=None if like.last_polarity is None else pack_bits(u < 0),
+        )
+
+    arrays = [one(m, v, like) if m.size else like for m, v, like in zip(mu, nu, template.arrays, strict=True)]
+    filled = template.filled(step, jnp.zeros([], jnp.float32), arrays)
+    _note_new_states(template, restart_warmup, notes)
+    return filled, notes.tell(LOGGER)
+
+
+def in_form(value: jax.Array, like: StoredMoment, writer: Writer, slot: Slot) -> Stored | RowColumn:
+    """A non-negative elementwise statistic in the form of `like`."""
+    return row_and_column(value, like) if isinstance(like, RowColumn) else writer.nonnegative(value, like, slot)
+
+
+def _only_adam(opt_state: Any) -> optax.ScaleByAdamState:
+    def is_adam(x: Any) -> bool:
+        return isinstance(x, optax.ScaleByAdamState)
+
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
+    if len(found) != 1:
+        raise ValueError(f"expected one ScaleByAdamState in the optimizer state, found {len(found)}")
+    return found[0]
+
+
+def _note_new_states(template: Template, restart_warmup: bool, notes: Notes) -> None:
+    how = {
+        "last_polarity": "last_polarity has the signs of the momentum",
+        "s": "s begins at zero, as in a new run",
+        "lr_mask": "lr_mask begins at zero, as in a new run",
+        "spatial_variance": "spatial_variance begins at zero, as in a new run",
+    }
+    for name, array in zip(template.names, template.arrays, strict=True):
+        for state, sentence in how.items():
+            if getattr(array, state) is not None:
+                notes.changed(sentence, name)
+    parts = jax.tree.leaves(template.opt_state, is_leaf=lambda x: isinstance(x, SuppressEdgesState))
+    if any(isinstance(part, SuppressEdgesState) for part in parts):
+        notes.changed("edge_history begins anew, with an age of its own")
+    notes.changed(
+        "Adam's hyperparameters, and states of transformations around it, are not taken over: those of tx hold"
+    )
+    notes.changed(
+        "step and lr_scale begin at 0: warm-up, schedule and search for the rate start again"
+        if restart_warmup
+        else "lr_scale begins at 0: Adam had no mask"
+    )

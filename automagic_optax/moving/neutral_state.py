@@ -1,0 +1,203 @@
+"""The state of `automagic_8bit` and the neutral form of a run (`automagic_core.moving.neutral`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core import Layout, check_layout, state_plan
+from automagic_core.arrays.axes import inverse_axes, transposed_shape
+from automagic_core.arrays.state_forms import WARM_UP_ONLY
+from automagic_core.moving.neutral import Axes, NeutralArray, NeutralGroup, axes_of, check_group, in_layout
+from automagic_core.moving.notes import Notes
+from automagic_optax.arrays.flax_variables import flatten_like, pure, unflatten_like
+from automagic_optax.arrays.leaves import leaf_name, leaves_of
+from automagic_optax.arrays.marks import Mark, resolve_mark
+from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
+from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, gather_states, scatter_states
+from automagic_optax.moving.torch_names import Names, torch_indices
+from automagic_optax.moving.torch_tensors import array_state, flat_fields
+from automagic_optax.optimizer import automagic_8bit
+from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
+from automagic_optax.stages.suppress_edges import SuppressEdgesState
+
+Part = TypeVar("Part")
+RINGS = ("norm_history", "norm_position")
+
+
+def continued(
+    group: NeutralGroup,
+    params: Any,
+    names: Names,
+    layout: Layout,
+    axes: Axes | None,
+    *,
+    lora: Mark,
+    embedding: Mark,
+    label: str,
+    notes: Notes,
+) -> Any:
+    """The state of ``automagic_8bit(..., layout=layout)`` that goes on with a group.
+
+    Args:
+        group: from anywhere.
+        params: the parameters in JAX.
+        names: which leaf is which array (`torch_indices`).
+        layout: of `params`.
+        axes: permutations from the group's arrays to the leaves, by the leaves' dotted paths.
+        lora, embedding: as for ``automagic_8bit``.
+        label: how errors call the group.
+        notes: gets what is lost.
+
+    Raises:
+        ValueError: something does not fit; the message names the leaf.
+    """
+    check_layout(layout)
+    matched = _matched(group, params, names, layout, axes, embedding, label)
+    check_group(matched, label)
+    if layout != group.layout or axes:
+        matched, _ = in_layout(matched, layout, axes, notes)
+    return _opt_state(matched, params, lora, embedding)
+
+
+def group_of(
+    opt_state: Any,
+    params: Any,
+    fields: Mapping[str, Any],
+    layout: Layout,
+    *,
+    lora: Mark,
+    embedding: Mark,
+) -> NeutralGroup:
+    """The neutral form of a state, its arrays under their dotted paths.
+
+    Args:
+        opt_state: holds one state of ``automagic_8bit(..., layout=layout)``.
+        params: the parameters.
+        fields: hyperparameters by name, `warmup_steps` among them.
+        layout, lora, embedding: as for ``automagic_8bit``.
+
+    Raises:
+        ValueError: there is not exactly one such state.
+    """
+    state = only_state(opt_state)
+    warming = int(state.step) < fields["warmup_steps"]
+    leaves = leaves_of(params)
+    marks = zip(resolve_mark(embedding, params, "embedding"), resolve_mark(lora, params, "lora"), strict=True)
+    arrays = [
+        NeutralArray(
+            leaf_name(leaf.path),
+            leaf.shape,
+            is_embedding,
+            is_lora,
+            {name: np.asarray(value) for name, value in states.items() if warming or name not in WARM_UP_ONLY},
+        )
+        for leaf, (is_embedding, is_lora), states in zip(leaves, marks, flat_states(opt_state, params), strict=True)
+    ]
+    shared = {"lr_scale": state.lr_scale}
+    for clipped in parts_of(opt_state, ClipByPercentileState):
+        shared |= {name: getattr(clipped, name) for name in RINGS}
+    return NeutralGroup(
+        fields=fields,
+        layout=layout,
+        step=int(state.step),
+        shared={name: np.asarray(value) for name, value in shared.items()},
+        arrays=tuple(arrays),
+        named=True,
+    )
+
+
+def flat_states(opt_state: Any, params: Any) -> list[dict[str, Any]]:
+    """The states of each array by their flat names, those of the gradient stages among them."""
+    found = [flat_fields(array) for array in scatter_states(params, only_state(opt_state))]
+    for edges in parts_of(opt_state, SuppressEdgesState):
+        for fields, history in zip(found, flatten_like(params, edges.edge_history), strict=True):
+            if history is not None:
+                fields["edge_history"] = history
+    return found
+
+
+def parts_of(opt_state: Any, kind: type[Part]) -> list[Part]:
+    """The members of a chain's state that are of one type, however they are wrapped."""
+
+    def is_kind(x: Any) -> bool:
+        return isinstance(x, kind)
+
+    return [pure(x) for x in jax.tree.leaves(opt_state, is_leaf=is_kind) if is_kind(x)]
+
+
+def only_state(opt_state: Any) -> ScaleByCameampState:
+    """The one state of this optimizer."""
+    found = parts_of(opt_state, ScaleByCameampState)
+    if len(found) != 1:
+        raise ValueError(f"expected one ScaleByCameampState in the optimizer state, found {len(found)}")
+    return found[0]
+
+
+def _matched(
+    group: NeutralGroup, params: Any, names: Names, layout: Layout, axes: Axes | None, embedding: Mark, label: str
+) -> NeutralGroup:
+    """The group with its arrays in the order of the leaves, under their names and with their marks."""
+    check_layout(group.layout)
+    positions = torch_indices(params, [array.name for array in group.arrays], group.named, names)
+    marks = resolve_mark(embedding, params, "embedding")
+    arrays = []
+    for leaf, position, mark in zip(leaves_of(params), positions, marks, strict=True):
+        theirs, name = group.arrays[position], leaf_name(leaf.path)
+        array = dataclasses.replace(theirs, name=name, shape=leaf.shape, embedding=mark)
+        order = axes_of(array, group.layout, layout, (axes or {}).get(name))
+        shape = transposed_shape(leaf.shape, inverse_axes(order))
+        if theirs.shape not in (None, shape):
+            raise ValueError(
+                f"{name} of shape {leaf.shape} with layout {layout!r} has shape {shape} with {label}'s layout "
+                f"{group.layout!r}, but {theirs.name!r} there has {theirs.shape}: names=, embedding= or axes= may be "
+                "wrong"
+            )
+        arrays.append(dataclasses.replace(array, shape=shape))
+    return dataclasses.replace(group, arrays=tuple(arrays), named=True)
+
+
+def _opt_state(group: NeutralGroup, params: Any, lora: Mark, embedding: Mark) -> Any:
+    """The state for a group whose arrays are the leaves of `params`."""
+    config, step = group.config, jnp.asarray(group.step, jnp.int32)
+    arrays: list[ArrayState] = []
+    edge_history: list[jax.Array | None] = []
+    for array in group.arrays:
+        assert array.shape is not None
+        plan = state_plan(array.shape, config, group.layout, embedding=array.embedding)
+        history = array.states.get("edge_history", np.zeros(plan.row_shape, np.float32))
+        edge_history.append(jnp.array(history) if plan.has_edge_history else None)
+        arrays.append(array_state(array.states, plan, group.warming))
+    absent = frozenset(
+        name for name in ArrayState._fields if arrays and all(getattr(array, name) is None for array in arrays)
+    )
+    state = gather_states(params, step, jnp.array(group.shared["lr_scale"]), arrays, absent)
+    stages = {
+        SuppressEdgesState: {"age": state.age, "edge_history": unflatten_like(params, edge_history)},
+        ClipByPercentileState: {name: jnp.array(group.shared[name]) for name in RINGS if name in group.shared},
+        RoundToParametersState: {"step": step},
+    }
+    fields = {name: value for name, value in config.__dict__.items() if name not in ("lr", "weight_decay", "profile")}
+    tx = automagic_8bit(config.min_lr, layout=group.layout, lora=lora, embedding=embedding, **fields)
+    template = jax.eval_shape(tx.init, params)
+
+    def filled(part: Any) -> Any:
+        if isinstance(part, ScaleByCameampState):
+            return state
+        # What only tells of the last step starts anew.
+        fresh = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), part)
+        return fresh._replace(**stages[type(part)]) if type(part) in stages else fresh
+
+    return tuple(filled(part) for part in template)
+
+
+def told_to(told: list[str] | None, notes: Notes, logger: str) -> None:
+    """Logs the notes, and adds them to the caller's list where there is one."""
+    sentences: Sequence[str] = notes.tell(logger)
+    if told is not None:
+        told.extend(sentences)

@@ -1,0 +1,151 @@
+"""A run of this optimizer goes on with other bits, other blocks or another `factored`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from automagic_core import Config, Slot
+from automagic_core.arrays.bias import weight_seen
+from automagic_core.config.constants import SQUARE_FLOOR
+from automagic_core.moving.notes import Notes
+from automagic_optax.arrays.flax_variables import pure
+from automagic_optax.cameamp.find_states import only_state
+from automagic_optax.cameamp.states import ArrayState
+from automagic_optax.codec.quantized_array import QuantizedArray
+from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer, read_nonnegative, read_signed
+from automagic_optax.moving.filled_chain import Template, arrays_of, carry_other_states
+from automagic_optax.moving.migration import LOGGER, in_form
+
+f32 = np.float32
+_ROW_STATES = ("lr_mask", "spatial_variance")
+_WARM_UP = ("s", "last_polarity")
+
+
+def requantized(
+    opt_state: Any, params: Any, tx: optax.GradientTransformation, *, config: Config | None = None
+) -> tuple[Any, list[str]]:
+    """The state of a run of this optimizer in the form in which `tx` stores it.
+
+    Between 8 and 32 bits, to other block sizes, from single values to row and column means, and from these to their
+    product, which approximates single values.  `step`, `lr_scale`, `lr_mask`, ages and counters are those of the run,
+    and so are the states of the stages and of transformations in the chain where they correspond.  A state that stays
+    in its form keeps every bit; one that goes to 8 bits is rounded with the random bits of the run's last step.  The
+    βs of both are taken to be equal.  Call it outside ``jax.jit``.
+
+    Args:
+        opt_state: state of ``automagic_8bit``, alone or in a chain.
+        params: the parameters.
+        tx: ``automagic_8bit(...)``, alone or in a chain, with the same layout.
+        config: the hyperparameters that `tx` was made with; `betas` and `stochastic_rounding` matter.
+
+    Returns:
+        The state, and what changed its form, was dropped or begins anew, one sentence each; also logged by
+        ``automagic_optax``.  In ``nnx.Optimizer`` put it in place by
+        ``nnx.update(optimizer.opt_state, nnx.state(state))``.
+
+    Raises:
+        ValueError: there is not exactly one state of this optimizer on each side, or arrays differ.
+
+    Example:
+        >>> opt_state, told = requantized(state_in_32_bits, params, automagic_8bit(1e-4))
+    """
+    config = Config() if config is None else config
+    notes = Notes()
+    template = Template(params, tx)
+    source = pure(only_state(opt_state, "opt_state"))
+    arrays = arrays_of(source, template.tree, "opt_state")
+    for name, old, like in zip(template.names, arrays, template.arrays, strict=True):
+        _check_rows(old, like, name)
+    writer = Writer(source.step, config.stochastic_rounding)
+    new = [
+        _converted(old, like, writer, config, name, notes)
+        for name, old, like in zip(template.names, arrays, template.arrays, strict=True)
+    ]
+    filled = template.filled(source.step, source.lr_scale, new)
+    return carry_other_states(filled, opt_state, notes), notes.tell(LOGGER)
+
+
+def _check_rows(old: ArrayState, like: ArrayState, name: str) -> None:
+    """Raises a ValueError where the rows are other axes: another layout, or another mark of an embedding."""
+    for field in (*_ROW_STATES, "exp_avg_sq", "exp_avg_res"):
+        ours, theirs = (_row_shape(getattr(array, field), field) for array in (like, old))
+        if ours is not None and theirs is not None and ours != theirs:
+            raise ValueError(f"opt_state has {field} with rows of shape {theirs} for {name}; valid: {ours}")
+
+
+def _row_shape(value: Any, field: str) -> tuple[int, ...] | None:
+    if isinstance(value, RowColumn):
+        return value.row.shape
+    return value.shape if field in _ROW_STATES and value is not None else None
+
+
+def _converted(
+    old: ArrayState, like: ArrayState, writer: Writer, config: Config, name: str, notes: Notes
+) -> ArrayState:
+    _note_bits(old.exp_avg, like.exp_avg, name, notes)
+    new = old._replace(
+        exp_avg=_signed(old.exp_avg, like.exp_avg, writer, Slot.exp_avg),
+        exp_avg_sq=_moment(old.exp_avg_sq, like.exp_avg_sq, writer, Slot.exp_avg_sq, name, notes),
+        exp_avg_res=_moment(old.exp_avg_res, like.exp_avg_res, writer, Slot.exp_avg_res, name, notes),
+    )
+    if isinstance(old.exp_avg_sq, RowColumn) and not isinstance(like.exp_avg_sq, RowColumn) and int(old.age) > 0:
+        v_hat = _product(old.exp_avg_sq) / f32(weight_seen(config.betas[1], int(old.age)))
+        new = new._replace(background_scale=jnp.mean(jnp.sqrt(jnp.maximum(v_hat, f32(SQUARE_FLOOR)))))
+    for field in (*_ROW_STATES, *_WARM_UP):
+        was, wanted = getattr(old, field), getattr(like, field)
+        if was is not None and wanted is None:
+            notes.lost(f"{field} has no use with this tx: dropped", name)
+            nothing: Any = None
+            new = new._replace(**{field: nothing})
+        elif was is None and wanted is not None and field in _WARM_UP:
+            notes.changed(f"{field} stays away, as after finish_warmup", name)
+        elif was is None and wanted is not None:
+            notes.changed(f"{field} begins at zero, as in a new run", name)
+            new = new._replace(**{field: wanted})
+    if new.s is not None and like.s is not None:
+        new = new._replace(s=_signed(new.s, like.s, writer, Slot.s))
+    return new
+
+
+def _signed(old: Stored, like: Stored, writer: Writer, slot: Slot) -> Stored:
+    return old if _same_form(old, like) else writer.signed(read_signed(old), like, slot)
+
+
+def _moment(old: StoredMoment, like: StoredMoment, writer: Writer, slot: Slot, name: str, notes: Notes) -> StoredMoment:
+    if _same_form(old, like):
+        return old
+    if isinstance(old, RowColumn):
+        notes.lost(f"{slot.name} is approximated by the product of its row and column means", name)
+        return writer.nonnegative(_product(old), like, slot)
+    if isinstance(like, RowColumn):
+        notes.lost(f"{slot.name} goes on as row and column means: single values are gone", name)
+    value = read_nonnegative(old)
+    assert not isinstance(value, RowColumn)
+    return in_form(value, like, writer, slot)
+
+
+def _product(moment: RowColumn) -> jax.Array:
+    """The array that row and column statistics stand for: R / mean R · C."""
+    return moment.row / jnp.maximum(jnp.mean(moment.row), f32(SQUARE_FLOOR)) * moment.column
+
+
+def _same_form(old: Any, like: Any) -> bool:
+    if isinstance(old, QuantizedArray) and isinstance(like, QuantizedArray):
+        return old.block_size == like.block_size
+    return type(old) is type(like) or (isinstance(old, jax.Array) and isinstance(like, jax.Array))
+
+
+def _note_bits(old: Stored, like: Stored, name: str, notes: Notes) -> None:
+    if _same_form(old, like):
+        return
+    if not isinstance(like, QuantizedArray):
+        notes.changed("8-bit states go on in 32 bits as they read; what rounding took stays lost", name)
+    elif not isinstance(old, QuantizedArray):
+        notes.changed("32-bit states are rounded to 8 bits", name)
+    else:
+        notes.changed(f"8-bit states are rounded again to blocks of {like.block_size or 'the whole array'}", name)

@@ -1,0 +1,162 @@
+"""The neutral file of `automagic_core.moving.state_file` in JAX: a run is carried without PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from automagic_core import Config, Layout
+from automagic_core.moving.neutral import Axes, NeutralGroup, one_group
+from automagic_core.moving.notes import Notes
+from automagic_core.moving.state_file import read_groups, write_groups
+from automagic_optax.arrays.flax_variables import flatten_like
+from automagic_optax.arrays.leaves import leaves_of
+from automagic_optax.arrays.marks import Mark, resolve_mark
+from automagic_optax.moving.migration import LOGGER
+from automagic_optax.moving.neutral_state import continued, group_of
+from automagic_optax.moving.torch_names import Names, torch_indices
+
+
+class LoadedState(NamedTuple):
+    """What a neutral file holds.
+
+    Attributes:
+        opt_state: the state of ``automagic_8bit(lr, layout=..., **fields)`` that goes on with the run.
+        lr: the learning rate as it stood, which a scheduler may have set.
+        fields: all other hyperparameters.
+        told: what was lost, one sentence each; also logged by ``automagic_optax``.
+    """
+
+    opt_state: Any
+    lr: float
+    fields: dict[str, Any]
+    told: list[str]
+
+
+def load_state_file(
+    path: str | Path,
+    params: Any,
+    *,
+    group: int | None = None,
+    names: Names = None,
+    layout: Layout = "flax",
+    axes: Axes | None = None,
+    lora: Mark = None,
+    embedding: Mark = None,
+) -> LoadedState:
+    """Goes on with the run in a neutral file.
+
+    Args:
+        path: written by ``python -m automagic_core.convert`` or `save_state_file`.
+        params: the parameters.
+        group, names, axes: as for `from_torch_state`; the file has PyTorch's names where it came from there.
+        layout: of `params`.  From another layout arrays are transposed and 8-bit states rounded again.
+        lora, embedding: as for ``automagic_8bit``.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: the file is damaged or does not fit; the message says where.
+        ImportError: safetensors is missing; the message says how to get it.
+
+    Example:
+        >>> opt_state, lr, fields, told = load_state_file("run.safetensors", params, names=peft_name)
+        >>> tx = automagic_8bit(lr, layout="flax", **fields)
+    """
+    theirs, notes = one_group(read_groups(path), group, str(path)), Notes()
+    _compare_marks(theirs, params, names, layout, lora, embedding, notes)
+    opt_state = continued(
+        theirs, params, names, layout, axes, lora=lora, embedding=embedding, label=str(path), notes=notes
+    )
+    fields = {name: value for name, value in theirs.fields.items() if name != "lr"}
+    return LoadedState(opt_state, theirs.fields["lr"], fields, notes.tell(LOGGER))
+
+
+def save_state_file(
+    path: str | Path,
+    opt_state: Any,
+    params: Any,
+    config: Config | None = None,
+    *,
+    like: str | Path | None = None,
+    group: int | None = None,
+    names: Names = None,
+    layout: Layout = "flax",
+    lora: Mark = None,
+    embedding: Mark = None,
+) -> None:
+    """Writes a run into a neutral file, every bit of it and in its own layout.
+
+    A state does not know its hyperparameters, so they come from `config` or from an earlier file of the run.  What only
+    the warm-up needs must be there until `warmup_steps` steps are over, and is left out afterwards.
+
+    Args:
+        path: ends in ``.safetensors``; a file that is there is replaced as a whole.
+        opt_state: holds one state of ``automagic_8bit``.
+        params: the parameters.
+        config: the hyperparameters.  For a schedule as `lr` its value at the next step is written.
+        like: instead of `config`, or beside it: a neutral file whose parameter names, order and other entries are kept.
+            PyTorch loads parameters by position, so a run that goes back there needs its order.
+        group: which of several groups of `like` this is; the others are written as they are there.
+        names: what the parameters are called in `like`, or, without it, in the new file (a function or a tree of
+            names); None keeps dotted paths.
+        layout, lora, embedding: as for ``automagic_8bit``.
+
+    Raises:
+        ValueError: neither `config` nor `like`; a state that does not fit them; the message says where.
+        ImportError: safetensors is missing; the message says how to get it.
+    """
+    groups = read_groups(like) if like is not None else []
+    earlier = one_group(groups, group, str(like)) if like is not None else None
+    if earlier is None and group is not None:
+        raise ValueError(f"group = {group!r} is one of the groups of an earlier file: give like=")
+    if config is None and earlier is None:
+        raise ValueError("the state does not know its hyperparameters: give config= or like=")
+    fields: Mapping[str, Any] = config.__dict__ if config is not None else earlier.fields  # type: ignore[union-attr]
+    ours = group_of(opt_state, params, fields, layout, lora=lora, embedding=embedding)
+    if callable(fields["lr"]):
+        ours = dataclasses.replace(ours, fields={**fields, "lr": float(fields["lr"](ours.step))})
+    if earlier is None:
+        groups = [_named(ours, params, names)]
+    else:
+        groups[group or 0] = _as_in(ours, earlier, params, names)
+    write_groups(path, groups)
+
+
+def _compare_marks(
+    group: NeutralGroup, params: Any, names: Names, layout: Layout, lora: Mark, embedding: Mark, notes: Notes
+) -> None:
+    """An embedding's rows are others in Flax's layout, so both sides must agree on it; an adapter's are not.
+
+    PyTorch's layout has the rows of either on one axis, and a checkpoint has no marks: there the tree may know better.
+    """
+    positions = torch_indices(params, [array.name for array in group.arrays], group.named, names)
+    tables, adapters = resolve_mark(embedding, params, "embedding"), resolve_mark(lora, params, "lora")
+    for position, table, adapter, leaf in zip(positions, tables, adapters, leaves_of(params), strict=True):
+        array = group.arrays[position]
+        if array.embedding != table and len(leaf.shape) > 1 and (array.embedding or group.layout == "flax"):
+            there, here = ("no", "an") if table else ("an", "no")
+            raise ValueError(
+                f"{array.name} is {there} embedding in the file and {here} embedding in params: embedding= says which "
+                "of params are"
+            )
+        if array.lora != adapter and len(leaf.shape) == 2:
+            notes.changed(f"{'an' if adapter else 'no'} adapter here, other than in the file", array.name)
+
+
+def _named(group: NeutralGroup, params: Any, names: Names) -> NeutralGroup:
+    """The group under the names that the caller gives."""
+    if names is None:
+        return group
+    given = [names(array.name) for array in group.arrays] if callable(names) else flatten_like(params, names)
+    arrays = [dataclasses.replace(array, name=str(name)) for array, name in zip(group.arrays, given, strict=True)]
+    return dataclasses.replace(group, arrays=tuple(arrays))
+
+
+def _as_in(group: NeutralGroup, earlier: NeutralGroup, params: Any, names: Names) -> NeutralGroup:
+    """The group with the names, the order and the other entries of an earlier one."""
+    positions = torch_indices(params, [array.name for array in earlier.arrays], earlier.named, names)
+    arrays = dict(zip(positions, group.arrays, strict=True))
+    ordered = [dataclasses.replace(arrays[k], name=old.name) for k, old in enumerate(earlier.arrays)]
+    return dataclasses.replace(group, arrays=tuple(ordered), named=earlier.named, others=earlier.others)

@@ -1,0 +1,147 @@
+"""Carries an optimizer state from PyTorch to JAX and back.
+
+In one layout every bit is kept: states are taken in the form in which they are stored, 8 or 32 bits, with or without
+what only the warm-up needs.  From one layout to the other arrays are transposed; 8-bit states are then rounded again,
+because their blocks follow memory order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from automagic_core import Layout
+from automagic_core.arrays.axes import check_axes, inverse_axes
+from automagic_core.moving.neutral import Axes, check_group, in_layout, one_group
+from automagic_core.moving.notes import Notes
+from automagic_core.moving.torch_dict import neutral_groups
+from automagic_optax.arrays.leaves import leaf_name, leaves_of
+from automagic_optax.arrays.marks import Mark
+from automagic_optax.moving.migration import LOGGER
+from automagic_optax.moving.neutral_state import RINGS, continued, flat_states, group_of, only_state, parts_of, told_to
+from automagic_optax.moving.torch_names import Names, torch_indices
+
+__all__ = ["flat_states", "from_torch_state", "only_state", "parts_of", "to_torch_state"]
+
+
+def from_torch_state(
+    state_dict: Mapping[str, Any],
+    params: Any,
+    *,
+    group: int | None = None,
+    names: Names = None,
+    layout: Layout | None = None,
+    axes: Axes | None = None,
+    lora: Mark = None,
+    embedding: Mark = None,
+    told: list[str] | None = None,
+) -> Any:
+    """The state of ``automagic_8bit`` that continues a PyTorch run.
+
+    Where `layout` is not the state dict's, dense and convolution kernels are transposed (section 1); embeddings, 1-D
+    and 0-d arrays stay.  Float32 states, row and column statistics, sign bits and scalars move exactly.  8-bit states
+    are rounded again, with the random bits of the run's last step.
+
+    Args:
+        state_dict: ``optimizer.state_dict()`` of an `AutomagicCameAMP8bit`.
+        params: the parameters in JAX; of several parameter groups those of one.
+        group: which parameter group, where there are several; its parameters alone are named and counted.  A group is
+            a transformation of its own in JAX, such as ``optax.partition`` puts together.
+        names: a tree like `params` of PyTorch names or positions, or a function from a leaf's dotted path to them, such
+            as `peft_name`.  Without it dotted paths are matched with the names of an optimizer that was built from
+            named parameters, and a list of arrays is taken by position.
+        layout: of `params`; None where it is the state dict's.
+        axes: for leaves that are no dense or convolution kernels, by dotted path: axis k of the leaf is axis
+            ``axes[path][k]`` of the PyTorch array.
+        lora, embedding: as for ``automagic_8bit``.
+        told: a list to which what was lost is added, one sentence each: the relative error of every array and state
+            that was rounded again.  It is logged by ``automagic_optax`` too.
+
+    Returns:
+        What ``automagic_8bit(lr, layout=..., **fields).init(params)`` returns for the state's own hyperparameters, with
+        its values.
+
+    Raises:
+        ValueError: the state does not fit; the message names the parameter, the state and what differs.
+
+    Example:
+        >>> opt_state = from_torch_state(torch.load("optimizer.pt"), params, names=peft_name, layout="flax")
+    """
+    theirs, notes = one_group(neutral_groups(state_dict), group, "the state dict"), Notes()
+    opt_state = continued(
+        theirs,
+        params,
+        names,
+        theirs.layout if layout is None else layout,
+        axes,
+        lora=lora,
+        embedding=embedding,
+        label="the state dict",
+        notes=notes,
+    )
+    told_to(told, notes, LOGGER)
+    return opt_state
+
+
+def to_torch_state(
+    opt_state: Any,
+    params: Any,
+    like: Mapping[str, Any],
+    *,
+    group: int | None = None,
+    names: Names = None,
+    layout: Layout | None = None,
+    axes: Axes | None = None,
+    embedding: Mark = None,
+    told: list[str] | None = None,
+) -> dict[str, Any]:
+    """A state dict for an `AutomagicCameAMP8bit` that continues a JAX run.  Needs PyTorch.
+
+    Args:
+        opt_state: state of ``automagic_8bit``.
+        params: the parameters in JAX.
+        like: ``optimizer.state_dict()`` of the PyTorch optimizer that is to go on: its group keeps its hyperparameters
+            and layout and takes over `step` and `lr_scale`.
+        group: which of several parameter groups; the others stay as they are in `like`, so what is returned for one is
+            `like` for the next.
+        layout: of `params`; None where it is the PyTorch optimizer's.
+        names, axes, embedding, told: as in `from_torch_state`; `axes` too are those from PyTorch to JAX.
+
+    Returns:
+        For ``optimizer.load_state_dict``, which checks it as a whole before it takes anything over.
+
+    Raises:
+        ValueError: leaves and parameters do not correspond, there is not exactly one state of this optimizer, or it
+            does not fit the hyperparameters; the message says what.
+    """
+    import torch
+
+    theirs, notes = one_group(neutral_groups(like), group, "the state dict"), Notes()
+    ours = group_of(
+        opt_state, params, theirs.fields, theirs.layout if layout is None else layout, lora=None, embedding=embedding
+    )
+    positions = torch_indices(params, [array.name for array in theirs.arrays], theirs.named, names)
+    if ours.layout != theirs.layout or axes:
+        check_group(ours, "the JAX state")
+        ours, _ = in_layout(ours, theirs.layout, _back(axes, params), notes)
+    told_to(told, notes, LOGGER)
+    # A copy of the bytes: torch does not share memory with an immutable JAX array.
+    groups = list(like["param_groups"])
+    new = groups[group or 0] = dict(groups[group or 0])
+    new["step"] = ours.step
+    for name in ("lr_scale", *RINGS):
+        if name in ours.shared:
+            new[name] = torch.tensor(ours.shared[name])
+    states = {key: state for key, state in like["state"].items() if key not in new["params"]}
+    for position, array in zip(positions, ours.arrays, strict=True):
+        states[new["params"][position]] = {name: torch.tensor(value) for name, value in array.states.items()}
+    return {"state": states, "param_groups": groups}
+
+
+def _back(axes: Axes | None, params: Any) -> Axes:
+    """The permutations from the leaves to PyTorch's arrays."""
+    ndims = {leaf_name(leaf.path): len(leaf.shape) for leaf in leaves_of(params)}
+    return {
+        name: inverse_axes(check_axes(order, ndims[name], name)) if name in ndims else order
+        for name, order in (axes or {}).items()
+    }

@@ -1,0 +1,52 @@
+"""One array's states under flat names (`automagic_core.arrays.state_forms`), and as an `ArrayState`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core import StatePlan
+from automagic_core.arrays.state_forms import COMPANDED
+from automagic_optax.cameamp.states import ArrayState, initial_state
+from automagic_optax.codec.quantized_array import QuantizedArray
+from automagic_optax.codec.stored import RowColumn
+
+
+def flat_fields(array: ArrayState) -> dict[str, Any]:
+    """Every stored array by its flat name."""
+    fields: dict[str, Any] = {}
+    for name, value in array._asdict().items():
+        if isinstance(value, QuantizedArray):
+            fields |= {name: value.codes, f"{name}_absmax": value.absmax}
+        elif isinstance(value, RowColumn):
+            fields |= {f"{name}_row": value.row, f"{name}_col": value.column}
+        elif value is not None:
+            fields[name] = value
+    return fields
+
+
+def array_state(states: Mapping[str, np.ndarray], plan: StatePlan, warming: bool) -> ArrayState:
+    """The states of one array, copied.
+
+    Args:
+        states: by flat name, as `automagic_core.arrays.state_forms.check_states` accepts them; none before the first
+            step.
+        plan: the array's states; 8 or 32 bits is what `states` holds.
+        warming: what only the warm-up needs is kept.
+    """
+    if not states:
+        array = initial_state(plan)
+        return array if warming else array._replace(s=None, last_polarity=None)
+
+    def held(name: str) -> Any:
+        if f"{name}_absmax" in states:
+            codes, absmax = jnp.array(states[name]), jnp.array(states[f"{name}_absmax"])
+            return QuantizedArray(codes, absmax, name not in COMPANDED, plan.block_size)
+        if f"{name}_row" in states:
+            return RowColumn(jnp.array(states[f"{name}_row"]), jnp.array(states[f"{name}_col"]))
+        return jnp.array(states[name]) if name in states else None
+
+    return ArrayState(**{name: held(name) for name in ArrayState._fields})

@@ -1,0 +1,1 @@
+"""How arrays are split over a mesh, and their states with them."""

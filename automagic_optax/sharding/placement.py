@@ -1,0 +1,118 @@
+"""Where arrays live: the mesh of an array, how it is split over it, and states that are split as their parameter.
+
+An array tells its mesh wherever it is seen.  How it is split it tells outside ``jax.jit``, and inside of it only over
+the Explicit axes of a mesh; over Auto axes the compiler decides that later.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def devices_of(x: Any) -> int:
+    """How many devices the array may be split over: 1 where it lives on one, or inside ``jax.shard_map``."""
+    mesh = _mesh_of(x)
+    return 1 if mesh is None else mesh.size
+
+
+def _mesh_of(x: Any) -> Mesh | AbstractMesh | None:
+    sharding = getattr(x, "sharding", None) if isinstance(x, jax.ShapeDtypeStruct) else _sharding_type(x)
+    mesh = getattr(sharding, "mesh", None)
+    if mesh is None or mesh.empty or AxisType.Manual in mesh.axis_types:
+        return None
+    return mesh
+
+
+def _sharding_type(x: Any) -> Any:
+    return getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
+
+
+def has_explicit_axes(x: Any) -> bool:
+    """Whether the array's type says how it is split."""
+    mesh = _mesh_of(x)
+    return mesh is not None and AxisType.Explicit in mesh.axis_types
+
+
+def known_sharding(x: Any) -> NamedSharding | None:
+    """How the array is split over its mesh, where that is known; None on a single device and where it is not."""
+    if _mesh_of(x) is None:
+        return None
+    if isinstance(x, jax.core.Tracer):
+        return _sharding_type(x) if has_explicit_axes(x) else None
+    return x.sharding if isinstance(x.sharding, NamedSharding) else None
+
+
+def replicated_like(tree: Any) -> NamedSharding | None:
+    """Whole on every device of the mesh on which the tree's arrays are known to be; None without one."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = known_sharding(leaf)
+        if sharding is not None:
+            return NamedSharding(sharding.mesh, PartitionSpec())
+    return None
+
+
+def full(shape: tuple[int, ...], value: Any, dtype: Any, sharding: NamedSharding | None = None) -> jax.Array:
+    """An array of one value, split as told; on the default device without a sharding."""
+    if sharding is None:
+        return jnp.full(shape, value, dtype)
+    if isinstance(sharding.mesh, AbstractMesh):
+        return jnp.full(shape, value, dtype, out_sharding=sharding)
+    return jnp.full(shape, value, dtype, device=sharding)
+
+
+def scalar_like(tree: Any, value: Any, dtype: Any) -> jax.Array:
+    """A scalar on every device on which the tree's arrays are known to be."""
+    return full((), value, dtype, replicated_like(tree))
+
+
+def zeros_following(x: jax.Array) -> jax.Array:
+    """float32 zeros in the array's shape which the compiler splits as it splits the array."""
+    # No simplification sees through this before the compiler has split the program.
+    return jnp.where(x == x, jnp.zeros(x.shape, jnp.float32), jnp.zeros(x.shape, jnp.float32))
+
+
+def following(value: jax.Array, x: Any) -> jax.Array:
+    """The value, an array of the shape of `x`, which the compiler splits as it splits `x` where only it knows how."""
+    if devices_of(x) == 1 or known_sharding(x) is not None:
+        return value
+    return jnp.where(x == x, value, value)
+
+
+def statistic_zeros(parameter: Any, shape: tuple[int, ...]) -> jax.Array:
+    """float32 zeros for a row or column statistic of the parameter, split as it is along the axes that they share."""
+    sharding = known_sharding(parameter)
+    if sharding is None and devices_of(parameter) > 1:
+        return zeros_in_shape(zeros_following(parameter), shape)
+    return full(shape, 0, jnp.float32, sharding and statistic_sharding(sharding, parameter.shape, shape))
+
+
+def statistic_sharding(parameter: NamedSharding, whole: tuple[int, ...], shape: tuple[int, ...]) -> NamedSharding:
+    """How a statistic of the given shape is split whose parameter has the shape `whole`."""
+    spec = [*parameter.spec, *[None] * (len(whole) - len(parameter.spec))]
+    kept = [entry if n == m else None for entry, n, m in zip(spec, shape, whole, strict=True)]
+    return NamedSharding(parameter.mesh, PartitionSpec(*kept))
+
+
+def zeros_in_shape(zeros: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Zeros in the shape of a row or column statistic, split as `zeros` along the axes that it keeps."""
+    axes = tuple(axis for axis, (n, kept) in enumerate(zip(zeros.shape, shape, strict=True)) if n != kept)
+    return jnp.max(zeros, axis=axes, keepdims=True, initial=0)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """The array gathered on every device, for what needs all of it at once."""
+    mesh = _mesh_of(x)
+    if mesh is None or mesh.size == 1 or not isinstance(x, jax.core.Tracer) or has_explicit_axes(x):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def parts(spec_entry: Any, mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts one entry of a PartitionSpec cuts an axis."""
+    names = () if spec_entry is None else spec_entry if isinstance(spec_entry, tuple) else (spec_entry,)
+    return math.prod(mesh.shape[name] for name in names)

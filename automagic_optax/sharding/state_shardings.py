@@ -1,0 +1,98 @@
+"""How the states of an array are split over a mesh: as their parameter is, along every axis that they share.
+
+A state that is shorter than its parameter along an axis (scales, one for each block; sign bits, one byte for eight) is
+split there only where every part of the parameter has whole blocks or whole bytes; else it is whole on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jax.sharding import NamedSharding, PartitionSpec
+
+from automagic_core import StatePlan
+from automagic_core.arrays.layout import Shape
+from automagic_core.codec.blocks import absmax_shape
+from automagic_optax.sharding.placement import parts, statistic_sharding
+
+
+class StateShardings:
+    """The shardings of one array's states.
+
+    Args:
+        parameter: how the parameter is split; None where nothing is known, and then every sharding is None.
+        plan: the array's states.
+    """
+
+    def __init__(self, parameter: NamedSharding | None, plan: StatePlan) -> None:
+        self._parameter = parameter
+        self._plan = plan
+
+    @property
+    def elementwise(self) -> NamedSharding | None:
+        """Of what has one value for each element."""
+        return self._parameter
+
+    @property
+    def scalar(self) -> NamedSharding | None:
+        """Whole on every device."""
+        return self._parameter and NamedSharding(self._parameter.mesh, PartitionSpec())
+
+    @property
+    def absmax(self) -> NamedSharding | None:
+        """Of the scales of a quantized state."""
+        return self._parameter and absmax_sharding(self._parameter, self._plan.shape, self._plan.block_size)
+
+    @property
+    def polarity(self) -> NamedSharding | None:
+        """Of the packed sign bits."""
+        shape = self._plan.shape
+        if self._parameter is None or not shape:
+            return self.scalar
+        entries = _entries(self._parameter, shape)
+        if shape[-1] % 8 or not cuts_evenly(entries[-1], shape[-1] // 8, self._parameter):
+            entries[-1] = None
+        return NamedSharding(self._parameter.mesh, PartitionSpec(*entries))
+
+    def statistic(self, shape: Shape) -> NamedSharding | None:
+        """Of a row or column statistic of the given shape."""
+        return self._parameter and statistic_sharding(self._parameter, self._plan.shape, shape)
+
+
+def absmax_sharding(parameter: NamedSharding, shape: Shape, block_size: int | None) -> NamedSharding:
+    """Of the scales of an array of the given shape that is split as `parameter` says."""
+    entries = _entries(parameter, shape)
+    if block_size is None or not shape:
+        entries = []
+    elif shape[-1] % block_size == 0:
+        if not cuts_evenly(entries[-1], shape[-1] // block_size, parameter):
+            entries[-1] = None
+    else:
+        # Blocks that run over the ends of rows follow the first axis, where its parts hold whole blocks.
+        whole_blocks = math.prod(shape) % block_size == 0 and not any(entries[1:])
+        (blocks,) = absmax_shape(shape, block_size)
+        entries = entries[:1] if whole_blocks and cuts_evenly(entries[0], blocks, parameter) else []
+    return NamedSharding(parameter.mesh, PartitionSpec(*entries))
+
+
+def cuts_evenly(entry: Any, length: int, sharding: NamedSharding) -> bool:
+    """Whether an entry of a PartitionSpec cuts an axis of some length into equal parts."""
+    return length % parts(entry, sharding.mesh) == 0
+
+
+def blocks_are_whole(sharding: NamedSharding, shape: Shape, block_size: int | None) -> bool:
+    """Whether no border between devices cuts a block of `block_size` elements."""
+    entries = _entries(sharding, shape)
+    if not any(parts(entry, sharding.mesh) > 1 for entry in entries):
+        return True
+    if block_size is None:
+        return False
+    if shape[-1] % block_size == 0:
+        return cuts_evenly(entries[-1], shape[-1] // block_size, sharding)
+    return bool(tuple(absmax_sharding(sharding, shape, block_size).spec))
+
+
+def _entries(sharding: NamedSharding, shape: Shape) -> list[Any]:
+    spec = tuple(sharding.spec)
+    return [*spec, *[None] * (len(shape) - len(spec))]

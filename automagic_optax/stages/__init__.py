@@ -1,0 +1,1 @@
+"""The gradient stages, one optax transformation each (section 4)."""

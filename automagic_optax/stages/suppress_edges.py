@@ -1,0 +1,165 @@
+"""Stage 2: a step of diffusion where a gradient is rougher than its row usually is (section 4)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from automagic_core import MAX_STEP, Layout, check_field, check_layout, decay, picture_axes, row_shape
+from automagic_core.config.constants import EDGE_DECAY
+from automagic_optax.arrays.averages import average, remainder
+from automagic_optax.arrays.batches import enter
+from automagic_optax.arrays.flax_variables import flatten_like, unflatten_like
+from automagic_optax.arrays.marks import Mark, resolve_mark
+from automagic_optax.arrays.means import accurate_mean
+from automagic_optax.arrays.with_types import with_types
+from automagic_optax.sharding.placement import devices_of, full, replicated_like, statistic_zeros
+from automagic_optax.stages.energy import energy, removed_share
+
+
+class SuppressEdgesState(NamedTuple):
+    """How rough the rows of each array usually are.
+
+    Attributes:
+        age: tree of int32 scalars, the steps that each array with a history took.
+        edge_history: tree of float32 row statistics, the moving average of the row means of |L|; None for arrays that
+            the stage leaves alone.
+        energy_removed: float32 scalar, the share of Σ g² that the last step took away.
+    """
+
+    age: Any
+    edge_history: Any
+    energy_removed: jax.Array
+
+
+def suppress_edges(
+    penalty: Any = 0.1, threshold: Any = 0.6, *, layout: Layout = "flax", embedding: Mark = None
+) -> optax.GradientTransformationExtraArgs:
+    """Smooths gradients where they are rougher than their row usually is, by as much as they are rougher.
+
+    With L the 5-point Laplacian of g over the spatial axes, borders replicated, and `edge_history` the moving average
+    of its row means of |L|, bias-corrected:
+
+        g ← g + λ · sign(L) · max(|L| − (1 + θ) · edge_history, 0)
+
+    No element becomes larger in magnitude than the largest before, and a constant gradient does not change.
+
+    Args:
+        penalty: λ in [0, 0.2].
+        threshold: θ ≥ 0.
+        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
+        embedding: which arrays are embeddings, whose rows are axis 0 in both layouts: a predicate on (path, leaf), a
+            tree of booleans, or None for those found by name.
+
+    Returns:
+        A transformation of any gradients.  Arrays without two spatial axes of length 3 or more are left alone; an
+        array with an element that is not finite passes as it is and its state stays.
+
+    Raises:
+        ValueError: a strength outside its range.
+
+    Reference: section 4; Osher et al., *Laplacian Smoothing Gradient Descent*, arXiv 1806.06317.
+
+    Example:
+        >>> tx = optax.chain(suppress_edges(0.1), optax.adam(1e-3))
+    """
+    check_field("edge_penalty", penalty)
+    check_field("edge_threshold", threshold)
+    check_layout(layout)
+
+    def init(params: Any) -> SuppressEdgesState:
+        leaves = jax.tree.leaves(params)
+        marks = resolve_mark(embedding, params, "embedding")
+        everywhere = replicated_like(params)
+
+        def history(leaf: Any, mark: bool) -> jax.Array | None:
+            if picture_axes(leaf.shape, layout) is None:
+                return None
+            return statistic_zeros(leaf, row_shape(leaf.shape, layout, mark))
+
+        return SuppressEdgesState(
+            age=unflatten_like(params, [full((), 0, jnp.int32, everywhere) for _ in leaves]),
+            edge_history=unflatten_like(params, [history(*pair) for pair in zip(leaves, marks, strict=True)]),
+            energy_removed=full((), 0, jnp.float32, everywhere),
+        )
+
+    def update(
+        updates: Any, state: SuppressEdgesState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, SuppressEdgesState]:
+        del params, extra_args
+        ages = flatten_like(state.age, state.age)
+        histories = flatten_like(state.age, state.edge_history)
+
+        def one(g: jax.Array, age: jax.Array, history: jax.Array | None, form: Any) -> Any:
+            before = energy(g)
+            if history is None:
+                return g, age, None, before, before
+            # Whatever axes the history has lost are the columns: so embeddings need no mark here.
+            columns = tuple(axis for axis in range(g.ndim) if history.shape[axis] == 1)
+            new, new_age, new_history = _smoothed(g, age, history, columns)
+            usable = jnp.isfinite(before)
+            new = jnp.where(usable, new, g.astype(jnp.float32))
+            return (
+                new.astype(g.dtype),
+                jnp.where(usable, new_age, age),
+                jnp.where(usable, new_history, history),
+                before,
+                energy(new),
+            )
+
+        shapes = [None if history is None else history.shape for history in histories]
+        batched, leave = enter(updates, state.age, shapes)
+        results = batched.map_in_turn(one, ages, histories)
+        kept = batched.spread([(result[1], result[2]) for result in results], list(zip(ages, histories, strict=True)))
+        return leave(batched.replace([result[0] for result in results])), SuppressEdgesState(
+            age=unflatten_like(state.age, [age for age, _ in kept]),
+            edge_history=unflatten_like(state.age, [history for _, history in kept]),
+            energy_removed=removed_share([result[3] for result in results], [result[4] for result in results]),
+        )
+
+    def _smoothed(
+        g: jax.Array, age: jax.Array, history: jax.Array, columns: tuple[int, ...]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        axes = picture_axes(g.shape, layout)
+        assert axes is not None, "an array with a history has spatial axes"
+        g = g.astype(jnp.float32)
+        L = laplacian(g, axes)
+        beta = decay(EDGE_DECAY)
+        age = jnp.minimum(age, MAX_STEP - 1) + 1
+        history = average(beta, history, accurate_mean(jnp.abs(L), columns))
+        usual = history * ((1 + jnp.asarray(threshold, jnp.float32)) / remainder(beta, age.astype(jnp.float32)))
+        # sign(L) · max(|L| − usual, 0)
+        excess = L - jnp.clip(L, -usual, usual)
+        return g + jnp.asarray(penalty, jnp.float32) * excess, age, history
+
+    return with_types(optax.GradientTransformationExtraArgs(init, update))
+
+
+def laplacian(x: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """The 5-point Laplacian over two axes; beyond a border stands a copy of the border.  Constants give exact zeros."""
+    total = jnp.zeros_like(x)
+    for axis in axes:
+        total = total + _second_difference(x, axis)
+    return total
+
+
+def _second_difference(x: jax.Array, axis: int) -> jax.Array:
+    if devices_of(x) == 1:
+        edge = [(0, 0)] * x.ndim
+        edge[axis] = (1, 1)
+        return jnp.diff(jnp.pad(jnp.diff(x, axis=axis), edge), axis=axis)
+    # The same in one shape throughout: where devices hold parts, each then exchanges a single row with its neighbours.
+    place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    to_next = jnp.where(place == x.shape[axis] - 1, 0, _shifted(x, axis, -1) - x)
+    from_last = jnp.where(place == 0, 0, x - _shifted(x, axis, 1))
+    return to_next - from_last
+
+
+def _shifted(x: jax.Array, axis: int, places: int) -> jax.Array:
+    """x moved along an axis, zeros behind it."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[axis] = (places, -places, 0)
+    return jax.lax.pad(x, jnp.zeros([], x.dtype), edges)

@@ -1,0 +1,85 @@
+"""Stage 3: what changes faster than 0.3 cycles per sample is damped (section 4)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
+from automagic_optax.arrays.batches import enter
+from automagic_optax.arrays.with_types import with_types
+from automagic_optax.sharding.placement import scalar_like, whole
+from automagic_optax.stages.energy import energy, removed_share
+
+
+class SuppressHighFrequenciesState(NamedTuple):
+    """`energy_removed`: float32 scalar, the share of Σ g² that the last step took away; nothing else is kept."""
+
+    energy_removed: jax.Array
+
+
+def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -> optax.GradientTransformationExtraArgs:
+    """Damps the part of each gradient that changes faster than 0.3 cycles per sample.
+
+    Over the spatial axes of lengths n₁, n₂, with G = rfft2(g) and H = 1 where √(f₁² + f₂²) > 0.3:
+
+        g ← irfft2((1 − μ · H) · G)
+
+    The energy above the cutoff is multiplied by (1 − μ)², the rest stays.
+
+    Args:
+        penalty: μ in [0, 1].
+        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
+
+    Returns:
+        A transformation of any gradients.  Arrays without two spatial axes of length 3 or more are left alone; an
+        array with an element that is not finite passes as it is.
+
+    Raises:
+        ValueError: `penalty` outside its range.
+
+    Reference: section 4.
+
+    Example:
+        >>> tx = optax.chain(suppress_high_frequencies(0.05), optax.adam(1e-3))
+    """
+    check_field("frequency_penalty", penalty)
+    check_layout(layout)
+
+    def one(g: jax.Array, form: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        del form
+        before = energy(g)
+        axes = picture_axes(g.shape, layout)
+        if axes is None:
+            return g, before, before
+        new = jnp.where(jnp.isfinite(before), _damped(g.astype(jnp.float32), axes, penalty), g.astype(jnp.float32))
+        return new.astype(g.dtype), before, energy(new)
+
+    def update(
+        updates: Any, state: SuppressHighFrequenciesState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, SuppressHighFrequenciesState]:
+        del state, params, extra_args
+        batched, leave = enter(updates, updates)
+        results = batched.map_in_turn(one)
+        removed = removed_share([result[1] for result in results], [result[2] for result in results])
+        return leave(batched.replace([result[0] for result in results])), SuppressHighFrequenciesState(removed)
+
+    def init(params: Any) -> SuppressHighFrequenciesState:
+        return SuppressHighFrequenciesState(scalar_like(params, 0, jnp.float32))
+
+    return with_types(optax.GradientTransformationExtraArgs(init, update))
+
+
+def _damped(g: jax.Array, axes: tuple[int, int], penalty: Any) -> jax.Array:
+    n1, n2 = (g.shape[axis] for axis in axes)
+    is_high = np.arange(n2 // 2 + 1) > last_kept_frequency(n1, n2)[:, None]
+    is_high = is_high.reshape(is_high.shape + (1,) * (g.ndim - 1 - axes[1]))
+    factors = jnp.asarray(penalty, jnp.float32) * is_high.astype(np.float32)
+    # A transform needs the whole array on one device: gathered once here, rather than between its steps.
+    high = whole(jnp.fft.rfft2(whole(g), axes=axes) * factors)
+    # What is to go is taken from g, rather than g made anew: its rounding is then as small as itself.
+    return g - whole(jnp.fft.irfft2(high, s=(n1, n2), axes=axes))

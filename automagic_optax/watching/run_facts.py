@@ -1,0 +1,64 @@
+"""What a monitor reads of an optimizer state: skipped steps and rates, and losses on their way to the host.
+
+A training step may donate its state, so what is to be read later is computed from it at once, without waiting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from automagic_core import Config
+from automagic_core.watching.suggestions import RunRates
+from automagic_optax.cameamp.find_states import find_states
+
+
+def losses_to_host(losses: Sequence[Any]) -> list[float]:
+    """Losses as floats, fetched together.
+
+    Raises:
+        ValueError: a loss that is not one number, or one that is still being traced.
+    """
+    fetched = jax.device_get([check_loss(loss) for loss in losses])
+    return [float(np.asarray(loss, np.float64).reshape(())) for loss in fetched]
+
+
+def check_loss(loss: Any) -> Any:
+    """Returns the loss; raises a ValueError unless it is one number that exists."""
+    if isinstance(loss, jax.core.Tracer):
+        raise ValueError("a loss inside jit has no value yet; return it from the step and pass it here")
+    if np.size(loss) != 1:
+        raise ValueError(f"a loss of shape {np.shape(loss)} is not one number; give its mean")
+    return loss
+
+
+def progress(opt_state: Any) -> list[tuple[jax.Array, jax.Array]]:
+    """t and ℓ of every `ScaleByCameampState`, as copies that outlive the state."""
+    states = find_states(opt_state)
+    return [(jnp.max(jnp.asarray(state.step)), jnp.max(jnp.asarray(state.lr_scale))) for state in states]
+
+
+def run_rates(progressed: Sequence[tuple[jax.Array, jax.Array]], config: Config | None) -> RunRates | None:
+    """The rates of the transformation that is fastest.
+
+    Args:
+        progressed: what `progress` gave.
+        config: the hyperparameters with which the transformations were made; without them the rates are not known.
+    """
+    if config is None:
+        return None
+    rates = [_rates(int(step), float(lr_scale), config) for step, lr_scale in jax.device_get(list(progressed))]
+    return max(rates, key=lambda found: found.rate)
+
+
+def _rates(step: int, lr_scale: float, config: Config) -> RunRates:
+    scheduled = callable(config.lr)
+    lr = float(config.lr(step)) if callable(config.lr) else float(config.lr)
+    rate = 0.0 if lr == 0 else min(max(lr * math.exp(lr_scale), config.min_lr), config.max_lr)
+    searching = config.lr_mask_gain > 0 and step < config.warmup_steps
+    return RunRates(None if scheduled else lr, rate, config.min_lr, config.max_lr, searching)

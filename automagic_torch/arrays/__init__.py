@@ -1,0 +1,1 @@
+"""Stacked arrays: what they are marked as, their means and averages, their gradients."""

@@ -1,0 +1,82 @@
+"""What one call does to one batch: sections 4 to 6."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from automagic_core import MAX_STEP, Slot
+from automagic_torch.arrays.stacked import spread, stacked
+from automagic_torch.arrays.usable import usable_or_zero
+from automagic_torch.cameamp.call import Batch
+from automagic_torch.cameamp.equations import scale_by_cameamp
+from automagic_torch.cameamp.learning_rate import vote
+from automagic_torch.cameamp.round_to_parameters import HALF_DTYPES, add_updates
+from automagic_torch.codec.stored import States
+from automagic_torch.stages.energy import StageEnergy
+
+OnUpdate = Callable[[Tensor, Tensor], None]
+
+
+def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None) -> None:
+    """Gradients, states, votes and parameters of a batch.
+
+    Args:
+        batch: its states and parameters change; its vote is added to its call.
+        energy: is told the gradients before and after every stage.
+        on_update: is shown every parameter and its update in float32 before the parameter changes.
+    """
+    config, extent = batch.call.config, batch.extent
+    params = list(extent.here(batch.params))
+    before = stacked(params)
+    stored = {
+        name: stacked(extent.states_here([state[name] for state in batch.states], before.device))
+        for name in batch.names
+    }
+    ok, delta, new = _step(batch, before, stored, energy)
+
+    extent.write(batch.states, stored, new, ok, batch.rounding_key if config.stochastic_rounding else None)
+    skipped = stored["skipped_steps"]
+    extent.replace(batch.states, "skipped_steps", skipped + (~ok & (skipped < MAX_STEP)))
+    if on_update is not None:
+        shown = torch.where(spread(ok, delta), delta, 0.0)
+        for p, update in zip(batch.params, extent.like_parameters(shown), strict=True):
+            on_update(p, update)
+    rounded = before.dtype in HALF_DTYPES and config.stochastic_rounding_params
+    add_updates(params, before, delta, ok, batch.rounding_key(Slot.parameters) if rounded else None)
+
+
+def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> tuple[Tensor, Tensor, States]:
+    """Which arrays can be used, their updates in float32, and the new values of their states.
+
+    It holds many arrays as large as the batch; on return only the results are left of them.
+    """
+    call, extent, config = batch.call, batch.extent, batch.call.config
+    g = batch.raw_gradients()
+    ok = batch.usable(g)
+    g = usable_or_zero(g, ok)
+    w = before.float()
+    old = extent.read(stored)
+    new_age = old["age"] + (old["age"] < MAX_STEP)
+    age = new_age.float()
+
+    g, stage_states = extent.after_stages(batch.arrays, call.clipping_factor(g.device), g, w, old, age, energy)
+    direction = scale_by_cameamp(g, old, age, config, extent.means)
+    eta = call.rates(g.device)
+    eta_rows = eta.rows(old.get("lr_mask"), direction.kappa)
+    delta = direction.d.mul_(-eta_rows)
+    if config.weight_decay != 0:
+        delta.sub_((w * direction.b).mul_(eta.array * config.weight_decay))
+    # An infinite weight that decays by an infinite amount, or by 0 · ∞, would become NaN; by a finite one it stays.
+    delta.nan_to_num_(0.0)
+
+    new = {"age": new_age} | stage_states | direction.states
+    if "last_polarity" in stored:
+        if call.voting:
+            last_signs = extent.signs(stored["last_polarity"], g)
+            ballot = vote(g, last_signs, ok & (stored["age"] >= 1), extent.means)
+            call.votes.append((batch, ballot, old.get("lr_mask")))
+        new["last_polarity"] = extent.updated_polarity(stored["last_polarity"], g)
+    return ok, delta, new

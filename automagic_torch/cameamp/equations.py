@@ -1,0 +1,162 @@
+"""Section 5 of the algorithm's page in float32: moments, confidence, torque, spatial factor, background.
+
+Knows neither codes nor optimizers: states come and go as float32 arrays under the page's names, stacked along a leading
+axis (`automagic_torch.arrays.stacked`).  R and C are row and column statistics; they keep their reduced axes with
+length 1.
+A function writes only into tensors that it made itself.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from automagic_core import Config, Decay, decay
+from automagic_core.config.constants import (
+    BACKGROUND_SLOPE,
+    SPATIAL_DECAY,
+    SPATIAL_FLOOR,
+    SPATIAL_LIMITS,
+    SQUARE_FLOOR,
+    TORQUE_MEAN_FLOOR,
+    TORQUE_SOFTNESS,
+)
+from automagic_torch.arrays.averages import ema, one_minus_power
+from automagic_torch.arrays.means import Means
+
+States = dict[str, Tensor]
+
+
+class Direction(NamedTuple):
+    """What one step gives for stacked arrays.
+
+    Attributes:
+        d: float32, the shape of the gradient, a new tensor; the parameter moves along −d.
+        kappa: the spatial factor of every row, or 1.
+        b: the background factor of the weight decay, the shape of the gradient and a new tensor, or 1.
+        states: new values of the states that change.
+    """
+
+    d: Tensor
+    kappa: Tensor | float
+    b: Tensor | float
+    states: States
+
+
+def scale_by_cameamp(g: Tensor, old: States, age: Tensor, config: Config, means: Means) -> Direction:
+    """One step of stacked arrays.
+
+    Args:
+        g: the gradients after section 4, finite float32, (arrays, *`StatePlan.shape`).
+        old: states before the step, float32; `s` only while it is kept.  One value per array: (arrays, 1, …, 1).
+        age: the arrays' ages, this step included, float32.
+        config: hyperparameters.
+        means: over rows, columns and arrays; its plan says which states there are.
+    """
+    plan = means.plan
+    beta1, beta2, beta3 = (decay(beta) for beta in config.betas)
+    correction2 = one_minus_power(beta2, age)
+    root, new = second_moment(g, old, correction2, means, beta2)
+    u = (g / root).clamp_(-config.update_clip, config.update_clip)
+    m_hat, states = momentum(u, old, age, beta1)
+    new |= states
+    r_hat, states = confidence(u, m_hat, old, age, means, beta3)
+    new |= states
+    d = m_hat.div_(r_hat.add_(config.confidence_floor).sqrt_())
+    if config.torque:
+        d, states = torque(d, u, old, config.torque_decay, means)
+        new |= states
+    kappa: Tensor | float = 1.0
+    if plan.has_spatial_variance:
+        kappa, states = spatial_factor(d, old, means)
+        new |= states
+    b: Tensor | float = 1.0
+    if config.background_regularization:
+        b, states = background(root, old, new, correction2, means)
+        new |= states
+    return Direction(d, kappa, b, new)
+
+
+def second_moment(g: Tensor, old: States, correction: Tensor, means: Means, beta: Decay) -> tuple[Tensor, States]:
+    """√v̂, where v̂ is at least 10⁻³⁰; `correction` is 1 − β₂ᵗ."""
+    q = g.square()
+    if means.plan.factored_sq:
+        # q + 10⁻³⁰ has the mean of q, plus 10⁻³⁰.
+        R = ema(old["exp_avg_sq_row"], means.rows(q) + SQUARE_FLOOR, beta)
+        C = ema(old["exp_avg_sq_col"], means.columns(q) + SQUARE_FLOOR, beta)
+        # The clamp only guards a β₂ so close to 1 that R begins below float32's normal numbers.
+        (mean,) = means.of_rows(R)
+        mean = mean.clamp(min=torch.finfo(R.dtype).tiny)
+        # R / mean R comes first: the product R · C may underflow.
+        v_hat = (R / mean / correction) * C
+        return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq_row": R, "exp_avg_sq_col": C}
+    v = ema(old["exp_avg_sq"], q.add_(SQUARE_FLOOR), beta)
+    v_hat = v / correction
+    return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq": v}
+
+
+def momentum(u: Tensor, old: States, age: Tensor, beta: Decay) -> tuple[Tensor, States]:
+    """m̂."""
+    m = ema(old["exp_avg"], u, beta)
+    return m / one_minus_power(beta, age), {"exp_avg": m}
+
+
+def confidence(u: Tensor, m_hat: Tensor, old: States, age: Tensor, means: Means, beta: Decay) -> tuple[Tensor, States]:
+    """r̂: how far u strays from the momentum, with one pseudo-observation of 1."""
+    # At its first step an array's m̂ is u itself; what float32 leaves of the difference is noise.
+    e = (u - m_hat).square_().mul_((age - 1).clamp_(max=1.0))
+    if means.plan.factored_res:
+        # Of the step before, so that e is read once.
+        R, C = old["exp_avg_res_row"], old["exp_avg_res_col"]
+        (mean,) = means.of_rows(R)
+        r = R / mean.clamp(min=SQUARE_FLOOR) * C
+        # 2 − β − βᵗ⁻¹, without the cancellation
+        r_hat = r.add_(beta.complement).div_(beta.complement + one_minus_power(beta, age - 1))
+        R = ema(R, means.rows(e), beta)
+        C = ema(C, means.columns(e), beta)
+        return r_hat, {"exp_avg_res_row": R, "exp_avg_res_col": C}
+    r = ema(old["exp_avg_res"], e, beta)
+    r_hat = (r + beta.complement).div_(beta.complement + one_minus_power(beta, age))
+    return r_hat, {"exp_avg_res": r}
+
+
+def torque(d: Tensor, u: Tensor, old: States, gamma: float, means: Means) -> tuple[Tensor, States]:
+    """d, longer where it agrees with the gradient."""
+    x = d * u
+    a = x.div_(x.abs().add_(TORQUE_SOFTNESS))
+    states: States = {}
+    if "s" in old:
+        s = states["s"] = gamma * old["s"] + (1 - gamma) * a
+    else:
+        s = a
+    tau = s.add(1).div_(2)
+    states["torque_mean"] = means.arrays(tau)
+    return tau.mul_(d).div_(old["torque_mean"].clamp(min=TORQUE_MEAN_FLOOR)), states
+
+
+def spatial_factor(d: Tensor, old: States, means: Means) -> tuple[Tensor, States]:
+    """κ of every row, from the variances of the steps before: rows that vary more than the mean row move less."""
+    variance = old["spatial_variance"]
+    (mean,) = means.of_rows(variance)
+    kappa = (mean / variance.clamp(min=SPATIAL_FLOOR)).sqrt_().clamp_(*SPATIAL_LIMITS)
+    kappa.masked_fill_(mean == 0, 1.0)
+    return kappa, {"spatial_variance": ema(variance, means.row_variances(d), decay(SPATIAL_DECAY))}
+
+
+def background(root: Tensor, old: States, new: States, correction: Tensor, means: Means) -> tuple[Tensor, States]:
+    """b: near 2 where the gradients are small for the array, near 0 where they are large; `correction` is 1 − β₂ᵗ."""
+    if means.plan.factored_sq:
+        R, C = new["exp_avg_sq_row"], new["exp_avg_sq_col"]
+        mean_root, mean_square = means.of_rows(R.sqrt(), R)
+        mean = mean_root * means.of_columns(C.sqrt()) / (mean_square * correction).sqrt_()
+        states: States = {}
+    else:
+        mean = old["background_scale"]
+        states = {"background_scale": means.arrays(root)}
+    # 2 / (1 + exp(4 z)) with z = √v̂ / mean − 1; an array without a mean yet gets z = 0.
+    unknown = mean == 0
+    slope = (-BACKGROUND_SLOPE / mean).masked_fill_(unknown, 0.0)
+    offset = torch.full_like(mean, BACKGROUND_SLOPE).masked_fill_(unknown, 0.0)
+    return (root * slope).add_(offset).sigmoid_().mul_(2), states

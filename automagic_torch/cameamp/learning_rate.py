@@ -1,0 +1,123 @@
+"""The learning-rate mask and the rates of section 5: votes of gradient polarities, `lr_scale`, `lr_mask`.
+
+Everything stays on its device; rates are 0-d float32 tensors, made once per call, group and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from automagic_core import Config, StatePlan
+from automagic_core.config.constants import ROW_LIMIT, ROW_SHRINKAGE
+from automagic_torch.arrays.means import Means
+from automagic_torch.arrays.stacked import moved, spread
+
+
+def starting_rate(lr: float | Tensor, device: torch.device) -> Tensor:
+    """η₀ as 0-d float32."""
+    if isinstance(lr, Tensor):
+        return moved(lr.detach().reshape(()).float(), device)
+    return torch.full((), float(lr), dtype=torch.float32, device=device)
+
+
+class Rates(NamedTuple):
+    """What every array of a group on one device shares (0-d float32)."""
+
+    eta: Tensor
+    """η: η₀ with the ramp of the warm-up."""
+    ell: Tensor
+    """ℓ before this step."""
+    array: Tensor
+    """η̂."""
+    lower: Tensor
+    upper: Tensor
+
+    def rows(self, delta: Tensor | None, kappa: Tensor | float) -> Tensor:
+        """ηᵢ, one per row, (arrays, *`StatePlan.row_shape`); 0-d for arrays without row states.
+
+        Args:
+            delta: `lr_mask` before this step, or None.
+            kappa: spatial factor.
+        """
+        exponent = self.ell if delta is None else self.ell + delta
+        return (exponent.exp() * (self.eta * kappa)).clamp(self.lower, self.upper)
+
+
+def rates(lr: float | Tensor, lr_scale: Tensor, step: int, config: Config, device: torch.device) -> Rates:
+    """The shared rates at step t."""
+    eta = starting_rate(lr, device)
+    ell = moved(lr_scale, device)
+    lower, upper = (torch.full_like(eta, limit) for limit in (config.min_lr, config.max_lr))
+    if step <= config.warmup_steps:
+        eta = eta * (step / config.warmup_steps)
+        lower = torch.minimum(lower, eta)
+    # A schedule that says 0 means 0, not min_lr.
+    lower, upper = (torch.where(eta == 0, 0.0, limit) for limit in (lower, upper))
+    return Rates(eta, ell, (eta * ell.exp()).clamp(lower, upper), lower, upper)
+
+
+class Vote(NamedTuple):
+    """How far the gradients of stacked arrays agree with their last ones."""
+
+    rows: Tensor | None
+    """aᵢ, (arrays, *`StatePlan.row_shape`); None for arrays without rows."""
+    row_weight: Tensor | None
+    """Σⱼ |gᵢⱼ|."""
+    array: Tensor
+    """ā, (arrays,); 0 for an array that does not count."""
+    counts: Tensor
+    """(arrays,) bool: the array takes part in the pooled vote."""
+    size: int
+    """Elements of one array."""
+
+
+def vote(g: Tensor, last_signs: Tensor, took_a_step: Tensor, means: Means) -> Vote:
+    """The vote of stacked arrays at step t ≥ 2.
+
+    Args:
+        g: the gradients after section 4, float32, (arrays, *`StatePlan.shape`).
+        last_signs: of the last gradients, −1 or 1, the shape of g.
+        took_a_step: (arrays,) bool, the array has an earlier gradient and is not skipped now.
+        means: over the arrays' rows.
+    """
+    plan = means.plan
+    weight = g.abs()
+    # |g| · vote: the last sign makes g positive where the two agree.
+    votes = g * last_signs
+    rows = row_weight = None
+    if plan.has_lr_mask:
+        weight, votes = means.row_sums(weight, votes)
+        row_weight, rows = weight, votes / weight
+    total, agreed = means.sums(weight, votes, of_rows=plan.has_lr_mask)
+    counts = took_a_step & (total > 0)
+    array = (agreed / total).masked_fill_(~counts, 0.0)
+    return Vote(rows, row_weight, array, counts, plan.size)
+
+
+def pooled(votes: Sequence[Vote], device: torch.device) -> tuple[Tensor, Tensor]:
+    """â of a group and whether any array counts, both 0-d on `device`."""
+    # Of every batch: Σ size · ā and Σ size, over the arrays that count.
+    sums = [moved(torch.stack([v.array, v.counts.float()]).sum(1) * v.size, device) for v in votes]
+    total, size = torch.stack(sums).sum(0)
+    return total / size, size > 0
+
+
+def new_lr_scale(lr_scale: Tensor, a_hat: Tensor, any_counts: Tensor, lr: float | Tensor, config: Config) -> Tensor:
+    """ℓ after the vote: never below 0, never above what takes η₀ to `max_lr`."""
+    eta0 = starting_rate(lr, lr_scale.device).clamp(min=config.min_lr)
+    limit = (config.max_lr / eta0).log().clamp(min=0.0)
+    raised = torch.minimum((lr_scale + config.lr_mask_gain * a_hat).clamp(min=0.0), limit)
+    return torch.where(any_counts, raised, lr_scale)
+
+
+def new_lr_mask(lr_mask: Tensor, v: Vote, a_hat: Tensor, plan: StatePlan, config: Config) -> Tensor:
+    """δ after the vote, (arrays, *`StatePlan.row_shape`)."""
+    assert v.rows is not None
+    assert v.row_weight is not None
+    shrinkage = plan.columns / (plan.columns + ROW_SHRINKAGE)
+    moved_mask = lr_mask + config.lr_mask_gain * (v.rows - moved(a_hat, lr_mask.device)) * shrinkage
+    return torch.where(spread(v.counts, lr_mask) & (v.row_weight > 0), moved_mask.clamp(-ROW_LIMIT, ROW_LIMIT), lr_mask)

@@ -1,0 +1,57 @@
+"""Adding an update to a parameter: exactly, or rounded to bfloat16 and float16 (end of section 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from automagic_torch.arrays.stacked import chosen
+from automagic_torch.codec.random_bits import random_unit
+
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+SUPPORTED_DTYPES = (torch.float32, torch.float64, *HALF_DTYPES)
+
+
+def add_updates(params: list[Tensor], before: Tensor, delta: Tensor, ok: Tensor, key: int | None) -> None:
+    """p ← p + delta in place.
+
+    Args:
+        params: parameters of one shape, device and dtype (one of `SUPPORTED_DTYPES`), in any memory format.
+        before: the same, stacked.
+        delta: float32 in the shape of `before`.
+        ok: (arrays,) bool; False leaves every bit of an array.
+        key: of the random bits that round half-precision parameters; None rounds them to nearest.
+    """
+    # A float64 weight is not passed through float32, which would move it even when delta is 0.
+    new = before + delta.double() if before.dtype == torch.float64 else before.float() + delta
+    if before.dtype in HALF_DTYPES:
+        new = new.to(before.dtype) if key is None else stochastically_rounded(new, before.dtype, key)
+    new = chosen(ok, new, before)
+    if len(params) == 1:
+        params[0].copy_(new.squeeze(0))
+    else:
+        torch._foreach_copy_(params, new.unbind())
+
+
+def stochastically_rounded(x: Tensor, dtype: torch.dtype, key: int) -> Tensor:
+    """Rounds to one of the two neighbours in `dtype`, without bias.
+
+    Args:
+        x: float32, arrays stacked along the first axis, contiguous.
+        dtype: bfloat16 or float16.
+        key: of the random numbers, `automagic_core.rounding_key`; the arrays share them.
+
+    Returns:
+        `dtype`, the shape of x, contiguous.  A finite x stays finite.
+    """
+    magnitude = x.abs()
+    nearest = x.to(dtype)
+    # Sign and magnitude: the next integer is the next value away from zero, for both signs.
+    low_bits = nearest.view(torch.int16) - (nearest.abs().float() > magnitude).view(torch.int8)
+    high_bits = low_bits + 1
+    low = low_bits.view(dtype).abs().float()
+    high = high_bits.view(dtype).abs().float()
+    r = random_unit(key, x[0].numel(), x.device).view(x.shape[1:])
+    # Beyond the largest finite value `high` is infinite and the quotient 0: the value stays finite.
+    up = r < magnitude.sub_(low).div_(high.sub_(low))
+    return low_bits.add_(up.view(torch.int8)).view(dtype)

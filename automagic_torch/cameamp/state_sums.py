@@ -1,0 +1,23 @@
+"""Sums of one scalar state over all arrays, which wait for no device until they are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def state_sums(optimizer: Optimizer, name: str) -> list[Tensor]:
+    """The sum of one 0-d state over all arrays, one tensor for each device; nothing waits."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for state in optimizer.state.values():
+        if name in state:
+            by_device.setdefault(state[name].device, []).append(state[name])
+    return [torch.stack(tensors).sum() for tensors in by_device.values()]
+
+
+def count(sums: Iterable[Tensor]) -> int:
+    """What `state_sums` gave, added up on the host."""
+    return sum(int(total) for total in sums)

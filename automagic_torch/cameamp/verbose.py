@@ -1,0 +1,63 @@
+"""`verbose=True` in PyTorch: one line when a run starts, one every 100 steps, on the logger ``automagic_torch``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from automagic_core.watching.verbose import EVERY, progress_message, start_message, tell
+from automagic_torch.arrays.marks import is_embedding, is_lora
+from automagic_torch.cameamp.groups import group_config
+from automagic_torch.cameamp.learning_rate import rates
+from automagic_torch.cameamp.state_sums import count, state_sums
+
+LOGGER = "automagic_torch"
+
+_told: WeakSet[Any] = WeakSet()
+"""Optimizers whose start was told; not their own attribute, which a copy or a checkpoint would carry along."""
+
+
+def tell_step(optimizer: Any) -> None:
+    """Says what there is to say after a step; the groups with `verbose` decide.
+
+    Reading the rate waits for the device, once in 100 steps.
+
+    Args:
+        optimizer: an `AutomagicCameAMP8bit` that has just stepped.
+    """
+    groups = [group for group in optimizer.param_groups if group["verbose"]]
+    if not groups:
+        return
+    if optimizer not in _told:
+        _told.add(optimizer)
+        tell(LOGGER, _start(optimizer, groups))
+    if groups[0]["step"] % EVERY == 0:
+        tell(LOGGER, _progress(optimizer, groups))
+
+
+def _start(optimizer: Any, groups: list[dict[str, Any]]) -> str:
+    parameters: list[Tensor] = [p for group in groups for p in group["params"]]
+    devices = ", ".join(sorted({_device_name(p.device) for p in parameters}))
+    lora, embeddings = sum(map(is_lora, parameters)), sum(map(is_embedding, parameters))
+    report = optimizer.get_memory_efficiency_report()
+    return start_message(group_config(groups[0]), report, lora, embeddings, devices)
+
+
+def _progress(optimizer: Any, groups: list[dict[str, Any]]) -> str:
+    fastest = max(groups, key=_rate)
+    skipped = count(state_sums(optimizer, "skipped_steps"))
+    return progress_message(groups[0]["step"], _rate(fastest), float(fastest["lr_scale"].exp()), skipped)
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    """η̂, the rate of the group's arrays."""
+    scale: Tensor = group["lr_scale"]
+    return float(rates(group["lr"], scale, group["step"], group_config(group), scale.device).array)
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -1,0 +1,1 @@
+"""What `load_state_dict` accepts, and what `state_dict` adds where several processes save."""

@@ -1,0 +1,177 @@
+"""Checks a saved state as a whole before anything of it is taken over."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automagic_core import FIELD_NAMES, MAX_STEP, Config
+from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
+from automagic_torch.checkpoints.saved_values import check_norm_history, check_values
+from automagic_torch.codec import quantized_tensor as codec
+from automagic_torch.codec.stored import WARM_UP_ONLY, States, state_forms
+from automagic_torch.sharding.extent_of import extent_of
+
+Group = dict[str, Any]
+
+
+def checked_state(
+    groups: Sequence[Group],
+    state_dict: Mapping[str, Any],
+    *,
+    any_place: bool = False,
+    state_device: torch.device | None = None,
+) -> tuple[list[Group], defaultdict[Tensor, States]]:
+    """What an optimizer with `groups` holds after loading: new groups, and copies of the states on their devices.
+
+    Saved hyperparameters replace the present ones, as everywhere in torch; what they plan decides which states are
+    right.  Dtypes are those that were saved.
+
+    Args:
+        groups: of the optimizer.
+        state_dict: as an optimizer saved it.
+        state_device: where the optimizer keeps its states, None for the device of their parameter.
+        any_place: 8-bit states may come from a place that can store them to one that cannot, and the other way round.
+
+    Raises:
+        ValueError: says what does not fit.  Nothing was changed.
+    """
+    saved_groups = deepcopy(_entry(state_dict, "param_groups", (list, tuple)))
+    if len(saved_groups) != len(groups):
+        raise ValueError(f"the saved state has {len(saved_groups)} parameter groups, the optimizer {len(groups)}")
+    for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        _check_group(group, saved, index)
+    ids = list(chain.from_iterable(saved["params"] for saved in saved_groups))
+    if not all(isinstance(key, (int, str)) for key in ids) or len(set(ids)) != len(ids):
+        raise ValueError("the saved state numbers its parameters otherwise than state_dict() does, or one twice")
+    saved_states = dict(_entry(state_dict, "state", Mapping))
+    unknown = set(saved_states) - set(ids)
+    if unknown:
+        raise ValueError(f"the saved state has entries for unknown parameters: {sorted(unknown, key=str)}")
+
+    states: defaultdict[Tensor, States] = defaultdict(dict)
+    for group_index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
+            if saved_states.get(key):
+                name = parameter_name(group, group_index, index)
+                states[p] = _checked_array(p, saved_states[key], saved, name, any_place, state_device)
+    return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
+
+
+def _entry(state_dict: Mapping[str, Any], name: str, kind: Any) -> Any:
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"the saved state is a {type(state_dict).__name__}; valid: a dict, as state_dict() gives it")
+    if name not in state_dict:
+        raise ValueError(f"the saved state has no {name!r}")
+    value = state_dict[name]
+    if not isinstance(value, kind):
+        raise ValueError(f"the saved state has a {type(value).__name__} as {name!r}; valid: what state_dict() gives")
+    return value
+
+
+def _check_group(group: Group, saved: Any, index: int) -> None:
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"group {index} of the saved state is a {type(saved).__name__}; valid: a dict")
+    missing = [name for name in ("params", "layout", "step", "lr_scale", *FIELD_NAMES) if name not in saved]
+    if missing:
+        raise ValueError(f"group {index} of the saved state lacks {', '.join(missing)}")
+    if not isinstance(saved["params"], (list, tuple)):
+        raise ValueError(f"group {index} of the saved state has params = {saved['params']!r}; valid: a list")
+    if len(saved["params"]) != len(group["params"]):
+        raise ValueError(
+            f"group {index} has {len(saved['params'])} parameters in the saved state, "
+            f"{len(group['params'])} in the optimizer"
+        )
+    if saved["layout"] != group["layout"]:
+        raise ValueError(
+            f"group {index} was saved with layout {saved['layout']!r}, the optimizer has {group['layout']!r}"
+        )
+    step, lr_scale = saved["step"], saved["lr_scale"]
+    if type(step) is not int or not 0 <= step <= MAX_STEP:
+        raise ValueError(f"group {index} has step = {step!r} in the saved state; valid: an integer in [0, {MAX_STEP}]")
+    if not _is_scalar(lr_scale) or lr_scale.dtype != torch.float32:
+        raise ValueError(
+            f"group {index} has lr_scale = {lr_scale!r} in the saved state; valid: a float32 scalar tensor"
+        )
+    check_values(lr_scale, "lr_scale", f"group {index} of the saved state")
+    if not _is_rate(saved["lr"]):
+        raise ValueError(f"group {index} has lr = {saved['lr']!r} in the saved state; valid: a finite number")
+    try:
+        config = group_config(saved)
+    except ValueError as error:
+        raise ValueError(f"group {index} of the saved state: {error}") from error
+    check_norm_history(saved, config, f"group {index} of the saved state")
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == () and value.layout == torch.strided
+
+
+def _is_rate(lr: Any) -> bool:
+    # A scheduler may have set any rate, beyond the limits too.
+    if isinstance(lr, Tensor):
+        return lr.numel() == 1 and lr.layout == torch.strided and math.isfinite(lr)
+    return isinstance(lr, (int, float)) and not isinstance(lr, bool) and math.isfinite(lr)
+
+
+def _checked_array(
+    p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_place: bool, state_device: torch.device | None
+) -> States:
+    config = group_config(group)
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"the saved state of {name} is a {type(saved).__name__}; valid: a dict")
+    warming = group["step"] < config.warmup_steps
+    # What the warm-up no longer needs may still be there: a checkpoint that was read into a fresh optimizer's tensors.
+    kept = {key: value for key, value in saved.items() if warming or key not in WARM_UP_ONLY}
+    eight_bit = "exp_avg_absmax" in saved if any_place else can_store_8bit(p, config)
+    plan = plan_of(p, config, group["layout"], eight_bit=eight_bit)
+    forms = state_forms(plan, warming)
+    _check_bits(kept, plan.quantized, config, name)
+    differing = sorted(set(kept) ^ set(forms), key=str)
+    if differing:
+        listed = ", ".join(f"{key} ({'unknown' if key in kept else 'missing'})" for key in differing)
+        raise ValueError(f"the saved state of {name} does not fit: {listed}")
+    for key, form in forms.items():
+        value = kept[key]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"the saved state of {name} has {key} = {value!r}; valid: a tensor")
+        if (tuple(value.shape), value.dtype) != form or value.layout != torch.strided:
+            raise ValueError(
+                f"the saved state of {name} has {key} of shape {tuple(value.shape)} and {value.dtype}; "
+                f"valid: {form.shape} and {form.dtype}, dense"
+            )
+    extent = extent_of(p, plan, state_device)
+    placed = {key: extent.placed(key, kept[key], p.device) for key in forms}
+    # Of a sharded state each process checks its own part.
+    for key, part in zip(placed, extent.here(list(placed.values())), strict=True):
+        check_values(part, key, f"the saved state of {name}")
+    return placed
+
+
+def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: str) -> None:
+    held = "exp_avg_absmax" in saved
+    if held == planned:
+        return
+    if planned:
+        hint = "its hyperparameters plan 8 bits here; save from the same device, or set optim_bits to 32 in it"
+    elif not codec.BITSANDBYTES_AVAILABLE:
+        hint = "8 bits need bitsandbytes, which is not installed"
+    elif config.optim_bits == 8 and not config.force_8bit:
+        hint = "its hyperparameters plan 32 bits here; outside CUDA 8 bits need force_8bit=True in it"
+    else:
+        hint = "its hyperparameters plan 32 bits here"
+    raise ValueError(f"the saved state of {name} holds {8 if held else 32} bits: {hint}")
+
+
+def _merged(group: Group, saved: Group) -> Group:
+    merged = {**saved, "params": group["params"]}
+    if "param_names" in group:
+        merged.setdefault("param_names", group["param_names"])
+    return merged

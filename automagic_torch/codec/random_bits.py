@@ -1,0 +1,48 @@
+"""The counter-based random numbers of section 3 on a torch device, bit for bit those of `automagic_core`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from automagic_core.codec.random_bits import MIX_MULTIPLIERS
+
+# int32 products wrap round, which is arithmetic mod 2³²; a multiplier above 2³¹ stands for itself minus 2³².
+_MULTIPLIERS = tuple(m - 2**32 if m >= 2**31 else m for m in MIX_MULTIPLIERS)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    # >> on int32 copies the sign bit into the places it frees; an unsigned shift leaves zeros there.
+    return (x >> bits).bitwise_and_(2 ** (32 - bits) - 1)
+
+
+def mix32(x: Tensor) -> Tensor:
+    """Scrambles 32-bit words.
+
+    Args:
+        x: int32 of any shape, the bit patterns of unsigned words.
+
+    Returns:
+        int32 of the same shape, again bit patterns; a new tensor.
+    """
+    x = x ^ _shifted(x, 16)
+    x.mul_(_MULTIPLIERS[0])
+    x.bitwise_xor_(_shifted(x, 15))
+    x.mul_(_MULTIPLIERS[1])
+    return x.bitwise_xor_(_shifted(x, 16))
+
+
+def random_unit(key: int, count: int, device: torch.device) -> Tensor:
+    """r in [0, 1) with 24 bits for the first `count` elements in row-major order.
+
+    Args:
+        key: `automagic_core.rounding_key` of the step, the slot and the array's size.
+        count: how many numbers, at most 2³¹ − 1.
+        device: where to make them.
+
+    Returns:
+        float32 of shape (count,).
+    """
+    signed_key = key - 2**32 if key >= 2**31 else key
+    bits = mix32(torch.arange(count, dtype=torch.int32, device=device).add_(signed_key))
+    return _shifted(bits, 8).float().mul_(2.0**-24)

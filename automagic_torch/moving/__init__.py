@@ -1,0 +1,1 @@
+"""Runs that come from, or go to, another optimizer or precision."""

@@ -1,0 +1,169 @@
+"""From Adam to this optimizer in the middle of a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automagic_core import StatePlan
+from automagic_core.arrays.bias import stored_confidence, weight_seen
+from automagic_core.config.constants import SQUARE_FLOOR
+from automagic_core.moving.notes import Notes
+from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
+from automagic_torch.codec.stored import States
+from automagic_torch.moving.adam_states import AdamMoments, adam_moments
+from automagic_torch.moving.float_states import rounding, stored_values
+from automagic_torch.moving.fresh_states import background_of, note_fresh_states, row_and_column, with_fresh_states
+from automagic_torch.optimizer import AutomagicCameAMP8bit
+from automagic_torch.sharding.extent_of import extent_of
+from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history
+
+LOGGER = "automagic_torch"
+
+
+def load_adam_state(
+    optimizer: AutomagicCameAMP8bit, adam_state_dict: Mapping[str, Any], *, restart_warmup: bool = True
+) -> list[str]:
+    """Takes over the moments of an Adam run (sections 5 and 6).
+
+    With Adam's bias-corrected moments m̂ and v̂ after t steps, and this optimizer's own βs:
+
+        exp_avg     ← clip(m̂ / (√v̂ + eps), ± update_clip) · (1 − β₁ᵗ)     the first step goes on in Adam's direction
+        exp_avg_sq  ← v̂ · (1 − β₂ᵗ), or its row and column means
+        exp_avg_res ← 1 − β₃ᵗ                                             reads as r̂ = 1: no confidence yet
+        age         ← t
+
+    `last_polarity` gets the signs of m̂, `background_scale` the mean of √v̂, `edge_history` what independent gradients of
+    variance v̂ would have; all else begins as in a new run.  States are rounded with the random bits of the group's
+    step.  States and counters of `optimizer` are replaced; its hyperparameters stay, Adam's are not taken over.
+
+    Args:
+        optimizer: with the same parameters in the same groups and order.
+        adam_state_dict: ``state_dict()`` of ``torch.optim.AdamW`` or ``Adam``, or of bitsandbytes' ``AdamW8bit`` and
+            its relatives.
+        restart_warmup: begin at step 0 and ℓ = 0, so that the mask searches for its rate while η ramps up again.  False
+            goes on at the step of Adam's oldest array, with `lr` as it is and a mask that has found nothing.
+
+    Returns:
+        What was not carried over or begins anew, one sentence each; also logged by ``automagic_torch``.
+
+    Raises:
+        ValueError: groups, parameters or states do not correspond.  Nothing was changed.
+
+    Example:
+        >>> optimizer = AutomagicCameAMP8bit(model.parameters(), lr=1e-4, warmup_steps=200)
+        >>> told = load_adam_state(optimizer, adamw.state_dict())
+    """
+    notes = Notes()
+    saved_groups = _matching_groups(optimizer.param_groups, adam_state_dict)
+    saved_states = adam_state_dict["state"]
+    if not any(saved_states.get(key) for group in saved_groups for key in group["params"]):
+        raise ValueError("Adam's state has no states of any parameter: it took no step")
+    new_groups = []
+    states: dict[Tensor, States] = {}
+    for group_index, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
+        betas, eps = _constants(saved, group_index)
+        moments: list[tuple[str, Tensor, AdamMoments]] = []
+        for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
+            name = parameter_name(group, group_index, index)
+            entry = saved_states.get(key)
+            found = adam_moments(entry, p.shape, p.device, betas, name) if entry else None
+            if found is None:
+                notes.changed("no steps of Adam: states begin as in a new run", name)
+                continue
+            for other in found.others:
+                notes.lost(f"Adam's {other} has no place here: dropped", name)
+            if p.numel():
+                moments.append((name, p, found))
+        step = 0 if restart_warmup else max((found.age for _, _, found in moments), default=0)
+        new_group = _restarted(group, step)
+        new_groups.append(new_group)
+        for name, p, found in moments:
+            values, plan, added = _state_from(p, found, eps, new_group)
+            states[p] = extent_of(p, plan, optimizer.state_device).adopted(values, p.device)
+            note_fresh_states(notes, added, name)
+    notes.changed("Adam's hyperparameters (lr, betas, eps, weight_decay) are not taken over: this optimizer's own hold")
+    notes.changed(
+        "step and lr_scale begin at 0: warm-up and search for the rate start again"
+        if restart_warmup
+        else "lr_scale begins at 0: Adam had no mask"
+    )
+    optimizer.__setstate__({"state": defaultdict(dict, states), "param_groups": new_groups})
+    return notes.tell(LOGGER)
+
+
+def _matching_groups(groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    for name in ("state", "param_groups"):
+        if name not in saved:
+            raise ValueError(f"Adam's state has no {name!r}")
+    saved_groups: Sequence[Mapping[str, Any]] = saved["param_groups"]
+    sizes = [len(group["params"]) for group in saved_groups]
+    wanted = [len(group["params"]) for group in groups]
+    if sizes != wanted:
+        raise ValueError(f"Adam's state has groups of {sizes} parameters, the optimizer of {wanted}")
+    for index, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
+        names, saved_names = group.get("param_names"), saved_group.get("param_names")
+        if names is not None and saved_names is not None and list(names) != list(saved_names):
+            differing = [
+                f"{theirs!r} for {ours!r}" for ours, theirs in zip(names, saved_names, strict=True) if ours != theirs
+            ]
+            raise ValueError(f"group {index} of Adam's state has other parameters: {', '.join(differing[:5])}")
+    known = {key for group in saved_groups for key in group["params"]}
+    unknown = set(saved["state"]) - known
+    if unknown:
+        raise ValueError(f"Adam's state has entries for unknown parameters: {sorted(unknown, key=str)}")
+    return saved_groups
+
+
+def _constants(saved_group: Mapping[str, Any], index: int) -> tuple[tuple[float, float], float]:
+    """Adam's betas and eps."""
+    betas = saved_group.get("betas")
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"group {index} of Adam's state has betas = {betas!r}; valid: two numbers in [0, 1)")
+    return (float(betas[0]), float(betas[1])), float(saved_group.get("eps", 0.0))
+
+
+def _restarted(group: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The group at another step, without what its votes and norms had found."""
+    new = {name: value for name, value in group.items() if name not in (HISTORY, POSITION)}
+    new["step"] = step
+    new["lr_scale"] = torch.zeros_like(group["lr_scale"])
+    add_norm_history(new, group_config(new), group["lr_scale"].device)
+    return new
+
+
+def _state_from(
+    p: Tensor, adam: AdamMoments, eps: float, group: Mapping[str, Any]
+) -> tuple[States, StatePlan, list[str]]:
+    """The state of one array in the form of its group, what plans it, and the names of what begins anew in it."""
+    config = group_config(group)
+    plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
+    beta1, beta2, beta3 = config.betas
+    # Adam's eps too: where it held an element back, 1 / √v̂ alone would let it jump.
+    root = adam.v_hat.clamp(min=SQUARE_FLOOR).sqrt_().add_(eps)
+    u = (adam.m_hat / root).clamp_(-config.update_clip, config.update_clip)
+    v = adam.v_hat * weight_seen(beta2, adam.age)
+    r = torch.full_like(v, stored_confidence(1.0, beta3, adam.age))
+
+    def scalar(value: float, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(value, dtype=dtype, device=p.device)
+
+    values: States = {
+        "exp_avg": u * weight_seen(beta1, adam.age),
+        "age": scalar(adam.age, torch.int32),
+        "torque_mean": scalar(1.0, torch.float32),
+    }
+    for name, value, factored in (("exp_avg_sq", v, plan.factored_sq), ("exp_avg_res", r, plan.factored_res)):
+        if factored:
+            values[name + "_row"], values[name + "_col"] = row_and_column(value, plan)
+        else:
+            values[name] = value
+    if plan.has_background_scale:
+        values["background_scale"] = background_of(adam.v_hat)
+    warming = group["step"] < config.warmup_steps
+    values, added = with_fresh_states(values, u, adam.v_hat, adam.age, plan, warming)
+    return stored_values(values, plan, rounding(config, group["step"], plan)), plan, added

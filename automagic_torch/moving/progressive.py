@@ -1,0 +1,122 @@
+"""States that go from 32 to 8 bits in the course of a run."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from automagic_core.moving.progressive import progressive_min_8bit_size
+from automagic_torch.cameamp.groups import can_store_8bit, group_config, plan_of
+from automagic_torch.moving.float_states import rounding, stored_values
+from automagic_torch.optimizer import AutomagicCameAMP8bit
+from automagic_torch.sharding.extent import whole_state
+from automagic_torch.sharding.extent_of import extent_of
+
+
+class ProgressiveQuantization:
+    """Moves the states of an optimizer to 8 bits while it runs, the largest arrays first.
+
+    The first 20 % of the steps all states have 32 bits.  In the middle 60 % arrays of at least a threshold have 8 bits;
+    it falls geometrically from 8192 to 2048 elements.  The last 20 % every array has 8 bits that may: on CUDA or under
+    `force_8bit`, no embedding under `stable_emb`, whatever its size.  Groups with ``optim_bits=32`` are left alone.
+
+    Call `step` after every ``optimizer.step()``; between two of them it may be called any number of times.  An array
+    moves once, by quantizing its states as they stand.  They are rounded as `stochastic_rounding` says, with the random
+    bits of the optimizer's last step: the codes are those that the array would have if that step had stored 8 bits.
+
+    The threshold in force stands in every group's `min_8bit_size` and replaces the one that the group was made with.
+    So checkpoints of the optimizer fit in every phase, and a new array gets its states in the form of the phase.
+
+    Args:
+        optimizer: an `AutomagicCameAMP8bit`, best before its first step: what has 8 bits already keeps them.
+        total_steps: how many steps will follow.  They are counted by the optimizer, so a step that a
+            ``GradScaler`` leaves out does not count.
+
+    Raises:
+        TypeError: another optimizer, or `total_steps` that is no integer.
+        ValueError: `total_steps` below 1.
+
+    Example:
+        >>> quantization = ProgressiveQuantization(optimizer, total_steps=10_000)
+        >>> for batch in batches:
+        ...     loss(batch).backward()
+        ...     optimizer.step()
+        ...     quantization.step()
+    """
+
+    def __init__(self, optimizer: AutomagicCameAMP8bit, total_steps: int) -> None:
+        if not isinstance(optimizer, AutomagicCameAMP8bit):
+            raise TypeError(f"optimizer is a {type(optimizer).__name__}; valid: an AutomagicCameAMP8bit")
+        self.optimizer = optimizer
+        self.total_steps = operator.index(total_steps)
+        self.started_at = self._optimizer_steps()
+        self.step()
+        self._warn_if_nothing_can_move()
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the optimizer since this object was made."""
+        return max(0, self._optimizer_steps() - self.started_at)
+
+    @property
+    def min_8bit_size(self) -> int:
+        """The threshold of the present phase."""
+        return progressive_min_8bit_size(self.steps_done, self.total_steps)
+
+    def step(self) -> None:
+        """Moves what is due."""
+        size = self.min_8bit_size
+        for group in self.optimizer.param_groups:
+            if group["optim_bits"] == 8 and group["min_8bit_size"] != size:
+                self._move(group, size)
+
+    def _move(self, group: dict[str, Any], size: int) -> None:
+        states = self.optimizer.state
+        held = [p.numel() for p in group["params"] if "exp_avg_absmax" in states.get(p, {})]
+        # Nothing moves back: the plan must go on to fit what is in 8 bits already.
+        group["min_8bit_size"] = min([size, *held])
+        config = group_config(group)
+        for p in group["params"]:
+            state = states.get(p, {})
+            plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
+            if state and plan.quantized and "exp_avg_absmax" not in state:
+                # A new dict, since an earlier state_dict holds the old one.
+                values = stored_values(whole_state(state, p.device), plan, rounding(config, group["step"], plan))
+                states[p] = extent_of(p, plan, self.optimizer.state_device).adopted(values, p.device)
+
+    def _optimizer_steps(self) -> int:
+        return max((group["step"] for group in self.optimizer.param_groups), default=0)
+
+    def _warn_if_nothing_can_move(self) -> None:
+        groups = self.optimizer.param_groups
+        configs = [group_config(group) for group in groups]
+        if not any(
+            config.optim_bits == 8 and can_store_8bit(p, config)
+            for group, config in zip(groups, configs, strict=True)
+            for p in group["params"]
+        ):
+            warnings.warn(
+                "no state will move to 8 bits: that needs optim_bits=8, bitsandbytes, and parameters on CUDA or "
+                "force_8bit=True",
+                stacklevel=3,
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """What a resumed run needs besides the optimizer's own state."""
+        return {"total_steps": self.total_steps, "started_at": self.started_at}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on where another object stood; before or after the optimizer's own `load_state_dict`.
+
+        Raises:
+            ValueError: an entry is missing or no valid integer.  Nothing was changed.
+        """
+        values = {name: state_dict.get(name) for name in ("total_steps", "started_at")}
+        for name, least in (("total_steps", 1), ("started_at", 0)):
+            value = values[name]
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"the saved state has {name} = {value!r}; valid: an integer ≥ {least}")
+        self.total_steps, self.started_at = int(values["total_steps"] or 1), int(values["started_at"] or 0)
+        self.step()

@@ -1,0 +1,175 @@
+"""A run of this optimizer goes on with other bits, other blocks or another `factored`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from automagic_core import FIELD_NAMES, Config, StatePlan
+from automagic_core.arrays.bias import weight_seen
+from automagic_core.arrays.decay import decay
+from automagic_core.moving.notes import Notes
+from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
+from automagic_torch.checkpoints.loading import checked_state
+from automagic_torch.codec.stored import SLOTS, States, state_forms
+from automagic_torch.moving.float_states import float_values, rounding, stored_values
+from automagic_torch.moving.fresh_states import (
+    background_of,
+    note_fresh_states,
+    product,
+    row_and_column,
+    with_fresh_states,
+)
+from automagic_torch.optimizer import AutomagicCameAMP8bit
+from automagic_torch.sharding.extent import whole_state
+from automagic_torch.sharding.extent_of import extent_of
+from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history
+
+LOGGER = "automagic_torch"
+
+
+def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, Any]) -> list[str]:
+    """Takes over a run of this optimizer in the form that `optimizer` itself stores.
+
+    Other than ``optimizer.load_state_dict`` it keeps the optimizer's own hyperparameters, which decide how states are
+    stored, and converts: between 8 and 32 bits, to other block sizes, from single values to row and column means, and
+    from these to their product, which approximates single values.  `step`, `lr_scale`, `lr_mask`, ages and counters
+    are those of the saved run.  A state that stays in its form keeps every bit; one that goes to 8 bits is rounded with
+    the random bits of the saved step.
+
+    Args:
+        optimizer: with the same parameters in the same groups, order and layout.
+        state_dict: ``state_dict()`` of an `AutomagicCameAMP8bit`, from any device.
+
+    Returns:
+        What changed its form, was dropped or begins anew, one sentence each; also logged by ``automagic_torch``.
+
+    Raises:
+        ValueError: the state does not fit; the message says where.  Nothing was changed.
+
+    Example:
+        >>> told = load_requantized(AutomagicCameAMP8bit(params, force_8bit=True), run_in_32_bits.state_dict())
+    """
+    notes = Notes()
+    saved_groups, saved_states = checked_state(optimizer.param_groups, state_dict, any_place=True)
+    new_groups = []
+    states: dict[Tensor, States] = {}
+    for group_index, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
+        new_group = _continued(group, saved, group_index, notes)
+        new_groups.append(new_group)
+        for index, p in enumerate(group["params"]):
+            if saved_states.get(p):
+                name = parameter_name(group, group_index, index)
+                state = whole_state(saved_states[p], p.device)
+                new_state, plan = _converted(p, state, saved, new_group, name, notes)
+                states[p] = extent_of(p, plan, optimizer.state_device).adopted(new_state, p.device)
+    optimizer.__setstate__({"state": defaultdict(dict, states), "param_groups": new_groups})
+    return notes.tell(LOGGER)
+
+
+def _continued(group: Mapping[str, Any], saved: Mapping[str, Any], index: int, notes: Notes) -> dict[str, Any]:
+    """The group with its own fields and the counters of the saved one."""
+    for field in FIELD_NAMES:
+        if group[field] != saved[field] and field != "profile":
+            notes.changed(f"group {index} keeps its own {field} = {group[field]!r}; the saved run had {saved[field]!r}")
+    new = dict(group)
+    new["step"], new["lr_scale"] = saved["step"], saved["lr_scale"].to(group["lr_scale"].device, copy=True)
+    config = group_config(new)
+    for key in (HISTORY, POSITION):
+        new.pop(key, None)
+        if config.clips_by_percentile and key in saved:
+            new[key] = saved[key].to(new["lr_scale"].device, copy=True)
+        elif key in saved:
+            notes.lost(f"group {index} clips no percentile: {key} is dropped")
+    if config.clips_by_percentile and HISTORY not in saved:
+        notes.changed(f"group {index} begins a new history of gradient norms")
+    add_norm_history(new, config, new["lr_scale"].device)
+    return new
+
+
+def _converted(
+    p: Tensor, state: States, saved: Mapping[str, Any], group: Mapping[str, Any], name: str, notes: Notes
+) -> tuple[States, StatePlan]:
+    """One array's state in the form of its new group, and what plans it."""
+    old_config, config = group_config(saved), group_config(group)
+    old = plan_of(p, old_config, saved["layout"], eight_bit="exp_avg_absmax" in state)
+    plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
+    age = int(state["age"])
+    warming = group["step"] < config.warmup_steps
+    read = float_values(state, old)
+    values = _with_betas(read, old_config, config, age)
+    _note_bits(old, plan, name, notes)
+    for moment, was, factored in (
+        ("exp_avg_sq", old.factored_sq, plan.factored_sq),
+        ("exp_avg_res", old.factored_res, plan.factored_res),
+    ):
+        if factored and not was:
+            values[moment + "_row"], values[moment + "_col"] = row_and_column(values.pop(moment), plan)
+            notes.lost(f"{moment} goes on as row and column means: single values are gone", name)
+        elif was and not factored:
+            values[moment] = product(values.pop(moment + "_row"), values.pop(moment + "_col"))
+            notes.lost(f"{moment} is approximated by the product of its row and column means", name)
+    if age > 0:
+        v_hat = _second_moment(values, plan) / weight_seen(config.betas[1], age)
+        if plan.has_background_scale and float(values["background_scale"]) == 0:
+            values["background_scale"] = background_of(v_hat)
+        values, added = with_fresh_states(values, values["exp_avg"], v_hat, age, plan, warming)
+        note_fresh_states(notes, added, name)
+    else:
+        # Nothing was averaged yet: zeros all over.
+        zeros = values["exp_avg"]
+        values, _ = with_fresh_states(values, zeros, zeros, 1, plan, warming)
+    wanted = _names(plan, warming)
+    for dropped in sorted(set(values) - wanted):
+        notes.lost(f"{dropped} has no use under the present fields: dropped", name)
+        del values[dropped]
+    new = stored_values(values, plan, rounding(config, group["step"], plan))
+    if (old.quantized, old.block_size) == (plan.quantized, plan.block_size):
+        # What did not change keeps its codes: to round again would add noise.
+        for unchanged in (key for key in SLOTS if key in values and values[key] is read.get(key)):
+            parts = (unchanged, unchanged + "_absmax") if plan.quantized else (unchanged,)
+            new |= {part: state[part] for part in parts}
+    return new, plan
+
+
+def _names(plan: StatePlan, warming: bool) -> set[str]:
+    return {name for name in state_forms(plan, warming) if not name.endswith("_absmax")}
+
+
+def _second_moment(values: States, plan: StatePlan) -> Tensor:
+    if not plan.factored_sq:
+        return values["exp_avg_sq"]
+    return product(values["exp_avg_sq_row"], values["exp_avg_sq_col"])
+
+
+def _with_betas(read: States, old: Config, new: Config, age: int) -> States:
+    """The statistics so that they read as they did, where the new βs correct the bias otherwise."""
+    values = dict(read)
+    for position, moment in enumerate(("exp_avg", "exp_avg_sq", "exp_avg_res")):
+        before, after = old.betas[position], new.betas[position]
+        if before == after or age == 0:
+            continue
+        gain = weight_seen(after, age) / weight_seen(before, age)
+        shift = 0.0
+        if moment == "exp_avg_res":
+            # r̂ = (r + c) / (c + 1 − βᵗ) with c = 1 − β
+            c, new_c = decay(before).complement, decay(after).complement
+            gain = (new_c + weight_seen(after, age)) / (c + weight_seen(before, age))
+            shift = gain * c - new_c
+        for name in (moment, moment + "_row", moment + "_col"):
+            if name in values:
+                scaled = values[name] * gain + shift
+                values[name] = scaled if moment == "exp_avg" else scaled.clamp_(min=0)
+    return values
+
+
+def _note_bits(old: StatePlan, new: StatePlan, name: str, notes: Notes) -> None:
+    if old.quantized and not new.quantized:
+        notes.changed("8-bit states go on in 32 bits as they read; what rounding took stays lost", name)
+    elif new.quantized and not old.quantized:
+        notes.changed("32-bit states are rounded to 8 bits", name)
+    elif new.quantized and old.block_size != new.block_size:
+        notes.changed(f"8-bit states are rounded again to blocks of {new.block_size or 'the whole array'}", name)

@@ -1,0 +1,112 @@
+"""The extent of a batch of DTensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
+
+from automagic_core import Slot, StatePlan
+from automagic_torch.arrays.dtensors import whole
+from automagic_torch.codec.stored import COMPANDED, SLOTS, States
+from automagic_torch.sharding import signs
+from automagic_torch.sharding.blocks import ShardBlocks
+from automagic_torch.sharding.extent import Extent
+from automagic_torch.sharding.sharded_means import ShardedMeans
+from automagic_torch.sharding.sharded_stages import sharded_stages, stages_gather
+from automagic_torch.sharding.split import Split, as_dtensor, local_piece, piece_shape, places
+from automagic_torch.stages.chain import StageInputs
+from automagic_torch.stages.energy import StageEnergy
+
+
+class ShardedExtent(Extent):
+    """Every process holds a piece of every array."""
+
+    def __init__(self, plan: StatePlan, split: Split, state_device: torch.device | None = None) -> None:
+        super().__init__(plan, state_device)
+        self.split = split
+        self.first = split.first
+        self.spread = split.count > 1
+        if self.spread:
+            self.means = ShardedMeans(plan, split)
+        self._places = places(split, plan)
+        self._blocks = ShardBlocks(split, plan) if plan.quantized else None
+
+    def zeros(self, names: Iterable[str], device: torch.device) -> States:
+        state = {}
+        for name in names:
+            place = self._places[name]
+            local = torch.zeros(piece_shape(place, self.split), dtype=place.dtype, device=self.state_device or device)
+            state[name] = as_dtensor(local, self.split, place)
+        return state
+
+    def placed(self, name: str, value: Tensor, device: torch.device) -> Tensor:
+        place = self._places[name]
+        if isinstance(value, DTensor) and value.device_mesh == self.split.mesh:
+            placements = self.split.placements if place.split else (Replicate(),) * self.split.mesh.ndim
+            local = value.redistribute(self.split.mesh, placements).to_local()
+        elif place.split:
+            local = local_piece(whole(value), place, self.split)
+        else:
+            local = whole(value)
+        return as_dtensor(self._copied(local, device), self.split, place)
+
+    def adopted(self, state: States, device: torch.device) -> States:
+        return {name: self.placed(name, value, device) for name, value in state.items()}
+
+    def elements_computed(self, arrays: StageInputs) -> int:
+        # So large models too are computed with in few batches, which is few exchanges.
+        return self.plan.size if stages_gather(arrays) else self.split.borders[1] * self.split.row_size
+
+    def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
+
+    def gradients_here(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self.here([self._as_parameter(grad) for grad in grads])
+
+    def _as_parameter(self, grad: Tensor) -> Tensor:
+        """A gradient placed as its parameter; it may have come as partial sums."""
+        if isinstance(grad, DTensor) and grad.placements != self.split.placements:
+            return grad.redistribute(self.split.mesh, self.split.placements)
+        return grad
+
+    def read(self, stored: States) -> States:
+        coded = [name for name in stored if name in SLOTS and self._blocks is not None]
+        values = super().read({name: x for name, x in stored.items() if name not in coded})
+        for name in coded:
+            assert self._blocks is not None
+            values[name] = self._blocks.read(stored[name], stored[name + "_absmax"], name in COMPANDED)
+        return values
+
+    def encoded(self, new: States, key: Callable[[Slot], int] | None) -> States:
+        if self._blocks is None:
+            return super().encoded(new, key)
+        to_code = {name: x for name, x in new.items() if name in SLOTS}
+        others = {name: x for name, x in new.items() if name not in SLOTS}
+        return self._blocks.encoded(to_code, key) | super().encoded(others, key)
+
+    def kept(self, name: str, tensor: Tensor) -> Tensor:
+        return as_dtensor(super().kept(name, tensor), self.split, self._places[name])
+
+    def like_parameters(self, x: Tensor) -> Sequence[Tensor]:
+        return [as_dtensor(local, self.split, self._places["exp_avg"]) for local in x.unbind()]
+
+    def signs(self, packed: Tensor, g: Tensor) -> Tensor:
+        return signs.signs_here(packed, g, self.split, self._places["last_polarity"].split)
+
+    def updated_polarity(self, packed: Tensor, g: Tensor) -> Tensor:
+        return signs.updated(packed, g, self.split, self._places["last_polarity"].split)
+
+    def after_stages(
+        self,
+        arrays: StageInputs,
+        factor: Tensor | None,
+        g: Tensor,
+        w: Tensor,
+        old: States,
+        age: Tensor,
+        energy: StageEnergy,
+    ) -> tuple[Tensor, States]:
+        return sharded_stages(arrays, factor, self.split, g, w, old, age, energy, self.means)

@@ -1,0 +1,64 @@
+"""Stage 2, `suppress_edges` (section 4): one diffusion step where a gradient is rougher than its row usually is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from automagic_core import Layout, decay
+from automagic_core.config.constants import EDGE_DECAY
+from automagic_torch.arrays.averages import ema, one_minus_power
+from automagic_torch.arrays.axes import array_shape, columns_from_end, spatial_from_end
+
+
+def suppress_edges(
+    g: Tensor,
+    edge_history: Tensor | None,
+    age: Tensor,
+    *,
+    penalty: float,
+    threshold: float,
+    layout: Layout = "torch",
+    embedding: bool = False,
+    batched: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Smooths g by as much as it is rougher than its row's history (section 4).
+
+    Args:
+        g: gradient, finite float32, of one array, or with `batched` of arrays stacked along a leading axis.
+        edge_history: float32 in `automagic_core.row_shape`, behind the batch axis if there is one; zeros before the
+            first step.  None for an array that the stage leaves alone.
+        age: int32, the steps that the array took, this one included: 0-d, or one per array of the batch.
+        penalty: λ in [0, 0.2].
+        threshold: θ ≥ 0.
+        layout, embedding: which axes are rows, columns and spatial (section 1).
+        batched: the first axis of g counts arrays.
+
+    Returns:
+        The new gradient and the new history; both as they came where there are no two spatial axes of length ≥ 3.
+    """
+    shape = array_shape(g, batched)
+    axes = spatial_from_end(shape, layout)
+    if axes is None or edge_history is None:
+        return g, edge_history
+    rough = laplacian(g, axes)
+    size = rough.abs()
+    strength = size.mean(dim=columns_from_end(len(shape), layout, embedding), keepdim=True)
+    beta, age = decay(EDGE_DECAY), age.float()
+    edge_history = ema(edge_history, strength, beta)
+    correction = one_minus_power(beta, age).reshape(-1, *[1] * len(shape)) if batched else one_minus_power(beta, age)
+    usual = edge_history * ((1 + threshold) / correction)
+    excess = size.sub_(usual).clamp_(min=0)
+    return torch.add(g, rough.sign_().mul_(excess), alpha=penalty), edge_history
+
+
+def laplacian(x: Tensor, axes: tuple[int, int]) -> Tensor:
+    """The 5-point Laplacian over two axes; beyond the border stands a copy of the border."""
+    result = torch.zeros_like(x)
+    for axis in axes:
+        # Differences rather than a weighted sum: a constant array gives exact zeros.
+        difference = x.diff(dim=axis)
+        inner = x.shape[axis] - 1
+        result.narrow(axis, 0, inner).add_(difference)
+        result.narrow(axis, 1, inner).sub_(difference)
+    return result

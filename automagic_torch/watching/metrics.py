@@ -1,0 +1,132 @@
+"""`optimizer.metrics()`: statistics of a torch optimizer for dashboards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from automagic_core.watching import metrics as core
+from automagic_core.watching.metrics import ArrayFacts, NextStep
+from automagic_torch.arrays.dtensors import whole
+from automagic_torch.arrays.marks import is_lora
+from automagic_torch.cameamp.groups import group_config
+
+_READ = ("lr_mask", "spatial_variance", "torque_mean", "skipped_steps")
+
+
+def metrics(optimizer: Any) -> dict[str, float]:
+    """Rates, torque, energy taken by the stages, effective ranks, skipped steps and bytes, as floats.
+
+    The host waits once for each device that holds states; no step does.
+
+    Args:
+        optimizer: an `AutomagicCameAMP8bit`.  Where parameters are DTensors every process must call it, for their
+            states are gathered.  Call it after ``scheduler.step()``, which sets the next step's `lr`.
+
+    Returns:
+        The names of `automagic_core.watching.metrics.metrics`.  Rates are those of the next step; before the first step
+        there are none, nor a torque or energies.  ``effective_rank/<name>`` is that of every parameter marked with
+        ``_is_lora_layer`` as it is now, under its name, or under its position in the ``state_dict`` where the optimizer
+        was given no names.
+    """
+    arrays = [(group, p, optimizer.state[p]) for group, p in _parameters(optimizer) if optimizer.state.get(p)]
+    adapters = _adapters(optimizer)
+    grams = [torch.stack([_gram(adapters[name]) for name in names]) for names in _by_side(adapters)]
+    wanted: dict[Any, Tensor] = {
+        (index, name): whole(state[name])
+        for index, (_, _, state) in enumerate(arrays)
+        for name in _READ
+        if name in state
+    }
+    for index, group in enumerate(optimizer.param_groups):
+        wanted["lr_scale", index] = group["lr_scale"]
+        if isinstance(group["lr"], Tensor):
+            wanted["lr", index] = group["lr"].detach().float()
+    for stage, pair in optimizer._stage_energy.items():
+        wanted["energy", stage] = torch.stack(pair)
+    wanted |= {("grams", index): gram for index, gram in enumerate(grams)}
+    read = dict(zip(wanted, to_host(list(wanted.values())), strict=True))
+
+    shared = {id(group): _shared(group, read, index) for index, group in enumerate(optimizer.param_groups)}
+    facts = [
+        ArrayFacts(
+            size=p.numel(),
+            lr_scale=shared[id(group)][0],
+            lr_mask=read.get((index, "lr_mask")),
+            spatial_variance=read.get((index, "spatial_variance")),
+            torque_mean=float(read[index, "torque_mean"][0]),
+            skipped_steps=int(read[index, "skipped_steps"][0]),
+            next_step=shared[id(group)][1],
+        )
+        for index, (group, p, _) in enumerate(arrays)
+    ]
+    ranks: dict[str, float] = dict.fromkeys(adapters, 0.0)
+    for index, names in enumerate(_by_side(adapters)):
+        side = grams[index].shape[-1]
+        found = core.effective_ranks(read["grams", index].reshape(-1, side, side))
+        ranks |= zip(names, map(float, found), strict=True)
+    energy = {stage: _share_removed(*read["energy", stage]) for stage in optimizer._stage_energy}
+    return core.metrics(facts, energy, ranks, optimizer.get_memory_efficiency_report()["state_bytes"])
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Tensors of any dtypes that numpy has, each as a 1-D array of its own, with one copy from each device."""
+    by_device: dict[torch.device, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        by_device.setdefault(tensor.device, []).append(index)
+    arrays = [np.zeros(0)] * len(tensors)
+    for indices in by_device.values():
+        # Bytes: so values of every dtype travel together, and exactly.
+        parts = [tensors[index].detach().reshape(-1).contiguous().view(torch.uint8) for index in indices]
+        rest = torch.cat(parts).cpu().numpy().tobytes()
+        start = 0
+        for index, part in zip(indices, parts, strict=True):
+            dtype = torch.empty(0, dtype=tensors[index].dtype).numpy().dtype
+            arrays[index] = np.frombuffer(rest[start : start + part.numel()], dtype)
+            start += part.numel()
+    return arrays
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    return ((group, p) for group in optimizer.param_groups for p in group["params"])
+
+
+def _shared(group: Mapping[str, Any], read: Mapping[Any, np.ndarray], index: int) -> tuple[float, NextStep]:
+    """ℓ and the next step of a group."""
+    lr = float(read["lr", index][0] if ("lr", index) in read else group["lr"])
+    return float(read["lr_scale", index][0]), NextStep.of(group_config(group), lr, group["step"])
+
+
+def _share_removed(before: float, after: float) -> float:
+    return 1 - float(after) / float(before) if before > 0 else 0.0
+
+
+def _adapters(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The marked parameters by name."""
+    found: dict[str, Tensor] = {}
+    position = 0
+    for group in optimizer.param_groups:
+        names = group.get("param_names") or [str(position + index) for index in range(len(group["params"]))]
+        found |= {name: p for name, p in zip(names, group["params"], strict=True) if is_lora(p) and p.numel() > 0}
+        position += len(group["params"])
+    return found
+
+
+def _by_side(adapters: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of the adapters whose Gram matrices are of one size and on one device."""
+    sides: dict[Any, list[str]] = {}
+    for name, p in adapters.items():
+        sides.setdefault((min(p.shape), p.device), []).append(name)
+    return list(sides.values())
+
+
+def _gram(p: Tensor) -> Tensor:
+    """W Wᵀ in float64 with the shorter side first.  Singular values below 10⁻⁸ of the largest drown in it."""
+    W = whole(p.detach()).double()
+    W = W.mT if W.shape[0] > W.shape[1] else W
+    return W @ W.mT
