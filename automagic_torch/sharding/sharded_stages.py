@@ -3,9 +3,9 @@
 Rows of axis 0 are neighbours in a 2-D array, and its spectrum and its singular values are those of all of it: stages 2
 to 4 then work on whole gradients.  Every process gathers those of one batch at a time, with the rows' histories and,
 for stage 4, the parameters, computes the same, and keeps its piece.  So a process receives the float32 gradient of
-every such array once in a step, and holds one batch of them (`automagic_torch.cameamp.batches.BATCH_LIMIT` elements,
-or one larger array) with what the stages need beside it.  Convolutions in PyTorch's layout are not gathered: their pictures
-lie within their rows.
+every such array once in a step, and holds one batch of them (`automagic_torch.cameamp.batches.BATCH_LIMIT` elements, or
+one larger array) with what the stages need beside it.  Convolutions in PyTorch's layout are not gathered: their
+pictures lie within their rows.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
-from torch_helpers import SMALL, parameters
 
 from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, load_adam_state, load_requantized
+from tests.torch_side.torch_helpers import SMALL, parameters
 
 SHAPES = ((3,), (1000,), (2048,), (8, 6), (8, 6), (7, 256), (33, 48), (2, 5), (5, 2, 3), (6, 4, 5, 5), (5, 3, 4, 6))
 """Borders within blocks and bytes and between them, fewer rows than processes, and two arrays that make a batch."""

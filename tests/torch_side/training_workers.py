@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from sharded_workers import whole, whole_state
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -19,9 +18,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch_helpers import SMALL
 
 from automagic_torch import AutomagicCameAMP8bit, mark_lora
+from tests.torch_side.sharded_workers import whole, whole_state
+from tests.torch_side.torch_helpers import SMALL
 
 BATCH = 16
 FIELDS = SMALL | {"percentile_clipping": 90, "warmup_steps": 50, "torque_decay": 0.5}

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from evidence_records import full_set, record
 
 from benchmarks.evidence.cautious import CautiousAdamW
 from benchmarks.evidence.jobs import JOBS
@@ -20,6 +19,7 @@ from benchmarks.evidence.stages import WHITE_NOISE_EDGES, WHITE_NOISE_SHARE
 from benchmarks.evidence.statistics import interval
 from benchmarks.evidence.store import Store, losses, settings_of
 from benchmarks.evidence.variants import GRID, LADDER, PAIRED_SEEDS, SEEDS
+from tests.whole.evidence_records import full_set, record
 
 
 def bowl(spec, best=3e-3):

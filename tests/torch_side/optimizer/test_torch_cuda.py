@@ -1,0 +1,95 @@
+"""What only a CUDA device can show."""
+
+import warnings
+
+import pytest
+import torch
+
+from automagic_torch import AutomagicCameAMP8bit
+from automagic_torch.codec.quantized_tensor import QuantizedTensor
+from tests.torch_side.torch_helpers import SMALL, same, snapshot
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+FIELDS = SMALL | {"force_8bit": False, "torque_decay": 0.9, "percentile_clipping": 90}
+
+
+def on_the_device(factored):
+    generator = torch.Generator().manual_seed(0)
+    shapes, dtypes = [(16, 256), (4, 3, 3, 3), (5,)], [torch.float32, torch.bfloat16, torch.float32]
+    params = [
+        torch.nn.Parameter(torch.randn(shape, generator=generator).to("cuda", dtype))
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+    return params, AutomagicCameAMP8bit(params, factored=factored, **FIELDS)
+
+
+def step(params, optimizer, number):
+    generator = torch.Generator("cuda").manual_seed(number)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator, device="cuda").to(p.dtype)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
+def test_a_step_never_waits_for_the_device(factored):
+    params, optimizer = on_the_device(factored)
+    step(params, optimizer, 1)  # copies the codebooks
+    assert optimizer.state[params[0]]["exp_avg"].dtype == torch.uint8
+    for number in range(2, 7):  # through the end of the warm-up
+        generator = torch.Generator("cuda").manual_seed(number)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator, device="cuda").to(p.dtype)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_saved_run_goes_on_bit_for_bit_from_the_host():
+    params, optimizer = on_the_device("none")
+    for number in range(1, 4):
+        step(params, optimizer, number)
+    copies, other = on_the_device("none")
+    with torch.no_grad():
+        for p, q in zip(params, copies, strict=True):
+            q.copy_(p)
+    state_dict = optimizer.state_dict()
+    state_dict["state"] = {
+        key: {name: tensor.cpu() for name, tensor in state.items()} for key, state in state_dict["state"].items()
+    }
+    other.load_state_dict(state_dict)
+    for number in range(4, 8):
+        step(params, optimizer, number)
+        step(copies, other, number)
+    assert same(*([t.cpu() for t in snapshot(o)[0]] for o in (optimizer, other)))
+
+
+def test_the_kernels_round_as_the_exact_rule():
+    x = torch.randn(4096, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    for block in x.view(-1, 256):
+        kernel = QuantizedTensor.write(block[None], False, 256, None)
+        exact = QuantizedTensor.write(block[None], False, None, None)
+        assert torch.equal(kernel.absmax, exact.absmax)
+        # Its fast reciprocal may be an ulp off, which can only matter beside a midpoint.
+        assert (kernel.codes != exact.codes).sum() <= 1
+
+
+def test_adapters_wait_once_for_every_shape():
+    shapes = [(8, 64)] * 5 + [(64, 8)] * 5 + [(16, 16)] * 3
+    params = [torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes]
+    for p in params:
+        p._is_lora_layer = True
+    optimizer = AutomagicCameAMP8bit(params, **FIELDS)
+    step(params, optimizer, 1)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    # The error codes of torch.linalg.eigh.
+    assert len(waits) <= 3
