@@ -25,7 +25,7 @@ from rich.table import Table
 from parity import carried_runs, codec_suite, free_running, model_runs, stages, teacher_forced
 from parity.checks import Check, Report, show, show_bound, verdict
 
-SUITES: dict[str, Callable[[str], Iterable[Check]]] = {
+SUITES: dict[str, Callable[..., Iterable[Check]]] = {
     "codec": codec_suite.suite,
     "teacher": teacher_forced.suite,
     "stages": stages.suite,
@@ -33,6 +33,8 @@ SUITES: dict[str, Callable[[str], Iterable[Check]]] = {
     "model": model_runs.suite,
     "carried": carried_runs.suite,
 }
+SHARED = ("teacher", "stages")
+"""Suites of several runs that several processes may share."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,22 +43,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the torch side runs")
     parser.add_argument("--only", nargs="*", choices=tuple(SUITES), default=list(SUITES), help="suites to run")
     parser.add_argument("--out", type=Path, default=Path("out/parity"), help="folder of report.json and report.md")
+    parser.add_argument(
+        "--share", type=_share, default=slice(None), metavar="I/N", help=f"every N-th run of {' and '.join(SHARED)}"
+    )
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
 
     console = Console()
-    report = Report(environment(options.device))
+    report = Report(environment(options.device), notes=list(NOTES))
     for name in options.only:
+        checks = []
+        share = {"share": options.share} if name in SHARED else {}
         with console.status(f"{name} …"):
-            checks = list(SUITES[name](options.device))
-        report.checks += checks
+            for check in SUITES[name](options.device, **share):
+                checks.append(check)
+                report.checks.append(check)
+                report.write(options.out)  # what is there counts where the rest is not waited for
         console.print(table(checks))
-    report.notes += NOTES
-    report.write(options.out)
     failed = sum(not check.passed for check in report.checks)
     console.print(f"{len(report.checks) - failed} bounds kept, {failed} exceeded; {options.out / 'report.md'} written")
     return 0 if report.passed else 1
+
+
+def _share(text: str) -> slice:
+    """ "2/3" → the second, fifth, eighth … of the runs."""
+    first, count = (int(number) for number in text.split("/"))
+    if not 1 <= first <= count:
+        raise argparse.ArgumentTypeError(f"{text}: valid: I/N with 1 ≤ I ≤ N")
+    return slice(first - 1, None, count)
 
 
 NOTES = [
