@@ -12,26 +12,33 @@ import datetime
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
-import bitsandbytes
-import flax
 import jax
-import optax
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from parity import carried_runs, codec_suite, free_running, model_runs, stages, teacher_forced
+from parity import teacher_forced
 from parity.checks import Check, Report, show, show_bound, verdict
 
+
+def _suite(module: str, device: str, **share: slice) -> Iterable[Check]:
+    """The checks of a module, imported when its turn comes: only two of them need Flax."""
+    checks: Iterable[Check] = import_module(f"parity.{module}").suite(device, **share)
+    return checks
+
+
 SUITES: dict[str, Callable[..., Iterable[Check]]] = {
-    "codec": codec_suite.suite,
-    "teacher": teacher_forced.suite,
-    "stages": stages.suite,
-    "free": free_running.suite,
-    "model": model_runs.suite,
-    "carried": carried_runs.suite,
+    "codec": partial(_suite, "codec_suite"),
+    "teacher": partial(_suite, "teacher_forced"),
+    "stages": partial(_suite, "stages"),
+    "free": partial(_suite, "free_running"),
+    "model": partial(_suite, "model_runs"),
+    "carried": partial(_suite, "carried_runs"),
 }
 SHARED = ("teacher", "stages")
 """Suites of several runs that several processes may share."""
@@ -90,10 +97,10 @@ def environment(device: str) -> dict[str, str]:
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "bitsandbytes": bitsandbytes.__version__,
+        "bitsandbytes": version("bitsandbytes"),
         "jax": f"{jax.__version__} on {jax.default_backend()}",
-        "optax": optax.__version__,
-        "flax": flax.__version__,
+        "optax": version("optax"),
+        "flax": version("flax"),
     }
 
 

@@ -101,6 +101,7 @@ def _operands() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "a / b": lambda np_, a, b, c: a / b,
     "1 / b": lambda np_, a, b, c: 1 / b,
+    "a / a": lambda np_, a, b, c: a / a,
     "sqrt |a|": lambda np_, a, b, c: np_.sqrt(np_.abs(a)),
     "a * b + c": lambda np_, a, b, c: a * b + c,
     "denormal products": lambda np_, a, b, c: (a * np.float32(1e-20)) * (b * np.float32(1e-20)),
