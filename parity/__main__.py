@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
                 report.checks.append(check)
                 report.write(options.out)  # what is there counts where the rest is not waited for
         console.print(table(checks))
+    report.write(options.out)
     failed = sum(not check.passed for check in report.checks)
     console.print(f"{len(report.checks) - failed} bounds kept, {failed} exceeded; {options.out / 'report.md'} written")
     return 0 if report.passed else 1
