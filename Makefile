@@ -6,7 +6,7 @@ SOURCES := automagic_core automagic_torch automagic_optax parity benchmarks exam
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint parity bench memory rates evidence soak clean
+.PHONY: demo test test-all lint parity bench memory rates evidence soak gpu gpu-wheels clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
@@ -55,6 +55,15 @@ evidence: .venv/evidence  ## training runs on three jobs, up to two hours, goes 
 
 soak: .venv/installed  ## long runs, kills and random cases, under an hour, goes on where it stopped; docs/reliability.md
 	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.soak $(OPTIONS)
+
+# Another machine's Python, which brings torch, jax and flax with CUDA; nothing is installed into it.
+GPU_PYTHON ?= python3
+
+gpu:  ## checks and timings on one NVIDIA GPU, 8 minutes, without network; writes out/gpu/results.json
+	$(GPU_PYTHON) -m benchmarks.gpu $(OPTIONS)
+
+gpu-wheels:  ## the optimizers that `make gpu` compares with, into .whl; needs a network
+	$(PYTHON) -m benchmarks.gpu.wheels .whl
 
 clean:
 	rm -rf .venv out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

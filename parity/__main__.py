@@ -12,27 +12,36 @@ import datetime
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
-import bitsandbytes
-import flax
 import jax
-import optax
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from parity import carried_runs, codec_suite, free_running, model_runs, stages, teacher_forced
+from parity import teacher_forced
 from parity.checks import Check, Report, show, show_bound, verdict
 
-SUITES: dict[str, Callable[[str], Iterable[Check]]] = {
-    "codec": codec_suite.suite,
-    "teacher": teacher_forced.suite,
-    "stages": stages.suite,
-    "free": free_running.suite,
-    "model": model_runs.suite,
-    "carried": carried_runs.suite,
+
+def _suite(module: str, device: str, **share: slice) -> Iterable[Check]:
+    """The checks of a module, imported when its turn comes: only two of them need Flax."""
+    checks: Iterable[Check] = import_module(f"parity.{module}").suite(device, **share)
+    return checks
+
+
+SUITES: dict[str, Callable[..., Iterable[Check]]] = {
+    "codec": partial(_suite, "codec_suite"),
+    "teacher": partial(_suite, "teacher_forced"),
+    "stages": partial(_suite, "stages"),
+    "free": partial(_suite, "free_running"),
+    "model": partial(_suite, "model_runs"),
+    "carried": partial(_suite, "carried_runs"),
 }
+SHARED = ("teacher", "stages")
+"""Suites of several runs that several processes may share."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,22 +50,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the torch side runs")
     parser.add_argument("--only", nargs="*", choices=tuple(SUITES), default=list(SUITES), help="suites to run")
     parser.add_argument("--out", type=Path, default=Path("out/parity"), help="folder of report.json and report.md")
+    parser.add_argument(
+        "--share", type=_share, default=slice(None), metavar="I/N", help=f"every N-th run of {' and '.join(SHARED)}"
+    )
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
 
     console = Console()
-    report = Report(environment(options.device))
+    report = Report(environment(options.device), notes=list(NOTES))
     for name in options.only:
+        checks = []
+        share = {"share": options.share} if name in SHARED else {}
         with console.status(f"{name} …"):
-            checks = list(SUITES[name](options.device))
-        report.checks += checks
+            for check in SUITES[name](options.device, **share):
+                checks.append(check)
+                report.checks.append(check)
+                report.write(options.out)  # what is there counts where the rest is not waited for
         console.print(table(checks))
-    report.notes += NOTES
     report.write(options.out)
     failed = sum(not check.passed for check in report.checks)
     console.print(f"{len(report.checks) - failed} bounds kept, {failed} exceeded; {options.out / 'report.md'} written")
     return 0 if report.passed else 1
+
+
+def _share(text: str) -> slice:
+    """ "2/3" → the second, fifth, eighth … of the runs."""
+    first, count = (int(number) for number in text.split("/"))
+    if not 1 <= first <= count:
+        raise argparse.ArgumentTypeError(f"{text}: valid: I/N with 1 ≤ I ≤ N")
+    return slice(first - 1, None, count)
 
 
 NOTES = [
@@ -75,10 +98,10 @@ def environment(device: str) -> dict[str, str]:
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "bitsandbytes": bitsandbytes.__version__,
+        "bitsandbytes": version("bitsandbytes"),
         "jax": f"{jax.__version__} on {jax.default_backend()}",
-        "optax": optax.__version__,
-        "flax": flax.__version__,
+        "optax": version("optax"),
+        "flax": version("flax"),
     }
 
 

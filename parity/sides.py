@@ -73,7 +73,7 @@ class TorchSide:
             for name, value in state.items():
                 state[name] = value.cpu()
         for group in saved["param_groups"]:
-            group["lr_scale"] = group["lr_scale"].cpu()
+            group |= {name: value.cpu() for name, value in group.items() if isinstance(value, torch.Tensor)}
         return saved
 
 

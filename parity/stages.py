@@ -11,7 +11,7 @@ import numpy as np
 from parity import streams
 from parity.checks import Check
 from parity.sides import Arrays
-from parity.teacher_forced import BASE, CODE_BOUND, UPDATE_BOUND, compare
+from parity.teacher_forced import BASE, CODE_BOUND, EVERYTHING, UPDATE_BOUND, compare
 
 SUITE = "Gradient stages, teacher-forced"
 STEPS = 30
@@ -57,13 +57,13 @@ def weights() -> Arrays:
     return arrays
 
 
-def suite(device: str, steps: int = STEPS) -> Iterable[Check]:
-    """The checks of the report."""
+def suite(device: str, steps: int = STEPS, share: slice = EVERYTHING) -> Iterable[Check]:
+    """The checks of the report, or a share of its runs."""
     alone = [(name,) for name in ON]
     several = [*combinations(ON, 2), tuple(ON)]
-    for names in [*alone, *several]:
-        yield from checks(names, "torch", device, steps)
-    yield from checks(tuple(ON), "flax", device, steps)
+    runs = [*((names, "torch") for names in [*alone, *several]), (tuple(ON), "flax")]
+    for names, layout in runs[share]:
+        yield from checks(names, layout, device, steps)
 
 
 def checks(names: tuple[str, ...], layout: str, device: str, steps: int) -> Iterable[Check]:

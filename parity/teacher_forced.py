@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from parity import streams
 from parity.checks import Check, distance
 from parity.sides import Arrays, JaxSide, TorchSide
 
+SUITE = "Step parity, teacher-forced"
+EVERYTHING = slice(None)
 UPDATE_BOUND = 2e-6
 """About 16 float32 roundings; sums of thousands of elements differ by a few."""
 CODE_BOUND = 0.9999
@@ -157,26 +160,44 @@ def compare(
     return found
 
 
-def suite(device: str, steps: int = 200) -> Iterable[Check]:
-    """The checks of the report."""
-    name = "Step parity, teacher-forced"
-    for factored in ("none", "second_moment", "all"):
-        found = compare({**BASE, "factored": factored}, steps=steps, device=device)
-        yield from _checks(name, f"factored {factored}", found)
+def suite(device: str, steps: int = 200, share: slice = EVERYTHING) -> Iterable[Check]:
+    """The checks of the report, or a share of its runs."""
+    for run in _runs()[share]:
+        yield from run(device, steps)
+
+
+def _runs() -> list[Callable[[str, int], Iterable[Check]]]:
+    """One for each configuration that the suite compares."""
+    formats: list[tuple[str, dict[str, Any]]] = [
+        (f"factored {factored}", {"factored": factored}) for factored in ("none", "second_moment", "all")
+    ]
+    formats.append(("block_wise False", {"block_wise": False, "factored": "none"}))
+    halves = [(dtype, stochastic) for dtype in ("bfloat16", "float16") for stochastic in (True, False)]
+    return [
+        *(partial(_eight_bits, kind, fields) for kind, fields in formats),
+        _thirty_two_bits,
+        *(partial(_half_precision, *half) for half in halves),
+    ]
+
+
+def _eight_bits(kind: str, fields: dict[str, Any], device: str, steps: int) -> Iterable[Check]:
+    yield from _checks(SUITE, kind, compare({**BASE, **fields}, steps=steps, device=device))
+
+
+def _thirty_two_bits(device: str, steps: int) -> Iterable[Check]:
     found = compare({**BASE, "optim_bits": 32}, steps=steps, device=device)
-    yield Check(name, "32-bit states: updates", found.update, UPDATE_BOUND)
-    yield Check(name, "32-bit states: states", found.state, UPDATE_BOUND)
-    found = compare({**BASE, "block_wise": False, "factored": "none"}, steps=steps, device=device)
-    yield from _checks(name, "block_wise False", found)
-    for dtype in ("bfloat16", "float16"):
-        for stochastic in (True, False):
-            fields = {**BASE, "stochastic_rounding_params": stochastic}
-            found = compare(fields, steps=steps, device=device, dtype=dtype)
-            kind = f"{dtype} parameters, {'stochastic' if stochastic else 'nearest'}"
-            yield from _checks(name, kind, found)
-            equal = found.elements_equal / found.elements
-            yield Check(name, f"{kind}: equal elements", equal, ELEMENT_BOUND, at_least=True)
-            yield Check(name, f"{kind}: units apart", found.element_step, 1)
+    yield Check(SUITE, "32-bit states: updates", found.update, UPDATE_BOUND)
+    yield Check(SUITE, "32-bit states: states", found.state, UPDATE_BOUND)
+
+
+def _half_precision(dtype: str, stochastic: bool, device: str, steps: int) -> Iterable[Check]:
+    fields = {**BASE, "stochastic_rounding_params": stochastic}
+    found = compare(fields, steps=steps, device=device, dtype=dtype)
+    kind = f"{dtype} parameters, {'stochastic' if stochastic else 'nearest'}"
+    yield from _checks(SUITE, kind, found)
+    equal = found.elements_equal / found.elements
+    yield Check(SUITE, f"{kind}: equal elements", equal, ELEMENT_BOUND, at_least=True)
+    yield Check(SUITE, f"{kind}: units apart", found.element_step, 1)
 
 
 def _checks(suite: str, kind: str, found: Comparison) -> Iterable[Check]:
