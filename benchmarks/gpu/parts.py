@@ -9,29 +9,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CUDA_TESTS = ("tests/torch_side/test_torch_cuda.py",)
-LIBRARY_TESTS = tuple(
-    f"tests/torch_side/test_{name}.py"
-    for name in (
-        *("torch_hardware", "torch_benchmark", "torch_state_device", "torch_compiled_model", "accelerate"),
-        *("hf_trainer", "torch_citizenship", "torch_groups", "torch_processes"),
-    )
+
+def _files(side: str, *names: str) -> tuple[str, ...]:
+    """Test files by their names, in whichever room they lie."""
+    return tuple(str(path) for name in names for path in Path("tests", side).rglob(f"test_{name}.py"))
+
+
+CUDA_TESTS = _files("torch_side", "torch_cuda")
+LIBRARY_TESTS = _files(
+    "torch_side",
+    *("torch_hardware", "torch_benchmark", "torch_state_device", "torch_compiled_model", "accelerate"),
+    *("hf_trainer", "torch_citizenship", "torch_groups", "torch_processes"),
 )
 """Tests that find a GPU by themselves, or that rest on what differs between versions of torch."""
-MOVED_TESTS = tuple(
-    f"tests/torch_side/test_torch_{name}.py"
-    for name in (
-        *("oracle", "stages", "stage_chain", "codec", "batches", "state", "mixed_precision", "metrics"),
-        *("progressive", "requantized", "migration", "marks"),
-    )
+MOVED_TESTS = _files(
+    "torch_side",
+    *("torch_oracle", "torch_stages", "torch_stage_chain", "torch_codec", "torch_batches", "torch_state"),
+    *("torch_mixed_precision", "torch_metrics", "torch_progressive", "torch_requantized", "torch_migration"),
+    "torch_marks",
 )
 """Tests that `benchmarks.gpu.on_cuda` moves to the device."""
-JAX_TESTS = tuple(
-    f"tests/optax_side/test_{name}.py"
-    for name in (
-        *("oracle_single_features", "codec_exact", "codec_blocks", "random_bits_jax", "stages_oracle"),
-        *("stochastic_rounding", "optax_compiled", "quantize_state", "flax_nnx", "bad_gradients", "in_turn"),
-    )
+JAX_TESTS = _files(
+    "optax_side",
+    *("oracle_single_features", "codec_exact", "codec_blocks", "random_bits_jax", "stages_oracle"),
+    *("stochastic_rounding", "optax_compiled", "quantize_state", "flax_nnx", "bad_gradients", "in_turn"),
 )
 _PYTEST = ("pytest", "-p", "no:cacheprovider", "-m", "not slow", "--tb=short", "-ra", "--junitxml={xml}")
 
