@@ -1,4 +1,4 @@
-"""What the PyTorch and the JAX optimizer share and neither framework owns.  Needs numpy only."""
+"""What the PyTorch and the JAX optimizer share.  It needs only numpy."""
 
 from automagic_core.arrays.adapter_names import LORA_NAMES, is_lora_name
 from automagic_core.arrays.axes import axes_between

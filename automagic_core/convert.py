@@ -1,4 +1,7 @@
-"""`python -m automagic_core.convert IN OUT`: a run's optimizer state from one file form to another."""
+"""`python -m automagic_core.convert IN OUT` turns a PyTorch checkpoint into the neutral file and back.
+
+docs/algorithm.md, section 11, describes the neutral file.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +38,17 @@ def convert(
 
     Args:
         source, target: files; ``.safetensors`` is the neutral form, ``.pt``, ``.pth`` and ``.bin`` are PyTorch's.
-            `target` is replaced as a whole, or is what it was.
-        layout: ``"torch"`` or ``"flax"`` for all arrays; None keeps the one that they have.
-        axes: with `layout`, permutations of single arrays by name, where they are no dense or convolution kernels.
-        embedding, lora: which parameters of a checkpoint, whose state dict has no marks, are embeddings and adapters:
-            names or positions, ``*`` and ``?`` as in file names.  None goes by the usual names.  A neutral file has
-            marks, which a list here replaces.
-        like: a checkpoint or neutral file of the optimizer that is to go on.  Parameters are put into its order by
-            their names, since PyTorch loads them by position.
+            `target` is replaced as a whole, or stays as it was if this fails.
+        layout: ``"torch"`` or ``"flax"`` for all arrays; None keeps their layout.
+        axes: with `layout`, permutations of single arrays by name, for arrays that are no dense or convolution kernels.
+        embedding, lora: which parameters are embeddings and adapters: names or positions, with ``*`` and ``?`` as in
+            file names.  A list replaces the marks of a neutral file.  A checkpoint has no marks: there None decides by
+            the usual names.
+        like: a checkpoint or neutral file of the optimizer that goes on.  Parameters get its order, by their names,
+            since PyTorch loads them by position.
 
     Returns:
-        What the state is and what was lost, one sentence each; losses are also logged by ``automagic_core``.
+        What the state is and what was lost, one sentence each; losses are also logged to ``automagic_core``.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged or does not fit; the message says where.
@@ -113,13 +116,15 @@ def _suffix(path: str | Path) -> str:
 def _marked(
     groups: Sequence[NeutralGroup], embedding: Sequence[str] | None, lora: Sequence[str] | None, *, has_marks: bool
 ) -> list[NeutralGroup]:
-    """The groups with the marks that names or the caller give them."""
+    """The groups with the marks that the caller gives, or that follow from names."""
     for patterns in (embedding or (), lora or ()):
         for pattern in patterns:
             if not any(fnmatchcase(array.name, pattern) for group in groups for array in group.arrays):
                 raise ValueError(f"no parameter is called {pattern!r}")
 
-    def mark(array: NeutralArray, patterns: Sequence[str] | None, known: bool, by_name: Callable) -> bool:
+    def mark(
+        array: NeutralArray, patterns: Sequence[str] | None, known: bool, by_name: Callable[[list[str]], bool]
+    ) -> bool:
         if patterns is not None:
             return any(fnmatchcase(array.name, pattern) for pattern in patterns)
         return known if has_marks else len(array.shape or ()) == 2 and by_name(array.name.split("."))
@@ -154,7 +159,7 @@ def _refuse_unknown(axes: Axes | None, groups: Sequence[NeutralGroup], layout: s
 
 
 def _ordered(groups: Sequence[NeutralGroup], like: Sequence[NeutralGroup], label: str) -> list[NeutralGroup]:
-    """The groups with their arrays in the order of others."""
+    """The groups with their arrays in the order of `like`."""
     if len(groups) != len(like):
         raise ValueError(f"{label} has {len(like)} groups, the run {len(groups)}")
     ordered = []
@@ -183,7 +188,7 @@ def _described(groups: Sequence[NeutralGroup]) -> list[str]:
 
 
 def _given(patterns: list[str] | None) -> list[str] | None:
-    """The names that are not empty; an empty one alone says that there are none."""
+    """The names that are not empty; a single empty one means an empty list."""
     return None if patterns is None else [pattern for pattern in patterns if pattern]
 
 

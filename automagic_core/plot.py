@@ -1,4 +1,4 @@
-"""`python -m automagic_core.plot RUN...`: what a run logged, as one page."""
+"""`python -m automagic_core.plot RUN...` draws the metrics that runs logged on one page."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DEFAULT_NAME = "metrics.png"
 
 
 def plot(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Draws runs over each other into one PNG.
+    """Draws several runs into the same panels of one PNG.
 
     Args:
         runs: folders that a `MetricsLogger` wrote, or the files in them.
-        out: the PNG; by default ``metrics.png`` in the folder of a single run, and for several in the current one.
+        out: the PNG; by default ``metrics.png`` in the folder of a single run, or in the current folder for several.
 
     Returns:
-        Where it was written.
+        The path of the PNG.
 
     Raises:
         FileNotFoundError: a run has no records.

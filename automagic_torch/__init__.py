@@ -1,4 +1,4 @@
-"""Automagic CameAMP 8-bit for PyTorch.  Works without bitsandbytes too, then with 32-bit states."""
+"""Automagic CameAMP 8-bit for PyTorch.  Without bitsandbytes it works with 32-bit states."""
 
 from automagic_core import Config, OptimizationProfiles
 from automagic_torch.arrays.marks import found_marks, mark_embeddings, mark_lora

@@ -1,4 +1,4 @@
-"""The torch optimizer: one call of it, its groups and its checkpoints."""
+"""`AutomagicCameAMP8bit`, the optimizer of docs/algorithm.md: its steps, groups and checkpoints."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from automagic_core import MAX_STEP, ArrayMemory, StatePlan, memory_report
+from automagic_core.arrays.state_forms import SHARED_STATES, WARM_UP_ONLY
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.arrays.marks import held_marks, is_embedding, is_lora, set_marks
-from automagic_torch.arrays.stacked import moved
+from automagic_torch.arrays.stacked import to_device
 from automagic_torch.cameamp.array_step import update_batch
 from automagic_torch.cameamp.batches import agree_on_gradients, has_room, kind
 from automagic_torch.cameamp.call import Batch, Call
@@ -33,12 +34,12 @@ from automagic_torch.cameamp.rehearsal import is_rehearsal
 from automagic_torch.cameamp.verbose import tell_step
 from automagic_torch.checkpoints.loading import checked_state
 from automagic_torch.checkpoints.placeholders import with_placeholders
-from automagic_torch.codec import quantized_tensor as codec
-from automagic_torch.codec.stored import WARM_UP_ONLY, state_forms
+from automagic_torch.codec import quantized_tensor
+from automagic_torch.codec.stored import state_forms
 from automagic_torch.sharding.extent_of import extent_of
-from automagic_torch.stages.chain import StageInputs
+from automagic_torch.stages.chain import StageArrays
 from automagic_torch.stages.energy import StageEnergy
-from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
+from automagic_torch.stages.norm_history import add_norm_history, has_norm_history
 from automagic_torch.watching.metrics import metrics
 
 
@@ -46,40 +47,37 @@ class AutomagicCameAMP8bit(Optimizer):
     """8-bit optimizer with factored second moments, confidence, torque and a learning rate that finds itself.
 
     Args:
-        params: parameters, named parameters or parameter groups.  A group may carry fields of its own, also a
-            `profile`: what it names wins over its profile, that over the optimizer's fields.
-        lr: where the rate begins, in [min_lr, max_lr]; a number or a scalar tensor.  A scheduler may set
-            ``group["lr"]`` to any value later.  ``OneCycleLR`` writes its own `max_lr` and `min_lr` into the groups:
+        params: parameters, named parameters or parameter groups.  A group may have its own fields, also a `profile`:
+            its fields win over its profile, which wins over the optimizer's fields.
+        lr: the rate at which the search begins, in [min_lr, max_lr]; a number or a scalar tensor.  A scheduler may set
+            ``group["lr"]`` to any value later.  ``OneCycleLR`` writes its `max_lr` and `min_lr` into the groups, and
             they are then the limits here too.
         layout: ``"torch"``, or ``"flax"`` for kernels of shape (in, out) and (*spatial, in, out).
-        state_device: ``"cpu"`` keeps the states of all arrays in the host's memory, pinned where there is CUDA, and
-            brings those of one batch at a time to their parameters' device; a step then waits for the device at its
-            end.  None keeps them with their parameters.  It belongs to the optimizer, not to its `state_dict`: what is
-            loaded goes where this optimizer keeps its states.
+        state_device: ``"cpu"`` keeps all states in the host's memory, pinned where there is CUDA, and brings those of
+            one batch at a time to the device.  A step then waits for the device at its end.  None keeps states with
+            their parameters.  It is not part of the `state_dict`.
         **config: any field of `automagic_core.Config`, `profile` included.
 
     Raises:
-        ValueError: an unknown field, a value outside its range, a schedule as `lr`, a parameter that is complex or
-            of an integer dtype.
+        ValueError: an unknown field, a value outside its range, a schedule as `lr`, or a parameter of a complex or an
+            integer dtype.
 
-    A parameter with ``p._is_embedding = True`` is an embedding: `stable_emb` keeps its states in 32 bits.  A 2-D
-    parameter with ``p._is_lora_layer = True`` is an adapter: `encourage_low_rank` works on it.  `mark_embeddings` and
-    `mark_lora` find and mark them.
-    States go to 8 bits on CUDA only, elsewhere under `force_8bit`; both need bitsandbytes.
+    `mark_embeddings` and `mark_lora` mark embeddings, whose states `stable_emb` keeps in 32 bits, and adapters, the
+    arrays on which stage 4 works (section 1.4).  States have 8 bits on CUDA, and elsewhere with `force_8bit`;
+    both need bitsandbytes.
 
-    Every group counts its calls in ``group["step"]``, holds ℓ in ``group["lr_scale"]`` (0-d float32) and, while its
-    `percentile_clipping` is below 100, the squared gradient norms of its arrays in ``group["norm_history"]`` (float32,
-    (100,)) and ``group["norm_position"]`` (0-d int32): to stage 1 a group is what a transformation is in JAX.
-    Arrays of one group, shape, dtype and kind are computed with as one (`automagic_torch.cameamp.batches`).
-    Nothing in a step waits for the device, but for the eigenvalues of adapters, once for every shape.
+    Every group counts its calls in ``group["step"]`` and holds ℓ in ``group["lr_scale"]``.  While its
+    `percentile_clipping` is below 100, it also holds ``group["norm_history"]`` and ``group["norm_position"]``
+    (section 6.1).  Arrays of one kind are computed as one batch (section 8).  Nothing in a step waits for the device,
+    except the eigenvalues of adapters, once for each batch of them.
     """
 
     _on_update: Callable[[Tensor, Tensor], None] | None = None
-    """Called in every step with each parameter and its update in float32, before rounding to the parameter's dtype and
-    before the parameter changes; zeros for a skipped array.  For tests of parity: set it on an instance."""
+    """Called with each parameter and its float32 update (zeros for a skipped array) before the parameter changes.
+    Tests of parity set it on an instance."""
 
     _stage_energy: dict[str, tuple[Tensor, Tensor]]
-    """By gradient stage that is on: the squared norms of all gradients before and after it in the last step, 0-d."""
+    """For each stage that is on, Σ g² of all gradients before and after it in the last step, 0-d."""
 
     def __init__(
         self,
@@ -99,7 +97,7 @@ class AutomagicCameAMP8bit(Optimizer):
         """Adds a group, at any time; its `step` begins at 0.
 
         Raises:
-            ValueError: as the constructor.  Nothing was added.
+            ValueError: as in the constructor.  Nothing was added.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
@@ -120,14 +118,14 @@ class AutomagicCameAMP8bit(Optimizer):
         add_norm_history(group, group_config(group), _device_of(group))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient.
+
+        A call before the first step with only zeros for `lr` and gradients makes the states and is no step.
+        `torch.distributed.checkpoint` makes such a call (section 6.3).
 
         Args:
             closure: evaluates the model again, with gradients, and returns the loss.
-
-        A call before the first step in which every `lr` is 0 and every gradient zero makes the states and does not
-        count: `torch.distributed.checkpoint` makes one when it needs the states of a fresh optimizer.
 
         Returns:
             The closure's loss, or None.
@@ -152,7 +150,7 @@ class AutomagicCameAMP8bit(Optimizer):
         energy = StageEnergy(call.config for call in calls)
         for call in calls:
             call.group["step"] = call.step
-            call.group["lr_scale"] = moved(call.group["lr_scale"], _device_of(call.group))
+            call.group["lr_scale"] = to_device(call.group["lr_scale"], _device_of(call.group))
             call.clip()
             for batch in call.batches:
                 update_batch(batch, energy, self._on_update)
@@ -165,7 +163,7 @@ class AutomagicCameAMP8bit(Optimizer):
         return loss
 
     def _form_batches(self, call: Call, group_index: int) -> None:
-        """The arrays of a group that take part go into the call's batches; a new array gets its state."""
+        """Puts the arrays of a group that take part into the call's batches; a new array gets its states."""
         if call.group["step"] == 0:
             add_norm_history(call.group, call.config, _device_of(call.group))
         elif has_norm_history(call.group) != call.config.clips_by_percentile:
@@ -191,7 +189,7 @@ class AutomagicCameAMP8bit(Optimizer):
                     f"the state of {name} does not fit its group's fields: "
                     "fields that decide which states there are cannot change after the first step"
                 )
-            # A new dict, since an earlier state_dict holds the old one.
+            # A new dict, since an earlier state_dict may hold the old one.
             self.state[p] = state = dict(state)
             batch.params.append(p)
             batch.states.append(state)
@@ -203,7 +201,7 @@ class AutomagicCameAMP8bit(Optimizer):
             call,
             extent_of(p, plan, state_device),
             frozenset(state_forms(plan, call.warming)),
-            StageInputs(plan, call.config, call.group["layout"], is_embedding(p), is_lora(p)),
+            StageArrays(plan, call.config, call.group["layout"], is_embedding(p), is_lora(p)),
         )
         call.batches.append(batch)
         return batch
@@ -216,14 +214,13 @@ class AutomagicCameAMP8bit(Optimizer):
                     self.state[p] = {name: value for name, value in state.items() if name not in WARM_UP_ONLY}
 
     def state_dict(self) -> dict[str, Any]:
-        """As every optimizer's; where several processes save, with `automagic_torch.checkpoints.placeholders`."""
+        """The usual state dict; with a process group it also has `automagic_torch.checkpoints.placeholders`."""
         return with_placeholders(super().state_dict(), self.param_groups, self.state_device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over a saved state: hyperparameters, step counters and states, in the dtypes that were saved.
+        """Takes over hyperparameters, step counters and states, in the dtypes that were saved.
 
-        torch's own method casts every floating-point state to its parameter's dtype, which would round float32
-        statistics of half-precision parameters and turn codes into floats; hooks run as they do there.
+        torch's own method would cast states to their parameter's dtype.  Hooks run as they do there.
 
         Raises:
             ValueError: the state does not fit; the message says where.  Nothing was changed.
@@ -238,27 +235,27 @@ class AutomagicCameAMP8bit(Optimizer):
             post_hook(self)
 
     def get_memory_efficiency_report(self) -> dict[str, Any]:
-        """`automagic_core.memory_report` of the tensors held, DTensors as wholes, and `bitsandbytes_available`.
+        """`automagic_core.memory_report` of all states, and `bitsandbytes_available`.
 
-        Arrays get their states in their first step: before it nothing is held and nothing counts as 8-bit.  Frozen
-        parameters, for which Adam would hold nothing either, do not count.
+        DTensors count with their whole size.  Arrays have no states before their first step.  Frozen parameters do not
+        count, since Adam has no states for them either.
         """
         everything = [p for group in self.param_groups for p in group["params"]]
         parameters = [p for p in everything if p.requires_grad or self.state.get(p)]
         states = [self.state.get(p, {}) for p in parameters]
         memory = [
-            ArrayMemory(p.numel(), "exp_avg_absmax" in state, sum(map(_bytes, state.values())))
+            ArrayMemory(p.numel(), "exp_avg_absmax" in state, sum(tensor.nbytes for tensor in state.values()))
             for p, state in zip(parameters, states, strict=True)
         ]
-        shared = sum(_bytes(group[name]) for group in self.param_groups for name in SHARED_STATES if name in group)
-        return memory_report(memory, shared) | {"bitsandbytes_available": codec.BITSANDBYTES_AVAILABLE}
+        shared = sum(group[name].nbytes for group in self.param_groups for name in SHARED_STATES if name in group)
+        return memory_report(memory, shared) | {"bitsandbytes_available": quantized_tensor.BITSANDBYTES_AVAILABLE}
 
     def metrics(self) -> dict[str, float]:
         """Statistics for dashboards: `automagic_torch.watching.metrics.metrics`.  Waits for the device."""
         return metrics(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copying a parameter loses its attributes; the marks belong to what the copied states mean.
+        # A copy of a parameter has no marks, but the copied states need them.
         return {**super().__getstate__(), "marks": held_marks(self.param_groups), "state_device": self.state_device}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -271,12 +268,12 @@ class AutomagicCameAMP8bit(Optimizer):
         set_marks(self.param_groups, marks)
 
     def _tell_about_fallback(self, p: Tensor, plan: StatePlan, call: Call) -> None:
-        """Says once that states which could have been 8-bit are not."""
+        """Warns once that states have 32 bits which were meant to have 8."""
         wanted = plan_of(p, call.config, call.group["layout"], eight_bit=True)
         if self._told_about_fallback or plan.quantized or not wanted.quantized:
             return
         self._told_about_fallback = True
-        if not codec.BITSANDBYTES_AVAILABLE:
+        if not quantized_tensor.BITSANDBYTES_AVAILABLE:
             reason = "bitsandbytes is not installed"
         else:
             reason = f"the parameters are on {p.device.type}; force_8bit=True stores 8 bits there too"
@@ -284,7 +281,7 @@ class AutomagicCameAMP8bit(Optimizer):
 
 
 def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **overrides: Any) -> AutomagicCameAMP8bit:
-    """An optimizer from a profile; fields given beside it win over it.
+    """Makes an optimizer from a profile; fields given beside it win over it.
 
     Args:
         params: as for `AutomagicCameAMP8bit`.
@@ -294,15 +291,8 @@ def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **ov
     return AutomagicCameAMP8bit(params, profile=profile, **overrides)
 
 
-SHARED_STATES = ("lr_scale", HISTORY, POSITION)
-"""What a group holds for all its arrays."""
-
 Automagic_CameAMP_Improved_8Bit = AutomagicCameAMP8bit
 
 
 def _device_of(group: Mapping[str, Any]) -> torch.device:
     return group["params"][0].device if group["params"] else torch.device("cpu")
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -1,1 +1,1 @@
-"""What an array is: its rows and columns, its names, and which states it keeps (sections 1 and 6)."""
+"""Axes, names and states of one array (docs/algorithm.md, sections 1 and 6)."""

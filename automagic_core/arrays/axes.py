@@ -1,14 +1,15 @@
-"""The order of an array's axes in one framework and in the other (section 1)."""
+"""Permutations of an array's axes between the two layouts (docs/algorithm.md, section 1.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from automagic_core.arrays.layout import Layout, Shape, check_layout
+from automagic_core.arrays.layout import Layout, check_layout
+from automagic_core.codec.blocks import Shape
 
 
 def axes_between(ndim: int, source: Layout, target: Layout, *, embedding: bool = False) -> tuple[int, ...]:
-    """The permutation that takes an array from one layout to another, as ``transpose`` takes it.
+    """The permutation that takes an array from one layout to another, as an argument of ``transpose``.
 
     Args:
         ndim: number of axes of the array.
@@ -16,8 +17,8 @@ def axes_between(ndim: int, source: Layout, target: Layout, *, embedding: bool =
         embedding: the array is an embedding, (num, features) in both.
 
     Returns:
-        Axis k of the result is axis ``axes[k]`` of the array.  Nothing moves between equal layouts, in embeddings and
-        in arrays of fewer than two axes.
+        Axis k of the result is axis ``axes[k]`` of the array.  Embeddings and arrays with fewer than two axes stay as
+        they are, and so does every array if the layouts are equal.
 
     Raises:
         ValueError: an unknown layout.
@@ -41,7 +42,7 @@ def inverse_axes(axes: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_axes(axes: Sequence[int], ndim: int, name: str) -> tuple[int, ...]:
-    """The axes as a tuple.
+    """Checks a permutation and returns it as a tuple.
 
     Args:
         axes: a permutation given by hand.

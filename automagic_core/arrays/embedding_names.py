@@ -1,12 +1,12 @@
-"""Which names embeddings go by, in Flax and in models born in PyTorch."""
+"""Recognizes embeddings by their names (docs/algorithm.md, section 1.4)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-# Few names, and of those only such as mean (num, features) wherever they are usual: an embedding that is missed can be
-# named with `embedding=`, one that is none gets its rows on the wrong axis in Flax's layout and nobody is told.
+# Only names that always mean (num, features).  A missed embedding can be named with `embedding=`.  An array that is
+# wrongly taken for one silently gets the wrong row axis in Flax's layout.
 _EMBEDDING_ARRAYS = frozenset(
     {
         "embedding",  # nnx.Embed, linen.Embed
@@ -15,22 +15,22 @@ _EMBEDDING_ARRAYS = frozenset(
     }
 )
 _EMBEDDING_MODULES = _EMBEDDING_ARRAYS | {
-    # Modules born in PyTorch, whose array is called `weight`
+    # Modules of PyTorch models, whose array is called `weight`
     *("tok_embeddings", "embed_in", "embed_positions"),  # Llama, GPT-NeoX, OPT and Whisper; GPT-2 has wte and wpe
     *("word_embeddings", "position_embeddings", "token_type_embeddings"),  # BERT
     *("token_embedding", "position_embedding"),  # CLIP
     "shared",  # T5, BART
 }
 _WRAPPERS = re.compile(r"\.(modules_to_save\.[^.]+|base_layer|original_module|token_adapter)(?=\.)")
-"""What PEFT puts between a module's name and `weight`."""
+"""Names that PEFT inserts between a module's name and `weight`."""
 _TRAINED_ROWS = "trainable_tokens_delta"
 """PEFT's copy of the rows of an embedding that are trained: (tokens, features)."""
 
 
 def is_embedding_name(names: Sequence[str]) -> bool:
-    """Whether an array of two axes with these names, from the outermost module to its own, is an embedding by its name.
+    """Whether these names, from the outermost module to the array itself, are those of an embedding.
 
-    An adapter of an embedding is none.
+    The array must have two axes.  An adapter of an embedding is no embedding.
     """
     if _TRAINED_ROWS in names[-2:]:
         return True

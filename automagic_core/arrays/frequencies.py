@@ -1,4 +1,4 @@
-"""Which frequencies of an array lie above the cutoff of `suppress_high_frequencies` (section 4)."""
+"""Decides which frequencies stage 3 damps (docs/algorithm.md, section 4.3)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 @lru_cache(maxsize=1024)
 def last_kept_frequency(n1: int, n2: int) -> NDArray[np.int32]:
-    """For each index along the first axis of an rfft2, the largest index along the second that is not suppressed.
+    """For each index along the first axis of an rfft2, the largest index along the second that is not damped.
 
-    An entry (k₁, k₂) is suppressed where √(f₁² + f₂²) > 0.3 cycles per sample.  That is decided in integers, so both
-    frameworks and every shape agree about it: 100 · ((k₁n₂)² + (k₂n₁)²) > 9 · (n₁n₂)².
+    An entry (k₁, k₂) is damped where its frequency is above 0.3 cycles per sample.  This is decided in integers, so
+    that both frameworks agree for every shape: 100 · ((k₁n₂)² + (k₂n₁)²) > 9 · (n₁n₂)².
 
     Args:
-        n1: length of the axis with both signs of frequency.
-        n2: length of the halved axis; its indices are 0 … n2 // 2.
+        n1: length of the first axis, with frequencies of both signs.
+        n2: length of the second axis, of which the rfft2 keeps the indices 0 … n2 // 2.
 
     Returns:
-        int32 of shape (n1,), −1 where everything is suppressed; not to be written to.
+        int32 of shape (n1,), read-only; −1 where everything is damped.
     """
     last = np.empty(n1, np.int32)
     for index in range(n1):

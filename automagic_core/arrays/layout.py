@@ -1,4 +1,4 @@
-"""Rows, columns and spatial axes: what an array's axes mean in each framework's layout (section 1)."""
+"""Rows, columns and spatial axes of an array in each layout (docs/algorithm.md, sections 1.1 to 1.3)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def check_layout(layout: str) -> None:
 
 
 def row_axis(ndim: int, layout: Layout, embedding: bool = False) -> int | None:
-    """The axis that counts output features, as a non-negative number; None for arrays of fewer than two axes.
+    """The row axis as a non-negative number; None for arrays with fewer than two axes.
 
     Args:
         ndim: number of axes of the array.
         layout: ``"torch"`` (out, in, *spatial) or ``"flax"`` (*spatial, in, out).
-        embedding: the array is known to be an embedding, (num, features) in both layouts.
+        embedding: the array is marked as an embedding, (num, features) in both layouts.
     """
     if ndim < 2:
         return None
@@ -30,16 +30,13 @@ def row_axis(ndim: int, layout: Layout, embedding: bool = False) -> int | None:
 
 
 def column_axes(ndim: int, layout: Layout, embedding: bool = False) -> tuple[int, ...]:
-    """All axes but the row axis; empty for arrays of fewer than two axes."""
+    """All axes except the row axis; empty for arrays with fewer than two axes."""
     row = row_axis(ndim, layout, embedding)
     return () if row is None else tuple(axis for axis in range(ndim) if axis != row)
 
 
 def spatial_axes(ndim: int, layout: Layout) -> tuple[int, int] | None:
-    """The two axes over which neighbouring elements are neighbours, or None.
-
-    A 2-D array is its own picture; a convolution kernel needs two or more spatial axes.
-    """
+    """The two axes that can be treated as a picture: both of a 2-D array, two of a convolution kernel; else None."""
     if ndim == 2:
         return (0, 1)
     if ndim < 4:
@@ -48,10 +45,7 @@ def spatial_axes(ndim: int, layout: Layout) -> tuple[int, int] | None:
 
 
 def picture_axes(shape: Shape, layout: Layout) -> tuple[int, int] | None:
-    """The spatial axes over which the edge and frequency stages work; None for arrays that they leave alone.
-
-    Those have no spatial axes, fewer than three elements along one of them, or no elements at all.
-    """
+    """The spatial axes on which stages 2 and 3 work; None for arrays that they leave alone (section 1.3)."""
     axes = spatial_axes(len(shape), layout)
     if axes is None or min(shape[axis] for axis in axes) < 3 or 0 in shape:
         return None
@@ -59,7 +53,7 @@ def picture_axes(shape: Shape, layout: Layout) -> tuple[int, int] | None:
 
 
 def row_shape(shape: Shape, layout: Layout, embedding: bool = False) -> Shape:
-    """Shape of a row statistic: one value per row, broadcastable against the array, e.g. (1, 1, 1, out)."""
+    """Shape of a row statistic, which has one value per row and broadcasts against the array: (1, 1, 1, out)."""
     row = row_axis(len(shape), layout, embedding)
     return tuple(n if axis == row else 1 for axis, n in enumerate(shape))
 
@@ -71,6 +65,6 @@ def column_shape(shape: Shape, layout: Layout, embedding: bool = False) -> Shape
 
 
 def polarity_shape(shape: Shape) -> Shape:
-    """Shape of the packed sign bits: 8 to a byte along the last axis, padded to a whole byte; a scalar has one."""
+    """Shape of the packed sign bits: 8 per byte along the last axis, padded to a whole byte; a scalar has one byte."""
     shape = shape or (1,)
     return (*shape[:-1], math.ceil(shape[-1] / 8))

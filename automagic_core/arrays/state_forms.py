@@ -1,7 +1,7 @@
-"""Shape and dtype of every stored array of a parameter, under flat names (section 6).
+"""Names, shapes and dtypes of all stored tensors of an array (docs/algorithm.md, section 6.1).
 
-Flat names are those of PyTorch's state dicts and of the neutral file: an 8-bit state is two arrays, ``exp_avg`` and
-``exp_avg_absmax``, a factored one ``exp_avg_sq_row`` and ``exp_avg_sq_col``.
+The names are those of PyTorch's state dicts and of the state file.  An 8-bit state is two tensors, ``exp_avg`` and
+``exp_avg_absmax``.  A factored one is ``exp_avg_sq_row`` and ``exp_avg_sq_col``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from automagic_core.arrays.layout import Shape
 from automagic_core.arrays.state_plan import StatePlan
+from automagic_core.codec.blocks import Shape
 from automagic_core.codec.random_bits import Slot
 
 SLOTS: Mapping[str, Slot] = {
@@ -23,16 +23,18 @@ SLOTS: Mapping[str, Slot] = {
     "exp_avg_res": Slot.exp_avg_res,
     "s": Slot.s,
 }
-"""States with one value per element, which are the ones that go to 8 bits."""
+"""The states with one value per element, which are those that can have 8 bits, and their slots."""
 COMPANDED = ("exp_avg_sq", "exp_avg_res")
-"""Those of them that are stored as their square root, with the unsigned codebook."""
+"""The states that are stored in 8 bits as their square root, with the unsigned codebook."""
 ROW_STATES = ("lr_mask", "spatial_variance", "edge_history")
 SCALARS = ("age", "skipped_steps", "torque_mean", "background_scale")
 WARM_UP_ONLY = ("s", "s_absmax", "last_polarity")
+SHARED_STATES = ("lr_scale", "norm_history", "norm_position")
+"""The states that a group holds for all its arrays."""
 
 
 class Form(NamedTuple):
-    """Shape and dtype of one array; the dtype is a name such as ``"float32"``."""
+    """Shape and dtype of one tensor; the dtype is a name such as ``"float32"``."""
 
     shape: Shape
     dtype: str
@@ -40,10 +42,10 @@ class Form(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
-    """Every stored array of a parameter by its flat name.
+    """Every stored tensor of an array by its name.
 
     Args:
-        plan: which states there are.
+        plan: says which states there are.
         warming: fewer than `warmup_steps` steps are over.
     """
     forms: dict[str, Form] = {}
@@ -75,28 +77,20 @@ def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
 
 
 def as_held(plan: StatePlan, states: Mapping[str, np.ndarray]) -> StatePlan:
-    """The plan with the bits that the states really have, which depend on where they were kept."""
+    """The plan with the number of bits that the states have; it depends on the device that kept them."""
     return dataclasses.replace(plan, quantized="exp_avg_absmax" in states)
 
 
-def check_states(states: Mapping[str, np.ndarray], plan: StatePlan, warming: bool, name: str) -> None:
-    """Raises a ValueError unless the stored arrays of a parameter are those of its plan.
-
-    Args:
-        states: by flat name.
-        plan, warming: as for `state_forms`.
-        name: the parameter's, for the error.
-    """
-    forms = state_forms(plan, warming)
+def check_forms(states: Mapping[str, np.ndarray], forms: Mapping[str, Form], owner: str) -> None:
+    """Raises a ValueError unless `states` has exactly the names, shapes and dtypes of `forms`; it names `owner`."""
     for state, form in forms.items():
         if state not in states:
-            raise ValueError(f"the state of {name} lacks {state}")
+            raise ValueError(f"{owner} lacks {state}")
         found = Form(tuple(states[state].shape), str(states[state].dtype))
         if found != form:
             raise ValueError(
-                f"the state of {name} has {state} of shape {found.shape} and {found.dtype}; "
-                f"expected {form.shape} and {form.dtype}"
+                f"{owner} has {state} of shape {found.shape} and {found.dtype}; expected {form.shape} and {form.dtype}"
             )
     unknown = sorted(set(states) - set(forms))
     if unknown:
-        raise ValueError(f"the state of {name} has unknown entries: {', '.join(unknown)}")
+        raise ValueError(f"{owner} has unknown entries: {', '.join(unknown)}")

@@ -1,6 +1,6 @@
-"""Which states an array keeps and in which form (sections 3, 5 and 6).
+"""Decides which states an array has and in which form (docs/algorithm.md, sections 3.1, 5 and 6).
 
-Both frameworks build their states from the same `StatePlan`, so they cannot disagree about it.
+Both frameworks build their states from `StatePlan`, so they agree.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from automagic_core.arrays.layout import (
     Layout,
-    Shape,
     column_axes,
     column_shape,
     picture_axes,
@@ -18,7 +17,7 @@ from automagic_core.arrays.layout import (
     row_axis,
     row_shape,
 )
-from automagic_core.codec.blocks import absmax_shape
+from automagic_core.codec.blocks import Shape, absmax_shape
 from automagic_core.config.config import Config
 
 
@@ -28,14 +27,14 @@ class StatePlan:
 
     Attributes:
         shape: the array's shape.
-        row_axis, column_axes: section 1; None and () for arrays without rows.
-        spatial_axes: where the edge and frequency stages work; None where they leave the array alone.
-        block_size: elements per 8-bit block, None for one block of the whole array.
-        quantized: element-wise states are 8-bit, else float32.
-        factored_sq, factored_res: `exp_avg_sq`, `exp_avg_res` are row and column statistics.
-        has_s, has_last_polarity: kept while warming up.
-        has_lr_mask, has_spatial_variance, has_edge_history: one value per row.
-        has_background_scale: the mean of √v̂ is carried to the next step.
+        row_axis, column_axes: None and () for arrays without rows.
+        spatial_axes: the axes on which stages 2 and 3 work; None where they leave the array alone.
+        block_size: elements per block; None where the whole array is one block.
+        quantized: states with one value per element have 8 bits, else 32.
+        factored_sq, factored_res: `exp_avg_sq`, `exp_avg_res` are row and column means.
+        has_s, has_last_polarity: the array has this state during the warm-up.
+        has_lr_mask, has_spatial_variance, has_edge_history: the array has this state, with one value per row.
+        has_background_scale: the mean of √v̂ is kept for the next step.
     """
 
     shape: Shape
@@ -67,7 +66,7 @@ class StatePlan:
 
     @property
     def absmax_shape(self) -> Shape:
-        """Shape of the scales of a quantized state."""
+        """Shape of the absmax of a quantized state."""
         return absmax_shape(self.shape, self.block_size)
 
     @property
@@ -77,21 +76,16 @@ class StatePlan:
 
 
 def state_plan(
-    shape: Shape,
-    config: Config,
-    layout: Layout,
-    *,
-    embedding: bool = False,
-    eight_bit: bool = True,
+    shape: Shape, config: Config, layout: Layout, *, embedding: bool = False, eight_bit: bool = True
 ) -> StatePlan:
     """The states that `config` gives an array.
 
     Args:
         shape: the array's shape.
         config: hyperparameters.
-        layout: how the array is laid out.
-        embedding: the array is known to be an embedding.
-        eight_bit: the place where the array lives can store 8 bits (PyTorch stores 32 on a CPU unless forced).
+        layout: the layout of the array.
+        embedding: the array is marked as an embedding.
+        eight_bit: the device of the array can store 8 bits (PyTorch stores 32 on a CPU unless `force_8bit` is on).
     """
     shape = tuple(shape)
     rows = row_axis(len(shape), layout, embedding)

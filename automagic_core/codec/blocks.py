@@ -1,4 +1,4 @@
-"""How an array is cut into blocks (section 3)."""
+"""How an array is divided into blocks (docs/algorithm.md, section 3.3)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ Shape = tuple[int, ...]
 
 
 def absmax_shape(shape: Shape, block_size: int | None) -> Shape:
-    """Shape of the block scales (section 3).
+    """The shape of an array's absmax.
 
-    Blocks that lie inside the last axis keep the leading axes, so that a sharding of the array is one of its scales.
+    Blocks inside the last axis keep the leading axes, so that the absmax can be sharded as the array is.
 
     Args:
         shape: the array's shape.

@@ -1,4 +1,4 @@
-"""The codebooks of section 3 as float32 bit patterns (written once, held against bitsandbytes by the tests)."""
+"""The values of the codebooks as float32 bit patterns (docs/algorithm.md, section 3.2)."""
 
 # fmt: off
 SIGNED_BITS = (

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: the same bits in every framework, on every mesh, after every restart (section 3).
+"""Random numbers that are computed from counters, without a generator (docs/algorithm.md, section 3.7).
 
-No generator state is stored.  A number is a function of the step, the state it rounds (its slot), the size of the
-array and the element's row-major index in the whole, unsharded array.
+Both frameworks and every mesh therefore draw the same numbers.  A number is a function of the step, the slot of the
+state that is rounded, the size of the array, and the row-major index of the element in the whole array.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MIX_MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 
 
 class Slot(enum.IntEnum):
-    """What is being rounded: each state draws bits of its own."""
+    """A number for each thing that is rounded, which gives it random bits of its own."""
 
     exp_avg = 0
     exp_avg_sq = 1
@@ -44,7 +44,7 @@ def mix32(x: np.ndarray | int) -> np.ndarray:
 
 
 def rounding_key(step: int, slot: int, numel: int) -> int:
-    """The key of one array's draws at one step: an unsigned 32-bit integer.
+    """The key of one array's random bits in one step: an unsigned 32-bit integer.
 
     Args:
         step: t ≥ 1, the number of calls of the optimizer.
@@ -55,7 +55,7 @@ def rounding_key(step: int, slot: int, numel: int) -> int:
 
 
 def random_unit(step: int, slot: int, numel: int, index: np.ndarray | None = None) -> np.ndarray:
-    """r in [0, 1) with 24 bits, one per element.
+    """Random numbers r in [0, 1) with 24 bits, one per element.
 
     Args:
         step, slot, numel: as in `rounding_key`.

@@ -1,4 +1,4 @@
-"""The hyperparameters: their defaults, valid ranges and profiles, and the fixed numbers beside them (section 7)."""
+"""The hyperparameters and the fixed numbers of the algorithm (docs/algorithm.md, section 7)."""
 
 from automagic_core.config.config import Config
 

@@ -1,4 +1,4 @@
-"""The hyperparameters, their defaults and their valid ranges (section 7)."""
+"""`Config`: every hyperparameter with its default and its check (docs/algorithm.md, section 7)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "rank_penalty_strength": 0.02,
     },
 }
-"""What each profile sets; everything it does not name keeps its default."""
+"""The fields that each profile sets; every other field keeps its default."""
 
 
 @dataclasses.dataclass(init=False)
 class Config:
     """Every hyperparameter of the optimizer.
 
-    A profile is applied first and the fields given beside it win over it, so ``Config(**other.__dict__)`` is a copy of
-    `other`.  The object is mutable; `validate` checks it again after changes.
+    Fields given beside a profile win over it, so ``Config(**other.__dict__)`` is a copy of `other`.  The object can be
+    changed; `validate` then checks it again.
 
     Args:
-        **fields: any of the fields below by name.
+        **fields: any of the fields below, by name.
 
     Raises:
         ValueError: an unknown name or a value outside its range; the message names the field, the value and the range.
@@ -95,15 +95,14 @@ class Config:
     def validate(self) -> None:
         """Raises a ValueError if any field lies outside its range.
 
-        Values that are no plain numbers (tensors, traced arrays, schedules) are not checked: they are not known yet.
+        Tensors, traced arrays and schedules are not checked, since their values are not known yet.
         """
         for name in FIELD_NAMES:
             check_field(name, getattr(self, name))
         if is_checkable(self.min_lr) and is_checkable(self.max_lr) and self.min_lr > self.max_lr:
             raise ValueError(f"min_lr = {self.min_lr!r} is above max_lr = {self.max_lr!r}; valid: 0 < min_lr ≤ max_lr")
-        if all(is_checkable(value) for value in (self.lr, self.min_lr, self.max_lr)) and not (
-            self.min_lr <= self.lr <= self.max_lr  # type: ignore[operator]  # is_checkable: not a schedule
-        ):
+        lr: Any = self.lr
+        if all(map(is_checkable, (lr, self.min_lr, self.max_lr))) and not self.min_lr <= lr <= self.max_lr:
             raise ValueError(
                 f"lr = {self.lr!r} is outside [min_lr, max_lr] = [{self.min_lr!r}, {self.max_lr!r}]; "
                 "widen the limits, they are never applied silently to a constant lr"
@@ -111,7 +110,7 @@ class Config:
 
     @property
     def absmax_block_size(self) -> int | None:
-        """Elements per scale, or None where one scale serves the whole array."""
+        """Elements per block, or None where the whole array is one block."""
         return self.block_size if self.block_wise else None
 
     @property
@@ -121,7 +120,7 @@ class Config:
 
     @property
     def suppresses_edges(self) -> bool:
-        """Stage 2 is on; a strength that is not known yet counts as on."""
+        """Stage 2 is on.  Where the strength is not known yet (a traced array), it counts as on."""
         return self.edge_suppression and not _is_plainly(self.edge_penalty, 0)
 
     @property

@@ -1,16 +1,16 @@
-"""Fixed numbers of sections 4 and 5 that are no hyperparameters."""
+"""Fixed numbers of the algorithm that nobody can set (docs/algorithm.md, sections 3 to 6)."""
 
 SQUARE_FLOOR = 1e-30
-"""Added to g² and the least value of v̂: keeps the division by √v̂ finite."""
+"""Added to g², and the least value of v̂; it keeps the division by √v̂ finite."""
 GRADIENT_LIMIT = 1e15
-"""A gradient element above this in magnitude counts as not finite: its square leaves float32 (section 6)."""
+"""An array with a gradient element above this is skipped: its square would leave float32 (section 6.2)."""
 TORQUE_SOFTNESS = 0.01
-"""a = x / (|x| + 0.01), a sign without a jump."""
+"""s = x / (|x| + 0.01), a sign without a jump (section 5.4)."""
 TORQUE_MEAN_FLOOR = 0.05
 ROW_SHRINKAGE = 256
-"""n / (n + 256): rows of few columns follow their array."""
+"""In n / (n + 256): rows of few columns follow their array (section 5.8)."""
 ROW_LIMIT = 1.0986122886681098
-"""log 3: a row's rate stays within three times its array's."""
+"""log 3: a row's rate lies between a third of its array's and three times it."""
 SPATIAL_DECAY = 0.99
 SPATIAL_FLOOR = 1e-30
 SPATIAL_LIMITS = (0.5, 2.0)
@@ -21,8 +21,6 @@ NORM_HISTORY = 100
 """How many values of n² the ring of `clip_by_percentile` holds."""
 EDGE_DECAY = 0.9
 LOW_RANK_FLOOR = 1e-2
-"""δ² relative to the largest eigenvalue: a float32 Gram matrix is exact to about 10⁻⁷ of it."""
-
-
+"""δ² relative to the largest eigenvalue (section 4.4)."""
 MAX_STEP = 2**31 - 1
-"""Step counters saturate here instead of wrapping round (section 1)."""
+"""Counters stay here instead of wrapping round (section 1.5)."""

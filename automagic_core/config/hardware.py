@@ -1,7 +1,6 @@
-"""A configuration from what the device is: a pure function of its memory and its compute capability.
+"""Chooses a configuration for a device from its memory and compute capability.
 
-1 GB is 10⁹ bytes.  A card sold with N GB has N · 2³⁰ bytes and reports up to 6 % less, so that counted in 2³⁰ bytes
-every "8 GB" card would be one of less than 8 GB; counted in 10⁹ bytes it is what its name says.
+1 GB is 10⁹ bytes.  A card sold with 8 GB has 8 · 2³⁰ bytes and reports up to 6 % less, which is still above 8 · 10⁹.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ FIRST_WITH_TENSOR_CORES = (7, 0)
 def adaptive_config(
     memory_bytes: int | None, compute_capability: tuple[int, int] | None = None, **fields: Any
 ) -> Config:
-    """A profile by memory alone.
+    """Chooses a profile by memory alone.
 
     | memory | profile |
     |---|---|
@@ -27,10 +26,10 @@ def adaptive_config(
     | from 16 GB | `quality_optimized` |
 
     Args:
-        memory_bytes: the accelerator's whole memory; None where there is none or where it does not tell.
-        compute_capability: (major, minor); None where the device has none.  It only tells an accelerator of unknown
-            memory from none at all.
-        **fields: of `Config`; they win over what is decided here.
+        memory_bytes: all memory of the accelerator; None without an accelerator, or where its memory is unknown.
+        compute_capability: (major, minor), or None.  Here it only distinguishes an accelerator of unknown memory from
+            no accelerator.
+        **fields: fields of `Config`; they win over the profile.
 
     Raises:
         ValueError: as in `Config`.
@@ -47,7 +46,7 @@ def adaptive_config(
 def hardware_optimized_config(
     memory_bytes: int | None, compute_capability: tuple[int, int] | None = None, **fields: Any
 ) -> Config:
-    """A profile and the least size of an 8-bit array, by memory and compute capability.
+    """Chooses a profile and `min_8bit_size` by memory and compute capability.
 
     | device | profile | `min_8bit_size` |
     |---|---|---|
@@ -56,13 +55,11 @@ def hardware_optimized_config(
     | below 12 GB | `balanced` | 4096 |
     | from 12 GB | `quality_optimized` | 8192 |
 
-    Without an accelerator 8 bits cost time and save memory that is rarely short there, so states keep 32 bits; what is
-    decided then is the same as in `adaptive_config`.
+    Without an accelerator states keep 32 bits: 8 bits cost time there, and memory is rarely short.
 
     Args:
-        memory_bytes, compute_capability: as in `adaptive_config`; a device that has no compute capability (a TPU, say)
-            is judged by its memory.
-        **fields: of `Config`; they win over what is decided here.
+        memory_bytes, compute_capability, **fields: as in `adaptive_config`.  A device without a compute capability,
+            such as a TPU, is judged by its memory.
 
     Raises:
         ValueError: as in `Config`.

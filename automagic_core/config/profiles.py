@@ -1,4 +1,4 @@
-"""Named configurations (the last table of section 7)."""
+"""Named configurations (docs/algorithm.md, section 7.2)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class OptimizationProfiles:
 
     @staticmethod
     def memory_optimized(**fields: Any) -> Config:
-        """About 13 % of Adam's state: everything that can be factored is, and small arrays go to 8 bits too."""
+        """About 13 % of Adam's state: factored moments, 8 bits for small arrays too, no stages."""
         return Config(profile="memory_optimized", **fields)
 
     @staticmethod
     def balanced(**fields: Any) -> Config:
-        """About 25 % of Adam's state: factored second moment, confidence for each element."""
+        """About 25 % of Adam's state: a factored second moment, and confidence for each element."""
         return Config(profile="balanced", **fields)
 
     @staticmethod
     def quality_optimized(**fields: Any) -> Config:
-        """About 38 % of Adam's state: nothing factored, stronger gradient stages."""
+        """About 38 % of Adam's state: no factored moments, and stronger gradient stages."""
         return Config(profile="quality_optimized", **fields)

@@ -1,4 +1,4 @@
-"""The valid values of every field of `Config`, with the words that an error message uses for them."""
+"""The valid values of every field of `Config`, and their wording in error messages (docs/algorithm.md, section 7.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from automagic_core.config.constants import MAX_STEP
 
 
 class Range(NamedTuple):
-    """A test and its wording."""
+    """A check of a value, and the wording of what is valid."""
 
     accepts: Callable[[Any], bool]
     text: str
@@ -23,7 +23,7 @@ def is_checkable(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    # A tensor or a traced value: its value is not known here, so its range cannot be checked.
+    # The value of a tensor or of a traced array is not known here, so its range cannot be checked.
     return not is_checkable(value) and hasattr(value, "dtype") and hasattr(value, "shape")
 
 
@@ -63,7 +63,7 @@ RANGES: dict[str, Range] = {
     "min_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
     "max_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
     "weight_decay": _real(lambda x: x >= 0, "a finite number ≥ 0"),
-    # Below the last value of the step counter, which stays there: a warm-up always ends.
+    # Less than the last value of the step counter, so that a warm-up always ends.
     "warmup_steps": _integer(lambda n: 0 <= n < MAX_STEP, f"an integer in [0, {MAX_STEP - 1}]"),
     "betas": Range(_are_betas, "three numbers, each in [0, 1)"),
     "update_clip": _POSITIVE,

@@ -1,1 +1,1 @@
-"""A run outside of a framework: the neutral form of its state, and the files that hold it."""
+"""Runs between frameworks: the neutral form of their states, and its files (docs/algorithm.md, section 11)."""

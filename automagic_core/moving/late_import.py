@@ -1,4 +1,4 @@
-"""Packages that only some functions need: imported when they are called."""
+"""Imports optional packages only when they are needed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def needed(module: str, extra: str, purpose: str) -> Any:
-    """The module.
+    """Imports a module.
 
     Args:
-        module: as in an import statement.
-        extra: of this package, which brings it.
-        purpose: what it is needed for.
+        module: its name, as in an import statement.
+        extra: the extra of this package that installs it.
+        purpose: what needs it, for the error.
 
     Raises:
         ImportError: it is not installed; the message says how to get it.

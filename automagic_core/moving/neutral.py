@@ -1,6 +1,6 @@
-"""A run's optimizer state that belongs to no framework: plain numbers, names and numpy arrays.
+"""The neutral form: a run's optimizer state as numpy arrays, in no framework (docs/algorithm.md, section 11.1).
 
-Each framework turns its own state into this form and back; the neutral file holds it.
+Each framework converts its own state to this form and back.  The state file (section 11.3) holds it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from automagic_core.arrays.axes import axes_between, check_axes, transposed_shape
-from automagic_core.arrays.layout import Layout, Shape, check_layout
-from automagic_core.arrays.state_forms import as_held, check_states
+from automagic_core.arrays.layout import Layout, check_layout
+from automagic_core.arrays.state_forms import Form, as_held, check_forms, state_forms
 from automagic_core.arrays.state_plan import state_plan
+from automagic_core.codec.blocks import Shape
 from automagic_core.config.config import FIELD_NAMES, Config, check_names
 from automagic_core.config.constants import MAX_STEP, NORM_HISTORY
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.turned import Rounded, Rounding, turned
+from automagic_core.moving.transposed import Rounded, Rounding, transposed_states
 
 Axes = Mapping[str, Sequence[int]]
 """Permutations given by hand, by parameter name."""
@@ -31,7 +32,7 @@ class NeutralArray:
     Attributes:
         name: its name, or its position as a string where the run knows no names.
         shape: the parameter's; None where it took no step and its shape is not known.
-        embedding, lora: its marks (section 1; stage 4).
+        embedding, lora: its marks (section 1.4).
         states: by flat name (`automagic_core.arrays.state_forms`); none before its first step in PyTorch.
     """
 
@@ -47,14 +48,14 @@ class NeutralGroup:
     """One set of hyperparameters and its parameters: a group in PyTorch, a transformation in JAX.
 
     Attributes:
-        fields: every field of `Config`; `lr` as a scheduler left it.
-        layout: of all arrays.
+        fields: every field of `Config`; `lr` has the value that a scheduler set last.
+        layout: the layout of all arrays.
         step: t, the number of calls.
         shared: `lr_scale`, float32 (), and with `percentile_clipping` `norm_history`, float32 (100,), and
             `norm_position`, int32 ().
-        arrays: in PyTorch's order, where the run came from there.
+        arrays: in PyTorch's order if the run came from PyTorch.
         named: whether the arrays have names of their own.
-        others: what else a PyTorch group holds, numbers and strings such as `initial_lr`.
+        others: other entries of a PyTorch group, numbers and strings such as `initial_lr`.
     """
 
     fields: Mapping[str, Any]
@@ -73,15 +74,15 @@ class NeutralGroup:
     @property
     def warming(self) -> bool:
         """Fewer than `warmup_steps` steps are over."""
-        return self.step < self.fields["warmup_steps"]
+        return bool(self.step < self.fields["warmup_steps"])
 
 
 def one_group(groups: Sequence[NeutralGroup], index: int | None, label: str) -> NeutralGroup:
-    """The group that one transformation goes on with.
+    """The group with which one transformation goes on.
 
     Args:
-        groups: of the run.
-        index: None where there is only one.
+        groups: all groups of the run.
+        index: which of them; None where there is only one.
         label: how errors call the run.
 
     Raises:
@@ -104,10 +105,10 @@ def config_of(fields: Mapping[str, Any]) -> Config:
 
 
 def check_group(group: NeutralGroup, label: str) -> None:
-    """Raises a ValueError that says what of a group does not fit.
+    """Raises a ValueError that says what is wrong with a group.
 
     Args:
-        group: from anywhere.
+        group: a group of unknown origin.
         label: how the message calls the group.
     """
     missing = [name for name in FIELD_NAMES if name not in group.fields]
@@ -125,7 +126,10 @@ def check_group(group: NeutralGroup, label: str) -> None:
     step = group.step
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MAX_STEP:
         raise ValueError(f"{label} has step = {step!r}; valid: an integer in [0, {MAX_STEP}]")
-    _check_shared(group.shared, config, label)
+    shared = {"lr_scale": Form((), "float32")}
+    if config.clips_by_percentile:
+        shared |= {"norm_history": Form((NORM_HISTORY,), "float32"), "norm_position": Form((), "int32")}
+    check_forms(group.shared, shared, label)
     names = [array.name for array in group.arrays]
     doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if doubled:
@@ -136,43 +140,27 @@ def check_group(group: NeutralGroup, label: str) -> None:
         if array.shape is None:
             raise ValueError(f"{label} has states for {array.name} but not its shape")
         plan = state_plan(array.shape, config, group.layout, embedding=array.embedding)
-        check_states(array.states, as_held(plan, array.states), group.warming, array.name)
-
-
-def _check_shared(shared: Mapping[str, np.ndarray], config: Config, label: str) -> None:
-    forms: dict[str, tuple[Shape, str]] = {"lr_scale": ((), "float32")}
-    if config.clips_by_percentile:
-        forms |= {"norm_history": ((NORM_HISTORY,), "float32"), "norm_position": ((), "int32")}
-    for name, form in forms.items():
-        if name not in shared:
-            raise ValueError(f"{label} lacks {name}")
-        found = (tuple(shared[name].shape), str(shared[name].dtype))
-        if found != form:
-            raise ValueError(f"{label} has {name} of shape {found[0]} and {found[1]}; expected {form[0]} and {form[1]}")
-    unknown = sorted(set(shared) - set(forms))
-    if unknown:
-        raise ValueError(f"{label} has unknown entries: {', '.join(unknown)}")
+        forms = state_forms(as_held(plan, array.states), group.warming)
+        check_forms(array.states, forms, f"the state of {array.name}")
 
 
 def in_layout(
-    group: NeutralGroup,
-    layout: Layout,
-    axes: Axes | None,
-    notes: Notes,
+    group: NeutralGroup, layout: Layout, axes: Axes | None, notes: Notes
 ) -> tuple[NeutralGroup, list[Rounded]]:
-    """A group with its arrays in another layout.
+    """Converts a group to another layout (section 11.2).
 
     Args:
-        group: as `check_group` accepts it.
+        group: a group that `check_group` accepts.
         layout: the new one.
-        axes: permutations from the old array to the new one for exceptions, by name; others follow `axes_between`.
-        notes: gets what is lost.
+        axes: for exceptions, permutations from the old array to the new one, by name; all others follow
+            `axes_between`.
+        notes: collects what is lost.
 
     Returns:
-        The group, and which 8-bit states were rounded again.  An array whose axes stay keeps every bit.
+        The group, and the 8-bit states that were rounded again.  An array whose axes stay keeps every bit.
 
     Raises:
-        ValueError: axes that are no permutation, or for a parameter that there is not.
+        ValueError: axes that are no permutation, or axes of an unknown parameter.
     """
     check_layout(layout)
     given = axes or {}
@@ -192,7 +180,7 @@ def in_layout(
         if states:
             old = as_held(state_plan(array.shape, config, group.layout, embedding=array.embedding), states)
             new = as_held(state_plan(shape, config, layout, embedding=array.embedding), states)
-            states, again = turned(states, old, new, order, rounding, array.name, notes)
+            states, again = transposed_states(states, old, new, order, rounding, array.name, notes)
             rounded += again
         arrays.append(dataclasses.replace(array, shape=shape, states=states))
     tell_rounded(rounded, notes)

@@ -1,4 +1,4 @@
-"""What a migration has to say: collected array by array, told once for all arrays that it concerns."""
+"""Collects what was lost or changed when a run was converted, and logs each sentence once."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ _NAMES_SHOWN = 3
 
 
 class Notes:
-    """Sentences about what was carried over and what was not.
+    """Sentences about what changed and what was lost.
 
-    Each is kept once, with the arrays that it concerns.  `tell` logs them: what is lost at WARNING, the rest at INFO.
+    Each sentence is kept once, with the arrays that it concerns.  `tell` logs losses at WARNING, the rest at INFO.
     """
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[int, str], list[str]] = {}
 
     def changed(self, sentence: str, array: str | None = None) -> None:
-        """Something is kept in another form, or begins as in a new run."""
+        """Notes that something is kept in another form, or begins as in a new run."""
         self._add(logging.INFO, sentence, array)
 
     def lost(self, sentence: str, array: str | None = None) -> None:
-        """Something that the old run had is gone, or only approximated."""
+        """Notes that something is gone, or only approximated."""
         self._add(logging.WARNING, sentence, array)
 
     def _add(self, level: int, sentence: str, array: str | None) -> None:
@@ -30,7 +30,7 @@ class Notes:
             arrays.append(array)
 
     def tell(self, logger_name: str) -> list[str]:
-        """Logs every sentence, and returns them: what is lost comes first."""
+        """Logs all sentences and returns them, losses first."""
         logger = logging.getLogger(logger_name)
         told = []
         for (level, sentence), arrays in sorted(self._arrays.items(), key=lambda item: -item[0][0]):

@@ -1,7 +1,7 @@
-"""A safetensors file with a checksum over every byte of it.
+"""Reads and writes safetensors files whose every byte is covered by a checksum.
 
-The header's metadata holds a format name, a version, a description in JSON and a SHA-256.  The digest is that of the
-whole file with 64 zeros in the digest's place, so nothing in the file is outside of it.
+The metadata in the header holds a format name, a version, a description in JSON and a SHA-256.  The digest is that of
+the whole file with 64 zeros in place of the digest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from automagic_core.moving.whole_file import write_whole
 
 _PURPOSE = "a neutral state file"
 _LENGTH = 8
-"""Bytes at the beginning of a safetensors file that give its header's length."""
+"""A safetensors file begins with this many bytes, which hold the length of its header."""
 _BLANK = "0" * 64
 
 
@@ -29,10 +29,10 @@ def write_sealed(
     """Writes tensors and their description; the file appears whole or not at all.
 
     Args:
-        path: where; a file that is there is replaced.
+        path: of the file; an old file is replaced.
         tensors: by name.
         description: anything that JSON can hold.
-        file_format, version: what a reader asks for.
+        file_format, version: must be the same when the file is read.
 
     Raises:
         ValueError: the description holds what JSON cannot.
@@ -46,13 +46,13 @@ def write_sealed(
     metadata = {"format": file_format, "version": version, "sha256": _BLANK, "description": text}
     arrays = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in tensors.items()}
     data = bytearray(safetensors.save(arrays, metadata=metadata))
-    place = _place_of_digest(data, _BLANK)
-    data[place : place + len(_BLANK)] = hashlib.sha256(data).hexdigest().encode()
+    start = _start_of_digest(data, _BLANK)
+    data[start : start + len(_BLANK)] = hashlib.sha256(data).hexdigest().encode()
     write_whole(path, lambda file: file.write(data))
 
 
 def read_sealed(path: str | Path, *, file_format: str, version: str) -> tuple[dict[str, np.ndarray], Any]:
-    """The tensors and the description of a file that `write_sealed` wrote.
+    """Reads the tensors and the description of a file that `write_sealed` wrote.
 
     Raises:
         FileNotFoundError: there is no file.
@@ -96,18 +96,18 @@ def _metadata(data: bytes, path: Path) -> Mapping[str, Any]:
 
 
 def _is_whole(data: bytes, digest: Any) -> bool:
-    place = _place_of_digest(data, digest) if isinstance(digest, str) and len(digest) == len(_BLANK) else -1
-    if place < 0:
+    start = _start_of_digest(data, digest) if isinstance(digest, str) and len(digest) == len(_BLANK) else -1
+    if start < 0:
         return False
-    found = hashlib.sha256(memoryview(data)[:place])
+    found = hashlib.sha256(memoryview(data)[:start])
     found.update(_BLANK.encode())
-    found.update(memoryview(data)[place + len(_BLANK) :])
-    return found.hexdigest() == digest
+    found.update(memoryview(data)[start + len(_BLANK) :])
+    return bool(found.hexdigest() == digest)
 
 
-def _place_of_digest(data: bytes | bytearray, digest: str) -> int:
-    """Where the digest begins, −1 where it is not.  Quotes inside the description are escaped: it has no such text."""
+def _start_of_digest(data: bytes | bytearray, digest: str) -> int:
+    """Index of the digest's first byte, or −1.  Quotes in the description are escaped, so it cannot match there."""
     mark = b'"sha256":"'
     header = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
-    place = data.find(mark + digest.encode("ascii", "replace") + b'"', _LENGTH, header)
-    return place + len(mark) if place >= 0 else -1
+    start = data.find(mark + digest.encode("ascii", "replace") + b'"', _LENGTH, header)
+    return start + len(mark) if start >= 0 else -1

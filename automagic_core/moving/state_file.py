@@ -1,4 +1,4 @@
-"""The neutral file: a run's optimizer state as safetensors, readable without either framework."""
+"""The state file: the neutral form of a run's state as safetensors (docs/algorithm.md, section 11.3)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def write_groups(path: str | Path, groups: Sequence[NeutralGroup]) -> None:
     """Writes a run's groups.
 
     Args:
-        path: of the file, replaced as a whole where it is there.
-        groups: checked first.
+        path: of the file; an old file is replaced as a whole.
+        groups: are checked first.
 
     Raises:
-        ValueError: something does not fit or cannot be written; the message says what.  `path` is what it was.
+        ValueError: something does not fit or cannot be written; the message says what.  `path` stays as it was.
         ImportError: safetensors is missing; the message says how to get it.
     """
     tensors: dict[str, np.ndarray] = {}
@@ -62,7 +62,7 @@ def write_groups(path: str | Path, groups: Sequence[NeutralGroup]) -> None:
 
 
 def read_groups(path: str | Path) -> list[NeutralGroup]:
-    """A run's groups from a neutral file.
+    """Reads a run's groups.
 
     Raises:
         FileNotFoundError: there is no file.
@@ -73,7 +73,7 @@ def read_groups(path: str | Path) -> list[NeutralGroup]:
     try:
         (described,) = _entries(description, ("groups",), str(path))
         groups = [_group(entry, index, tensors) for index, entry in enumerate(described)]
-    except (TypeError, AttributeError) as error:  # another writer's lists and mappings in the wrong places
+    except (TypeError, AttributeError) as error:  # from lists and mappings that another program put in wrong places
         raise ValueError(f"{path} has a description that does not fit: {error}") from error
     if tensors:
         raise ValueError(f"{path} has tensors that its description does not name: {', '.join(sorted(tensors))}")
@@ -81,7 +81,7 @@ def read_groups(path: str | Path) -> list[NeutralGroup]:
 
 
 def _group(described: Any, index: int, tensors: dict[str, np.ndarray]) -> NeutralGroup:
-    """One group; its tensors are taken out of `tensors`."""
+    """Makes one group and removes its tensors from `tensors`."""
     label = _label(index)
     fields, layout, step, named, others, shared, parameters = _entries(described, _GROUP, label)
     group = NeutralGroup(
@@ -110,7 +110,7 @@ def _array(described: Any, index: int, tensors: dict[str, np.ndarray]) -> Neutra
 
 
 def _entries(described: Any, names: Sequence[str], label: str) -> list[Any]:
-    """The values of exactly these entries, in order."""
+    """The values of these entries, in order; there must be no others."""
     if not isinstance(described, Mapping):
         raise ValueError(f"{label} is described by {type(described).__name__}; valid: a mapping")
     differing = [f"{name} ({'missing' if name in names else 'unknown'})" for name in sorted({*described} ^ {*names})]

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints of this optimizer as files.  Needs PyTorch when it is called."""
+"""Reads and writes PyTorch checkpoint files of this optimizer.  Its functions need PyTorch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PURPOSE = "a PyTorch checkpoint"
 
 
 def read_checkpoint(path: str | Path) -> list[NeutralGroup]:
-    """The groups of a checkpoint: ``optimizer.state_dict()``, or a dict with that under ``"optimizer"``.
+    """Reads the groups of a checkpoint: ``optimizer.state_dict()``, or a dict with that under ``"optimizer"``.
 
-    It is read with ``weights_only=True``, so that no code in it can run.
+    The file is read with ``weights_only=True``, so that no code in it can run.
 
     Raises:
         FileNotFoundError: there is no file.
@@ -35,7 +35,7 @@ def read_checkpoint(path: str | Path) -> list[NeutralGroup]:
     _check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is none fails in a dozen ways
+    except Exception as error:  # a file of another kind fails in many ways
         raise ValueError(f"{path} cannot be read as weights alone: {error}") from error
     if isinstance(loaded, Mapping) and "optimizer" in loaded and "param_groups" not in loaded:
         loaded = loaded["optimizer"]
@@ -55,24 +55,24 @@ def read_checkpoint(path: str | Path) -> list[NeutralGroup]:
 
 
 def _check_archive(path: str | Path) -> None:
-    """Compares the file with the checksums in it, which ``torch.load`` does not; old checkpoints have none."""
+    """Compares the file with its own checksums, which ``torch.load`` does not; old checkpoints have none."""
     try:
         damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
-    except Exception as error:  # what a damaged directory of an archive leads to
+    except Exception as error:  # a damaged archive fails in many ways
         raise ValueError(f"{path} is damaged: {error}") from error
     if damaged is not None:
         raise ValueError(f"{path} is damaged: {damaged!r} in it does not have the checksum that the file names")
 
 
 def _check_values(states: Mapping[str, np.ndarray], owner: str) -> None:
-    """Refuses numbers that no run can have written; what else does not fit is not judged here."""
+    """Refuses numbers that no run can have written.  `check_group` checks everything else."""
     for name, value in states.items():
         if value.size and value.dtype in (np.float32, np.int32):
             check_range(float(value.min()), float(value.max()), name, owner)
 
 
 def write_checkpoint(path: str | Path, groups: Sequence[NeutralGroup]) -> None:
-    """Writes what ``torch.load(path, weights_only=True)`` gives to ``optimizer.load_state_dict``.
+    """Writes a state dict that ``torch.load(path, weights_only=True)`` reads for ``optimizer.load_state_dict``.
 
     Raises:
         ImportError: PyTorch is missing; the message says how to get it.

@@ -1,4 +1,4 @@
-"""PyTorch's state dict and the neutral form of a run.  Tensors are met, PyTorch itself is not needed."""
+"""Converts PyTorch's state dict to the neutral form and back, without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from automagic_core.arrays.state_forms import WARM_UP_ONLY
+from automagic_core.arrays.state_forms import SHARED_STATES, WARM_UP_ONLY
 from automagic_core.config.config import FIELD_NAMES
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup
 
-SHARED = ("lr_scale", "norm_history", "norm_position")
-"""What a group holds for all its arrays."""
-_OWN_PLACE = frozenset({*FIELD_NAMES, *SHARED, "params", "param_names", "layout", "step"})
+_KNOWN_KEYS = frozenset({*FIELD_NAMES, *SHARED_STATES, "params", "param_names", "layout", "step"})
 
 
 def neutral_groups(state_dict: Mapping[str, Any]) -> list[NeutralGroup]:
-    """The groups of ``optimizer.state_dict()``; a state dict knows no marks, so no array has one.
+    """Converts ``optimizer.state_dict()``.  A state dict knows no marks, so no array has one.
 
-    What only the warm-up needed is left out after it.  States are not checked here (`check_group`).
+    After the warm-up the states that only the warm-up needs are left out.  `check_group` checks states, not this.
 
     Raises:
         ValueError: something is missing, or there are states of unknown parameters; the message says what.
@@ -57,7 +55,7 @@ def _check_parameters(group: Mapping[str, Any], label: str) -> None:
 
 
 def _group(group: Mapping[str, Any], states: dict[Any, Any]) -> NeutralGroup:
-    """One group; its states are taken out of `states`."""
+    """Converts one group and removes its states from `states`."""
     names = group.get("param_names")
     step, warmup_steps = group["step"], group["warmup_steps"]
     over = isinstance(step, int) and isinstance(warmup_steps, int) and step >= warmup_steps
@@ -78,10 +76,10 @@ def _group(group: Mapping[str, Any], states: dict[Any, Any]) -> NeutralGroup:
         fields={name: _plain(group[name]) for name in FIELD_NAMES},
         layout=group["layout"],
         step=group["step"],
-        shared={name: as_numpy(group[name], name) for name in SHARED if name in group},
+        shared={name: as_numpy(group[name], name) for name in SHARED_STATES if name in group},
         arrays=tuple(arrays),
         named=names is not None,
-        others={name: _plain(value) for name, value in group.items() if name not in _OWN_PLACE},
+        others={name: _plain(value) for name, value in group.items() if name not in _KNOWN_KEYS},
     )
 
 
@@ -89,7 +87,7 @@ def state_dict_of(groups: Sequence[NeutralGroup], tensor: Callable[[np.ndarray],
     """A state dict for ``optimizer.load_state_dict``, which takes parameters by their position.
 
     Args:
-        groups: in the optimizer's order, and each with its arrays in the optimizer's order.
+        groups: the groups, and the arrays in each, in the order of the optimizer.
         tensor: makes a tensor from an array.
     """
     param_groups: list[dict[str, Any]] = []
@@ -116,7 +114,7 @@ def state_dict_of(groups: Sequence[NeutralGroup], tensor: Callable[[np.ndarray],
 
 
 def as_numpy(value: Any, what: str) -> np.ndarray:
-    """A tensor, wherever it lives, or anything else that is an array.
+    """Copies a tensor of any device, or anything that is an array, to numpy.
 
     Raises:
         ValueError: a dtype that numpy does not know, or no values.

@@ -1,4 +1,4 @@
-"""Which numbers a run may have written into its states, as a damaged file may not have them."""
+"""The range of each state's values; values outside it mean a damaged file (docs/algorithm.md, section 6.4)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from automagic_core.arrays.state_forms import COMPANDED, SLOTS
 from automagic_core.config.constants import GRADIENT_LIMIT, MAX_STEP, ROW_LIMIT
 
 _ROUNDING = 1.01
-"""What float32 and 8 bits may add to a value at its bound."""
+"""Rounding to float32 and 8 bits may exceed a bound by this factor."""
 _MAGNITUDE = 1e3 * GRADIENT_LIMIT
-"""Of what has the unit of a gradient; the stages before the moments may make one larger than the limit of section 6."""
+"""Bound of values in the unit of a gradient; the stages may make a gradient larger than `GRADIENT_LIMIT`."""
 
 LIMITS: dict[str, tuple[float, float]] = {
-    # A momentum is bounded by `update_clip`; up to here (u − m̂)² stays in float32, whatever that was.
+    # `update_clip` bounds the momentum, but can have any value; up to this limit (u − m̂)² stays in float32.
     "exp_avg": (-GRADIENT_LIMIT, GRADIENT_LIMIT),
     "exp_avg_sq": (0.0, _MAGNITUDE**2),
     "exp_avg_res": (0.0, _MAGNITUDE**2),
@@ -28,14 +28,14 @@ LIMITS: dict[str, tuple[float, float]] = {
     "lr_scale": (0.0, 88.0),  # exp ℓ stays in float32
     "norm_history": (0.0, float(np.finfo(np.float32).max)),
 }
-"""By state: the least and the largest value that a run may have written, generously (sections 4 to 6)."""
+"""By state: the least and the largest value that a run can have written, or beyond."""
 
 
 def limits(key: str) -> tuple[float, float] | None:
     """The valid range of a saved tensor by its name; None where every value of its dtype is valid.
 
     Args:
-        key: a state's name, also with ``_absmax``, ``_row`` or ``_col`` behind it.
+        key: a state's name, which may end in ``_absmax``, ``_row`` or ``_col``.
     """
     if key.endswith("_absmax"):
         name = key.removesuffix("_absmax")
@@ -50,9 +50,9 @@ def check_range(least: float, largest: float, key: str, owner: str) -> None:
     """Raises a ValueError that names the state if a value lies outside its range or is NaN.
 
     Args:
-        least, largest: of its values; NaN where one of them is.
+        least, largest: the least and the largest value; NaN where a value is NaN.
         key: the state's name.
-        owner: whose state it is, for the message.
+        owner: the parameter or group in the message.
     """
     allowed = limits(key)
     if allowed is not None and not allowed[0] <= least <= largest <= allowed[1]:  # NaN compares as False

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Writes a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import BinaryIO
 
 
 def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes into a temporary file beside `path` and moves it there when it is on the disk.
+    """Writes a temporary file beside `path` and then renames it to `path`.
 
     Args:
-        path: of a file in a folder that exists; one that is there is replaced.
-        write: gets the open file.  Where it fails, `path` is what it was.
+        path: of the file, in a folder that exists; an old file is replaced.
+        write: is called with the open file.  If it fails, `path` stays as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")

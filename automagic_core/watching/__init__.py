@@ -1,1 +1,1 @@
-"""What people look at, without a framework: memory, metrics, verdicts on a run, plots."""
+"""What people look at: memory, metrics, verdicts on a run, plots (docs/algorithm.md, section 13)."""

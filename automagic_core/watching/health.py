@@ -1,4 +1,4 @@
-"""A run's health at one moment, from its losses, its skipped steps and its device's memory."""
+"""Judges whether a run is healthy, from its losses, skipped steps and memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from automagic_core.watching.monitor import MEMORY_LIMIT
 from automagic_core.watching.suggestions import ISSUES, RunRates, suggestion
 
 SKIPPED_WARNING, SKIPPED_CRITICAL = 0.01, 0.1
-"""Parts of all arrays' steps: some skipped steps are a loss scale that adapts, a tenth of them is a broken run."""
+"""Shares of skipped steps.  A loss scale that adapts causes a few; a tenth of all means a broken run."""
 
 
 class TrainingHealth(TypedDict):
-    """What a health check found.
+    """The result of a health check.
 
     Keys:
         status: ``"healthy"``, ``"warning"`` or ``"critical"``.
         issues: names from `automagic_core.ISSUES`, the most urgent first.
-        suggestions: one sentence or more for each issue, in the same order; a last one where the losses could not be
-            judged.
+        suggestions: sentences for each issue, in the same order; the last one says if there were too few losses.
     """
 
     status: str
@@ -31,12 +30,12 @@ class TrainingHealth(TypedDict):
 
 
 class OptimizerFacts(NamedTuple):
-    """What a health check needs to know of an optimizer.
+    """The facts about an optimizer that a health check needs.
 
     Attributes:
-        skipped, taken: steps of single arrays that were skipped and taken.
+        skipped, taken: numbers of steps of single arrays that were skipped and taken.
         memory_use: the part of the device's memory that is in use; None where it is not known.
-        rates: its learning rates; None where they are not known.
+        rates: its learning rate; None where it is not known.
     """
 
     skipped: int
@@ -58,14 +57,14 @@ def training_health(
     | | over 10 % were skipped | critical |
     | `convergence_stall` | the loss falls by less than `threshold_ratio` | warning |
 
-    A rise and a fall are those from the first half of `losses` to the second, relative to the first, told apart from
-    noise as `automagic_core.loss_trend` does: noise that could hide a large enough fall is no stall.
+    A rise or a fall is that from the first half of `losses` to the second, relative to the first.
+    `automagic_core.loss_trend` tells it from noise.  Where noise could hide a large enough fall, there is no stall.
 
     Args:
-        losses: of the stretch to be judged, in order, one for each step.
-        facts: what the optimizer says.
-        threshold_ratio: the change of the loss over `losses` that counts.  The default of the public functions, 0.1,
-            suits a whole run; for its last few hundred steps 0.01 is nearer to what a healthy run does.
+        losses: one for each step, in order.
+        facts: about the optimizer.
+        threshold_ratio: the least change of the loss that counts.  The default of the public functions, 0.1, suits a
+            whole run; 0.01 suits its last few hundred steps.
 
     Raises:
         ValueError: a `threshold_ratio` that is not in (0, 1).

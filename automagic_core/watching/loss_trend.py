@@ -1,4 +1,4 @@
-"""What a stretch of losses does, told apart from its noise: its first half against its second."""
+"""Tells a real rise or fall of the loss from noise, by comparing two halves of recent losses."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import NamedTuple
 import numpy as np
 
 MIN_LOSSES = 10
-"""Fewer losses are not judged: they say too little about their noise."""
+"""Fewer losses are not judged, since they say too little about their noise."""
 RISE_ERRORS, FALL_ERRORS = 4.0, 2.0
-"""Standard errors beyond which a rise and a fall count as seen.  A rise is looked for at every step and ends a run."""
+"""A rise and a fall must exceed these numbers of standard errors.  A rise must exceed more, since it ends a run."""
 LEAST_FALL = 1e-4
-"""A smaller fall, relative to the loss, is none, however little noise there is."""
+"""A smaller fall, relative to the loss, does not count, even without noise."""
 _MAD_TO_DEVIATION = 1.4826
 _MEDIAN_ERROR = 1.2533
-"""The standard error of a median of normal numbers over that of their mean, √(π/2)."""
+"""√(π/2): the standard error of the median of normal numbers, divided by that of their mean."""
 
 
 class Trend(NamedTuple):
-    """The two halves of a stretch of losses.
+    """Two halves of recent losses, compared.
 
     Attributes:
         before, after: medians of the first and of the second half.
         error: standard error of their difference, from the noise within the halves.
-        error_before: the same, were the second half as noisy as the first: losses that explode are no noise.
+        error_before: the same with the noise of the first half only: losses that explode are no noise.
         apart: the lower quartile of the second half lies above the upper quartile of the first.
     """
 
@@ -41,19 +41,19 @@ class Trend(NamedTuple):
         return self.before - self.after
 
     def rises(self, ratio: float) -> bool:
-        """The loss has left the band where it was, by more than `ratio` of its level."""
+        """The loss rises by more than `ratio` of its level and by more than its noise explains."""
         return self.apart and -self.fall > max(ratio * abs(self.before), RISE_ERRORS * self.error_before)
 
     def falls(self) -> bool:
-        """The loss falls by more than its noise explains, and by `LEAST_FALL` of its level at least."""
+        """The loss falls by more than its noise explains, and by more than `LEAST_FALL` of its level."""
         return self.fall > max(FALL_ERRORS * self.error, LEAST_FALL * abs(self.before))
 
     def falls_less_than(self, ratio: float) -> bool:
-        """The fall is less than `ratio` of the loss's level, and noise does not hide that it may be more."""
+        """The fall is less than `ratio` of the loss's level, even if noise hides a part of it."""
         return self.fall + FALL_ERRORS * self.error < ratio * abs(self.before) or self.fall == self.error == 0
 
     def may_fall(self, amount: float) -> bool:
-        """A fall by `amount` is within the noise of the one seen."""
+        """The true fall may be `amount`, within the noise."""
         return self.fall + FALL_ERRORS * self.error >= amount
 
     def __str__(self) -> str:
@@ -61,14 +61,13 @@ class Trend(NamedTuple):
 
 
 def loss_trend(losses: Sequence[float] | np.ndarray) -> Trend | None:
-    """Compares the halves of a stretch of losses.
+    """Compares the two halves of some losses.
 
-    The levels are medians and quartiles, so that spikes in a quarter of a half's losses do not matter.  The noise is
-    the median deviation of the differences between losses a fifth of a half apart: a trend does not count as noise, and
-    noise that lasts a few steps still does.
+    Levels are medians and quartiles, so spikes in up to a quarter of a half do not matter.  Noise is the median
+    deviation of the differences between losses that are a fifth of a half apart, so it does not include a trend.
 
     Args:
-        losses: in the order of the steps, as they were computed; running means hide their noise.
+        losses: in the order of the steps, not smoothed, since running means hide their noise.
 
     Returns:
         None for fewer than `MIN_LOSSES` losses, or where one is not finite.

@@ -1,4 +1,4 @@
-"""The byte accounting behind both frameworks' memory reports: counted from arrays held, never estimated."""
+"""Counts the bytes that optimizer states hold, for both memory reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ADAM_BYTES_PER_PARAMETER = 8
 
 
 class ArrayMemory(NamedTuple):
-    """What one parameter array's optimizer state really holds."""
+    """The memory of one array's states."""
 
     parameters: int
     quantized: bool
@@ -21,8 +21,8 @@ def memory_report(arrays: Iterable[ArrayMemory], shared_bytes: int = 0) -> dict[
     """Sums up the states of all arrays.
 
     Args:
-        arrays: one entry per parameter array.
-        shared_bytes: bytes of the states that belong to no single array (step, lr_scale).
+        arrays: one entry per array.
+        shared_bytes: bytes of the states that groups hold for all their arrays.
 
     Returns:
         ``total_parameters``, ``8bit_parameters``, ``32bit_parameters``: numbers of elements;

@@ -1,4 +1,4 @@
-"""A memory report as a table for people, with a verdict on how much of the state is in 8 bits."""
+"""Writes a table of what an optimizer holds, with a verdict on the share of 8-bit states."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import NamedTuple
 from automagic_core.watching.memory import ADAM_BYTES_PER_PARAMETER
 
 LOW_SHARE, HIGH_SHARE = 0.3, 0.8
-"""Shares of 8-bit parameters below which the table warns and above which it praises."""
+"""The table warns below the first share of 8-bit parameters and praises above the second."""
 
 
 class HeldStates(NamedTuple):
-    """What an optimizer holds, for the table.
+    """The contents of the table.
 
     Attributes:
         eight_bit, thirty_two_bit: numbers of parameters with 8-bit and with 32-bit states.
-        without: number of parameters that have no state, because they never had a gradient.
-        bytes_by_name: bytes by the name of the state, scales and row and column statistics counted with their state.
+        without: number of parameters without states, because they never had a gradient.
+        bytes_by_name: bytes by the name of the state; they include its absmax, or its row and column statistics.
         kept_in_32: why no state could be in 8 bits, or None where some could.
     """
 
@@ -61,7 +61,7 @@ def memory_table(held: HeldStates) -> str:
 
 
 def verdict(held: HeldStates) -> str:
-    """One sentence on the share of parameters whose states are in 8 bits, among those that have states."""
+    """One sentence on the share of 8-bit parameters among those that have states."""
     parameters = held.eight_bit + held.thirty_two_bit
     if parameters == 0:
         return "No states yet: an array gets its states in its first step with a gradient."

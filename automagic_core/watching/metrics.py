@@ -1,4 +1,4 @@
-"""Statistics of an optimizer for dashboards: the same names and the same arithmetic for both frameworks."""
+"""Statistics of an optimizer for dashboards, the same in both frameworks (docs/algorithm.md, section 13)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from automagic_core.config.config import Config
 from automagic_core.config.constants import SPATIAL_FLOOR, SPATIAL_LIMITS
 
 STAGES = ("clip_by_percentile", "suppress_edges", "suppress_high_frequencies", "encourage_low_rank")
-"""The stages of section 4 in their order."""
+"""The gradient stages in their order (section 4)."""
 
 RATE, RATE_FACTOR, TORQUE = "rate", "rate_factor", "torque/mean"
 ENERGY_REMOVED, EFFECTIVE_RANK = "energy_removed", "effective_rank"
@@ -20,7 +20,7 @@ SKIPPED_STEPS, STATE_BYTES = "skipped_steps", "state_bytes"
 
 
 class NextStep(NamedTuple):
-    """What decides the rates of step t besides the states (section 5).
+    """The numbers that decide the rates of step t, besides the states (section 5.6).
 
     Attributes:
         lr: η₀, `lr` or what the schedule gives for t.
@@ -36,7 +36,7 @@ class NextStep(NamedTuple):
 
     @staticmethod
     def of(config: Config, lr: float | Callable[[int], Any], steps_taken: int) -> NextStep:
-        """The step after `steps_taken`.
+        """Describes the step after `steps_taken`.
 
         Args:
             config: gives the warm-up and the limits.
@@ -48,16 +48,15 @@ class NextStep(NamedTuple):
 
 
 class ArrayFacts(NamedTuple):
-    """What is read of one array's states.
+    """The states of one array that metrics read.
 
     Attributes:
-        size: its number of elements.
-        lr_scale: ℓ, which it shares with others.
-        lr_mask: δ, one value for each row, any shape; None where it has none.
-        spatial_variance: likewise.
-        torque_mean: τ̄ of its last step; 1 before the first, and where torque is off.
-        skipped_steps: for gradients that were not finite.
-        next_step: None where the learning rate is not known.
+        size: number of elements.
+        lr_scale: ℓ of its group.
+        lr_mask, spatial_variance: one value for each row, in any shape; None where the array has none.
+        torque_mean: τ̄ of its last step; 1 before the first step, and where torque is off.
+        skipped_steps: the steps in which it was skipped.
+        next_step: the next step; None where the learning rate is not known.
     """
 
     size: int
@@ -75,34 +74,32 @@ def metrics(
     effective_ranks: Mapping[str, float],
     state_bytes: int,
 ) -> dict[str, float]:
-    """One flat dictionary of floats.
+    """Puts all statistics into one flat dictionary.
 
     Args:
         arrays: every array that has states.
         energy_removed: by stage, 1 − Σ g² after it / Σ g² before it.
-        effective_ranks: by the name of the LoRA array.
-        state_bytes: bytes held.
+        effective_ranks: by the name of the adapter.
+        state_bytes: bytes of all states.
 
     Returns:
-        Those that exist of
+        Those of these that exist:
 
-        - ``rate/mean``, ``rate/min``, ``rate/max``: ηᵢ of section 5 over all rows of all arrays, in the step that comes
-          next: votes and variances of a step enter only the rates of the following one.  A row counts once; so does an
-          array all of whose elements have one rate (fewer than two axes, or neither `lr_mask` nor `spatial_variance`);
-        - ``rate_factor/mean``, …/min, …/max: exp(ℓ + δᵢ) of the same rows, what the votes made of the rate;
-        - ``torque/mean``: τ, in (0, 1), over all elements of all arrays at their last steps;
-        - ``energy_removed/<stage>``: of the last step; negative where the stage added energy;
+        - ``rate/mean``, ``rate/min``, ``rate/max``: ηᵢ (section 5.6) of the next step, over all rows of all arrays.  An
+          array whose elements all have one rate counts as one row;
+        - ``rate_factor/mean``, …/min, …/max: exp(ℓ + δᵢ) of the same rows: the factor that the votes found;
+        - ``torque/mean``: the mean τ, in (0, 1), over all elements at the last step of their array;
+        - ``energy_removed/<stage>``: of the last step; negative where the stage adds energy;
         - ``effective_rank/<name>``;
         - ``skipped_steps``, summed over arrays; ``state_bytes``.
     """
-    found: dict[str, float] = {}
-    found |= _spread(RATE, [row_rates(array, array.next_step) for array in arrays if array.next_step is not None])
+    found = _spread(RATE, [row_rates(array, array.next_step) for array in arrays if array.next_step is not None])
     found |= _spread(RATE_FACTOR, [row_factors(array) for array in arrays])
-    # A step leaves τ̄ < 1: exactly 1 is an array without a step, or without torque.
-    turned = [array for array in arrays if array.torque_mean != 1 and array.size > 0]
-    if turned:
-        weights = [array.size for array in turned]
-        found[TORQUE] = float(np.average([array.torque_mean for array in turned], weights=weights))
+    # After a step τ̄ < 1, so an array with exactly 1 took no step or has no torque.
+    with_torque = [array for array in arrays if array.torque_mean != 1 and array.size > 0]
+    if with_torque:
+        weights = [array.size for array in with_torque]
+        found[TORQUE] = float(np.average([array.torque_mean for array in with_torque], weights=weights))
     found |= {f"{ENERGY_REMOVED}/{stage}": float(energy_removed[stage]) for stage in STAGES if stage in energy_removed}
     found |= {f"{EFFECTIVE_RANK}/{name}": float(rank) for name, rank in effective_ranks.items()}
     found[SKIPPED_STEPS] = float(sum(array.skipped_steps for array in arrays))
@@ -111,7 +108,7 @@ def metrics(
 
 
 def row_factors(array: ArrayFacts) -> np.ndarray:
-    """exp(ℓ + δᵢ), one for each row or one for the array, float64, 1-D."""
+    """exp(ℓ + δᵢ) of every row, or one value for the array: float64, 1-D."""
     if array.lr_mask is not None:
         return np.exp(array.lr_scale + _flat(array.lr_mask))
     rows = 1 if array.spatial_variance is None else array.spatial_variance.size
@@ -119,7 +116,7 @@ def row_factors(array: ArrayFacts) -> np.ndarray:
 
 
 def row_rates(array: ArrayFacts, at: NextStep) -> np.ndarray:
-    """ηᵢ of section 5 at a step, with its ramp and its limits, shaped as `row_factors`."""
+    """ηᵢ of a step (section 5.6), in the shape of `row_factors`."""
     eta = at.lr * (min(1.0, at.step / at.warmup_steps) if at.warmup_steps > 0 else 1.0)
     factors = row_factors(array)
     if eta == 0:
@@ -130,18 +127,19 @@ def row_rates(array: ArrayFacts, at: NextStep) -> np.ndarray:
 
 
 def spatial_factors(variance: np.ndarray) -> np.ndarray:
-    """κᵢ of section 5 from `spatial_variance`, 1 where its mean is 0."""
+    """κᵢ from `spatial_variance` (section 5.5)."""
     mean = variance.mean() if variance.size else 0.0
     if mean == 0:
         return np.ones_like(variance)
-    return np.clip(np.sqrt(mean / np.maximum(variance, SPATIAL_FLOOR)), *SPATIAL_LIMITS)
+    factors: np.ndarray = np.clip(np.sqrt(mean / np.maximum(variance, SPATIAL_FLOOR)), *SPATIAL_LIMITS)
+    return factors
 
 
 def effective_ranks(grams: np.ndarray) -> np.ndarray:
-    """exp of the entropy of the normalised singular values: between 1 and their number.
+    """The effective ranks of matrices: the exponential of the entropy of their normalized singular values.
 
     Args:
-        grams: W Wᵀ of matrices W with the shorter side first, (matrices, side, side).
+        grams: W Wᵀ of every matrix W, with the shorter side first: (matrices, side, side).
 
     Returns:
         float64 (matrices,); 0 for a matrix that is zero or not finite.

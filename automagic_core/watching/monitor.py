@@ -1,6 +1,6 @@
-"""Watching a run: the last losses against the ones before, skipped steps, and the device's memory.
+"""Watches a run for divergence, stalls, skipped steps and memory pressure.
 
-What differs between the frameworks is how numbers come off the device; `TrainingMonitor` leaves that to its subclasses.
+The frameworks differ in how numbers come off the device.  The subclasses of `TrainingMonitor` do that.
 """
 
 from __future__ import annotations
@@ -17,38 +17,36 @@ from automagic_core.watching.loss_trend import MIN_LOSSES, Trend, loss_trend
 from automagic_core.watching.suggestions import RunRates, suggestion
 
 RISE_RATIO = 0.1
-"""A rise of the loss by less than this part of its level is no divergence."""
+"""A divergence is a rise by more than this part of the loss."""
 NOISE_RATIO = 0.1
-"""Where noise could hide a fall by this part of the loss's level, a stall cannot be told."""
+"""There is no verdict of a stall where noise could hide a fall by this part of the loss."""
 MEMORY_LIMIT = 0.9
-"""The part of the device's memory above which there is pressure."""
+"""Memory pressure is use of more than this part of the device's memory."""
 _LONGER_SPANS = (2, 4, 8)
-"""Numbers of windows over which a fall too slow for one window, and a jump before it, are seen."""
+"""Numbers of windows in which slow falls and earlier jumps are looked for."""
 
 
 class TrainingMonitor(ABC):
-    """The last `window_size` losses of a run and what they say.
+    """Judges a run by its last `window_size` losses.
 
-    The rules, each over the two halves of the window (`automagic_core.loss_trend`), in the order in which they are
-    looked at:
+    The rules are checked in this order.  They compare the two halves of the window (`automagic_core.loss_trend`).
 
-    - ``"divergence"``: a loss in the window is not finite; or, from 10 losses on, the loss rose by more than a tenth of
-      its level and by more than four standard errors, and the second half's lower quartile lies above the first half's
-      upper quartile, so that spikes shorter than an eighth of the window are none.  The last 2, 4 and 8 windows are
-      looked at in the same way: a loss that jumped and stays up is said to until it has come down, or for 8 windows.
+    - ``"divergence"``: a loss in the window is not finite.  Or there are at least 10 losses, the loss rose by more than
+      a tenth of its level and by more than four standard errors, and the lower quartile of the second half lies above
+      the upper quartile of the first.  Spikes shorter than an eighth of the window are therefore ignored.  The last 2,
+      4 and 8 windows are checked in the same way: a jump is reported until the loss has come down, or for 8 windows.
     - ``"memory_pressure"``: more than 90 % of the device's memory is in use; never where that is not known (CPU).
-    - ``"skipped_steps"``: an array's gradient was not finite in the window (counted in steps of a tenth of it).
-    - ``"convergence_stall"``: the window is full; the loss does not fall by more than two standard errors (0.01 % where
-      there is no noise); the noise is small enough that a fall by a tenth would be seen; and no span of 2, 4 or 8
-      windows shows a fall whose pace the window could have kept.  The noisier the loss, the larger a window it needs.
+    - ``"skipped_steps"``: an array was skipped in the window (counted in steps of a tenth of it).
+    - ``"convergence_stall"``: the window is full, and the loss falls by less than two standard errors (0.01 % without
+      noise).  The noise is so small that a fall by a tenth would be seen, and no span of 2, 4 or 8 windows shows a
+      slower fall that may still go on.  The noisier the loss, the larger a window it needs.
 
     Args:
         window_size: how many losses are judged, at least 10.
-        memory_use: the part of the device's memory that is in use, or None where that is not known; in place of the
-            framework's own.
+        memory_use: returns the part of the device's memory that is in use, or None where that is not known.
 
     Attributes:
-        updates: losses noted since the beginning or the last `reset`.
+        updates: number of losses since the beginning or the last `reset`.
 
     Raises:
         ValueError: a `window_size` that is no integer of at least 10.
@@ -70,7 +68,7 @@ class TrainingMonitor(ABC):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets what was seen; call it after a change, so that the next verdict is about the changed run."""
+        """Forgets all losses; call it after a change, so that the next verdict is about the changed run."""
         self._losses.clear()
         self._pending.clear()
         self._counts.clear()
@@ -78,7 +76,7 @@ class TrainingMonitor(ABC):
         self._note_skipped()
 
     def should_adjust_config(self) -> tuple[bool, str | None]:
-        """Whether something is wrong, and the most urgent issue, else None.  Waits for the device."""
+        """Whether something is wrong, and the most urgent issue or None.  Waits for the device."""
         losses = self._history()
         window = losses[-self.window_size :]
         trend = loss_trend(window)
@@ -96,13 +94,13 @@ class TrainingMonitor(ABC):
         return False, None
 
     def get_adjustment_suggestion(self, issue: str) -> dict[str, Any]:
-        """What to change: `automagic_core.suggestion` at the run's rates.
+        """Suggests what to change: `automagic_core.suggestion` at the run's rates.
 
         Args:
-            issue: what `should_adjust_config` returned.
+            issue: as `should_adjust_config` returns it.
 
         Returns:
-            ``"text"`` and, where there are some, fields of `Config` with the values that they should get.
+            ``"text"`` and perhaps fields of `Config` with new values.
 
         Raises:
             ValueError: an unknown issue.
@@ -111,15 +109,15 @@ class TrainingMonitor(ABC):
 
     @abstractmethod
     def _to_floats(self, losses: list[Any]) -> list[float]:
-        """Losses as `_record` got them, brought to the host together."""
+        """Brings losses to the host together, in the form that `_record` got."""
 
     @abstractmethod
     def _skipped_now(self) -> Any:
-        """The sum of all `skipped_steps`, still on the device; None where it is not known."""
+        """The sum of all `skipped_steps`, on the device; None where it is not known."""
 
     @abstractmethod
     def _count(self, skipped: Any) -> int:
-        """What `_skipped_now` gave, on the host."""
+        """The sum that `_skipped_now` returned, on the host."""
 
     @abstractmethod
     def _rates(self) -> RunRates | None:
@@ -127,11 +125,11 @@ class TrainingMonitor(ABC):
 
     @property
     def _notes_skipped(self) -> bool:
-        """The update being recorded is one that notes `skipped_steps`."""
+        """Whether the next update notes `skipped_steps`."""
         return (self.updates + 1) % self._stride == 0
 
     def _record(self, loss: Any) -> None:
-        """Keeps a loss as it is, without waiting for it."""
+        """Keeps a loss without waiting for it."""
         notes = self._notes_skipped
         self.updates += 1
         self._pending.append(loss)
@@ -145,7 +143,7 @@ class TrainingMonitor(ABC):
         if len(self._counts) > 1 and self._counts[-1][0] == self.updates:
             self._counts.pop()
         self._counts.append((self.updates, skipped))
-        # The last note from before the window is what the count in it starts from.
+        # The skipped steps in the window are counted from the last note before it.
         while len(self._counts) > 1 and self._counts[1][0] <= self.updates - self.window_size:
             self._counts.popleft()
 
@@ -160,7 +158,7 @@ class TrainingMonitor(ABC):
         return np.array(self._losses, np.float64)
 
     def _longer_trends(self, losses: np.ndarray) -> list[tuple[int, Trend]]:
-        """The trends over several windows, with their numbers of windows, as far as losses were kept."""
+        """The trends over several windows with the numbers of these windows, as far as losses were kept."""
         numbers_of_windows = [n for n in _LONGER_SPANS if n * self.window_size <= losses.size]
         trends = [(n, loss_trend(losses[-n * self.window_size :])) for n in numbers_of_windows]
         return [(n, trend) for n, trend in trends if trend is not None]
@@ -169,5 +167,5 @@ class TrainingMonitor(ABC):
 def _stalls(trend: Trend, longer: list[tuple[int, Trend]]) -> bool:
     if trend.falls() or not trend.falls_less_than(NOISE_RATIO):
         return False
-    # A trend's fall is that over half of its span.
+    # `fall` is the fall over half of a trend's span.
     return not any(slow.falls() and trend.may_fall(slow.fall / n) for n, slow in longer)

@@ -1,4 +1,4 @@
-"""Names that fit on a page."""
+"""Shortens names of runs and parameters for plots."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 LONGEST = 40
-"""Characters of a run's name in the legend."""
+"""A run's name in the legend has at most this many characters."""
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """For each path the fewest last parts that tell it from the others, cut in the middle where they are long.
+    """For each path, the fewest last parts that distinguish it from the others, shortened in the middle.
 
-    A path that is given twice, or that is told apart only by what the cut takes away, gets a number.
+    Names that are then equal get numbers.
     """
     parts = [PurePath(path).parts for path in paths]
     names: list[str] = []
@@ -26,7 +26,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def shortened(name: str, longest: int) -> str:
-    """The name, without its middle where it is too long."""
+    """The name; its middle is left out if it is too long."""
     if len(name) <= longest:
         return name
     head = (longest - 1) // 2

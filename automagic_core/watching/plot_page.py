@@ -1,4 +1,4 @@
-"""The page that `automagic_core.plot` draws: one panel for each kind of statistic, one colour for each run."""
+"""Draws the page of `automagic_core.plot`: one panel for each kind of statistic, one colour for each run."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 Run = tuple[str, Curves]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
-"""Okabe and Ito's, which colour-blind people can tell apart, without their yellow."""
+"""The colours of Okabe and Ito, which colour-blind people can distinguish, without yellow."""
 LINE_STYLES = ("-", "--", "-.", ":")
 INK, MUTED, GRID = "#222222", "#8a8a8a", "#e4e4e4"
 LEGEND_ROW = 3
-"""Runs beside each other in the legend."""
+"""Runs in a row of the legend."""
 
 
 def draw_page(runs: Sequence[Run]) -> Any:
-    """A matplotlib figure of 10 inches in width; nothing of pyplot's state is touched.
+    """Makes a matplotlib figure 10 inches wide, without changing the state of pyplot.
 
     Args:
-        runs: name and curves, as `automagic_core.watching.run_log.read_run` gives them.
+        runs: names and curves, as `automagic_core.watching.run_log.read_run` gives them.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -64,7 +64,7 @@ def draw_page(runs: Sequence[Run]) -> Any:
 
 
 class _Style:
-    """How one run's curves look: in one colour where there are several runs, else each curve has its own."""
+    """The look of one run's curves: one colour for each run, or for each curve if there is a single run."""
 
     def __init__(self, index: int, runs: int) -> None:
         self.index, self.runs = index, runs
@@ -105,14 +105,14 @@ def _single(name: str, **look: Any) -> Callable[[Any, Curves, _Style], bool]:
 
 
 def _counted(name: str, integer: bool = False) -> Callable[[Any, Curves, _Style], bool]:
-    single = _single(name, drawstyle="steps-post", clip_on=False, zorder=3)  # the line at 0 in its full width
+    single = _single(name, drawstyle="steps-post", clip_on=False, zorder=3)  # a line at 0 keeps its full width
 
     def draw(axes: Any, curves: Curves, style: _Style) -> bool:
         from matplotlib.ticker import EngFormatter, MaxNLocator
 
         drawn = single(axes, curves, style)
         if drawn:
-            # Of the runs before this one the axis already holds the top.
+            # The axis already has room for the runs drawn before.
             highest = max(_finite(curves[name][1]), default=0.0)
             axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.05 * highest, 1))
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=integer))
@@ -133,7 +133,7 @@ def _energy(axes: Any, curves: Curves, style: _Style) -> bool:
 
 
 def _ranks(axes: Any, curves: Curves, style: _Style) -> bool:
-    """Median, and the range from the lowest array to the highest, whose names are told for a single run."""
+    """Draws the median and the range over all adapters; for a single run it also names the extreme ones."""
     of_arrays = {
         name.removeprefix(f"{EFFECTIVE_RANK}/"): curve
         for name, curve in curves.items()
@@ -179,7 +179,7 @@ def _line(
     axes: Any, curve: tuple[Sequence[int], Sequence[float]], look: Mapping[str, Any], label: str | None = None
 ) -> None:
     steps, values = curve
-    # A value between two gaps would make no line.
+    # One or two values make no visible line.
     marker = {"marker": "o", "markersize": 4} if len(_finite(values)) < 3 else {}
     axes.plot(steps, values, label=label, **look, **marker)
 
@@ -193,7 +193,7 @@ def _shade(
     if list(low[0]) != list(high[0]):
         return
     if axes.get_yscale() == "log":
-        # A rate may end at 0, which a logarithmic axis does not have: there is no band there.
+        # A logarithmic axis has no 0, so the band ends where a rate is 0.
         low, high = ((steps, [y if y > 0 else math.nan for y in values]) for steps, values in (low, high))
     if len(low[0]) == 1:
         axes.vlines(low[0], low[1], high[1], color=look["color"], alpha=0.35, linewidth=5)
@@ -229,12 +229,12 @@ def _finish(axes: Any, drawn: bool, several: bool) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     handles, labels = axes.get_legend_handles_labels()
     by_label = dict(zip(labels, handles, strict=True))
-    if len(by_label) > 2:  # too many for a free corner: room above the curves
+    if len(by_label) > 2:  # too many for a corner: make room above the curves
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.1 * math.ceil(len(by_label) / 2) * (high - low))
     if by_label:
         where = {"loc": "upper left", "ncols": 2} if len(by_label) > 2 else {"loc": "best"}
         legend = axes.legend(by_label.values(), by_label.keys(), fontsize=8, frameon=False, labelcolor=INK, **where)
-        if several:  # there colours are runs
+        if several:  # there a colour means a run
             for handle in legend.get_lines():
                 handle.set_color(MUTED)

@@ -1,4 +1,4 @@
-"""A run's statistics on disk: one JSON line for each logged step, and TensorBoard's event files beside them."""
+"""Writes a run's statistics as JSON lines and as TensorBoard's event files, and reads them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ _told = False
 
 
 class RunLog:
-    """Writes records of scalars into a run's folder; what is there already is added to.
+    """Adds records of scalars to the files in a run's folder.
 
     Args:
-        run_dir: the folder, made where it is missing.
+        run_dir: the folder; it is made if it is missing.
         every: steps between two records.
-        tensorboard: write event files too.  Where the package `tensorboard` is missing this is said once, and the run
-            goes on without them.
+        tensorboard: write event files too.  If the package `tensorboard` is missing, a warning says so once.
 
     Raises:
         ValueError: `every` is no integer of at least 1.
@@ -41,15 +40,14 @@ class RunLog:
         self._events = _event_writer(self.run_dir) if tensorboard else None
 
     def is_due(self, step: int) -> bool:
-        """The first step that is shown, and then every multiple of `every`."""
+        """Whether `step` is the first one or a multiple of `every`."""
         return not self._wrote or step % self.every == 0
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         """Adds one record; it is on disk when this returns.
 
         Args:
-            step: how many steps are over.  A run that goes on from an earlier step writes it again: readers take what
-                was written last.
+            step: how many steps are over.  A run that goes back writes a step again; readers take the last record.
             record: scalars by name.  A value that is not finite is written as null.
         """
         self._wrote = True
@@ -66,7 +64,7 @@ class RunLog:
             self._events.flush()
 
     def close(self) -> None:
-        """Ends the event file; JSON lines need no closing."""
+        """Closes the event file; the file of JSON lines is never left open."""
         if self._events is not None:
             self._events.close()
             self._events = None
@@ -81,18 +79,18 @@ class RunLog:
 
 
 def read_run(run: str | Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The records of a run as curves.
+    """Reads the records of a run as curves.
 
     Args:
         run: its folder, or the file in it.
 
     Returns:
-        By name, the steps in rising order and the values; NaN for what was not finite.  Where the run went back to an
-        earlier step, what had been written from that step on is left out, and so is a last line cut short.
+        By name, the steps in rising order and the values; NaN for values that were not finite.  Where the run went back
+        to an earlier step, the older records from there on are left out.  So is an incomplete last line.
 
     Raises:
         FileNotFoundError: there are no records.
-        ValueError: a line that is no record, with its number.
+        ValueError: a line is no record; the message has its number.
     """
     path = Path(run)
     path = path / FILE_NAME if path.is_dir() else path
@@ -107,7 +105,7 @@ def read_run(run: str | Path) -> dict[str, tuple[list[int], list[float]]]:
             record = json.loads(line)
             step = int(record.pop("step"))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number == len(lines):  # cut short: no newline behind it
+            if number == len(lines):  # incomplete: no newline follows
                 break
             raise ValueError(f"{path}, line {number} is no record of a step: {line[:60]!r}") from error
         while records and records[-1][0] >= step:
@@ -124,7 +122,7 @@ def read_run(run: str | Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def _drop_unfinished_line(path: Path) -> None:
-    """Cuts off what a killed run could not write to its end."""
+    """Removes an incomplete last line, which a killed run may leave."""
     written = path.read_bytes() if path.exists() else b""
     whole = written.rfind(b"\n") + 1
     if whole < len(written):

@@ -1,4 +1,4 @@
-"""What can go wrong in a run, and what to change then."""
+"""Suggests what to change when a run has a problem."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 from automagic_core.config.config import PROFILES
 
 ISSUES = ("divergence", "memory_pressure", "skipped_steps", "convergence_stall")
-"""Everything that a monitor or a health check can find, the most urgent first."""
+"""All problems that a monitor or a health check can find, the most urgent first."""
 _FACTOR = 3.0
-"""By how much a rate is raised or lowered: about a third of a decade, the spacing of a search by hand."""
+"""A suggestion raises or lowers a rate by this factor."""
 
 
 class RunRates(NamedTuple):
-    """The learning rate of a run as it stands.
+    """The present learning rate of a run.
 
     Attributes:
-        lr: η₀, as it was given or as a scheduler set it; None for a schedule.
-        rate: η₀ · exp ℓ, limited by `max_lr`: what the search found so far.
+        lr: η₀, as given or as a scheduler set it; None for a schedule.
+        rate: η₀ · exp ℓ, limited by `max_lr`: the rate that the search has found so far.
         min_lr, max_lr: its limits.
-        searching: the warm-up's votes still go on.
+        searching: the rate search still goes on.
     """
 
     lr: float | None
@@ -30,15 +30,15 @@ class RunRates(NamedTuple):
 
 
 def suggestion(issue: str, rates: RunRates | None = None) -> dict[str, Any]:
-    """What to change.
+    """Suggests what to change.
 
     Args:
         issue: one of `ISSUES`.
-        rates: the run's rates; without them no field can be named for an issue of the learning rate, only a text.
+        rates: the run's rates.  Without them a problem of the learning rate gets only a text.
 
     Returns:
-        ``"text"``, a sentence or two, and fields of `Config` with the values that they should get, if there are any:
-        ``Config(**{**config.__dict__, **fields})`` takes them.
+        ``"text"``, a sentence or two, and perhaps fields of `Config` with new values, which
+        ``Config(**{**config.__dict__, **fields})`` takes.
 
     Raises:
         ValueError: an unknown issue.

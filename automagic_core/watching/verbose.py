@@ -1,4 +1,4 @@
-"""What `verbose=True` says, and how it reaches a person who has not set up logging."""
+"""The messages of `verbose=True`, and a log handler for those who set up none."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ EVERY = 100
 
 
 def tell(logger_name: str, message: str) -> None:
-    """Logs at INFO so that it is seen.
+    """Logs a message at INFO and makes sure that it is seen, since Python drops INFO unless logging is set up.
 
-    Python drops INFO unless logging is set up.  A logger whose level is unset gets INFO, its own only: the root logger
-    stays as it is.  Where no handler would take the message it goes to standard error, as warnings do; no handler is
-    installed, so logging that is set up later takes over.  A level set on the logger is obeyed.
+    A logger without a level gets the level INFO; a level that was set is obeyed.  If there is no handler, the message
+    goes to standard error.  No handler is installed, so logging can be set up later.
 
     Args:
         logger_name: ``"automagic_torch"`` or ``"automagic_optax"``.
@@ -35,13 +34,13 @@ def tell(logger_name: str, message: str) -> None:
 
 
 def start_message(config: Config, report: Mapping[str, Any], lora: int, embeddings: int, device: str) -> str:
-    """What is said once, when a run starts.
+    """The message at the start of a run.
 
     Args:
         config: its hyperparameters.
-        report: `automagic_core.memory_report` of the states held.
-        lora, embeddings: how many arrays count as adapters and as embeddings.
-        device: where the arrays are.
+        report: `automagic_core.memory_report` of its states.
+        lora, embeddings: numbers of adapters and of embeddings.
+        device: the device of the arrays.
     """
     percent = 100 * report["state_bytes"] / max(report["adam_state_bytes"], 1)
     return (
@@ -53,13 +52,13 @@ def start_message(config: Config, report: Mapping[str, Any], lora: int, embeddin
 
 
 def progress_message(step: int, rate: float | None, factor: float, skipped: int) -> str:
-    """What is said every `EVERY` steps.
+    """The message after every `EVERY` steps.
 
     Args:
         step: t.
         rate: η̂, the rate of the arrays, or None where it is not known.
-        factor: exp ℓ, what the search made of the given rate.
-        skipped: steps of single arrays skipped so far.
+        factor: exp ℓ, by which the search multiplied the given rate.
+        skipped: how many steps of single arrays were skipped so far.
     """
     told = "" if rate is None else f"rate {rate:.3g}, "
     return f"step {step:,}: {told}{factor:.3g} times the given one; {skipped:,} steps of single arrays skipped"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from automagic_core import StatePlan
-from automagic_core.arrays.layout import Shape
+from automagic_core.codec.blocks import Shape
 from automagic_optax.arrays.flax_variables import flatten_like, unflatten_like
 from automagic_optax.codec import quantized_array as codec
 from automagic_optax.codec.polarity import pack_bits

@@ -32,7 +32,7 @@ def array_state(states: Mapping[str, np.ndarray], plan: StatePlan, warming: bool
     """The states of one array, copied.
 
     Args:
-        states: by flat name, as `automagic_core.arrays.state_forms.check_states` accepts them; none before the first
+        states: by flat name, as `automagic_core.arrays.state_forms.check_forms` accepts them; none before the first
             step.
         plan: the array's states; 8 or 32 bits is what `states` holds.
         warming: what only the warm-up needs is kept.

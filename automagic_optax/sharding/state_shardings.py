@@ -12,8 +12,7 @@ from typing import Any
 from jax.sharding import NamedSharding, PartitionSpec
 
 from automagic_core import StatePlan
-from automagic_core.arrays.layout import Shape
-from automagic_core.codec.blocks import absmax_shape
+from automagic_core.codec.blocks import Shape, absmax_shape
 from automagic_optax.sharding.placement import parts, statistic_sharding
 
 

@@ -1,1 +1,1 @@
-"""Stacked arrays: what they are marked as, their means and averages, their gradients."""
+"""Stacked arrays: marks, axes, means, averages and gradients (docs/algorithm.md, section 1)."""

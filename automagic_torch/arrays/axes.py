@@ -1,4 +1,4 @@
-"""The axes of an array counted from its end: they mean the same in a batch, whose leading axis counts arrays."""
+"""Axes counted from the end, so that they also hold for batches (docs/algorithm.md, section 1.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from automagic_core import Layout, check_layout, column_axes, picture_axes, row_
 
 @lru_cache(maxsize=4096)
 def spatial_from_end(shape: tuple[int, ...], layout: Layout) -> tuple[int, int] | None:
-    """The spatial axes over which the edge and frequency stages work; None for an array that they leave alone."""
+    """The spatial axes on which stages 2 and 3 work; None for an array that they leave alone."""
     check_layout(layout)
     axes = picture_axes(shape, layout)
     return None if axes is None else (axes[0] - len(shape), axes[1] - len(shape))
@@ -19,7 +19,7 @@ def spatial_from_end(shape: tuple[int, ...], layout: Layout) -> tuple[int, int] 
 
 @lru_cache(maxsize=4096)
 def columns_from_end(ndim: int, layout: Layout, embedding: bool) -> tuple[int, ...]:
-    """All axes but the row axis."""
+    """All axes except the row axis."""
     return tuple(axis - ndim for axis in column_axes(ndim, layout, embedding))
 
 

@@ -1,4 +1,4 @@
-"""States that are kept in the host's memory and come to the parameter's device for its step (`state_device="cpu"`)."""
+"""Keeps states in the host's memory (`state_device="cpu"`; docs/algorithm.md, section 9.1)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def checked_state_device(state_device: Any) -> torch.device | None:
-    """The device on which states are kept, None for that of their parameter.
+    """The device of the states; None for that of their parameter.
 
     Raises:
-        ValueError: neither None nor the host.
+        ValueError: it is neither None nor the host.
     """
     if state_device is None:
         return None
@@ -27,12 +27,12 @@ def checked_state_device(state_device: Any) -> torch.device | None:
 
 
 def on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the host on the device of their parameter; copies from pinned memory are not waited for."""
+    """Copies tensors to a device.  The host does not wait for copies from pinned memory."""
     return [x if x.device == device else x.to(device, non_blocking=True) for x in tensors]
 
 
 def on_host(x: Tensor) -> Tensor:
-    """A copy in the host's memory, pinned where x comes from CUDA: then it holds its values after `wait_for_copies`."""
+    """Copies x to the host's memory.  From CUDA the copy is pinned and complete only after `wait_for_copies`."""
     if x.device.type == "cpu":
         return x
     kept = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
@@ -40,7 +40,7 @@ def on_host(x: Tensor) -> Tensor:
 
 
 def wait_for_copies(devices: Iterable[torch.device]) -> None:
-    """Waits until what `on_host` began is done: whoever reads a state next may be the host."""
+    """Waits until the copies of `on_host` are complete, since the host may read them next."""
     for device in devices:
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()

@@ -1,7 +1,7 @@
-"""Finding the LoRA matrices and the embeddings of a module, and marking them for the optimizer.
+"""Finds and marks the adapters and embeddings of a module (docs/algorithm.md, section 1.4).
 
-A mark is an attribute of a parameter, ``p._is_lora_layer`` or ``p._is_embedding``.  It stays through
-``model.to(...)`` and ``model.half()`` but not through ``copy.deepcopy``: mark the model that will be trained.
+A mark is an attribute of a parameter, ``p._is_lora_layer`` or ``p._is_embedding``.  ``model.to(...)`` and
+``model.half()`` keep it, but ``copy.deepcopy`` loses it, so mark the model that will be trained.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from automagic_core import is_lora_name
 
 _TRAINED_ROWS = "trainable_tokens_delta"
-"""PEFT's copy of the rows of an embedding that are trained, (tokens, features): laid out as the embedding is."""
+"""PEFT's copy of the rows of an embedding that are trained, (tokens, features)."""
 
 
 def mark_lora(model: nn.Module) -> list[str]:
-    """Sets ``p._is_lora_layer = True`` on the low-rank matrices of adapters, which stage 4 (section 4) works on.
+    """Sets ``p._is_lora_layer = True`` on the low-rank matrices of adapters, on which stage 4 works.
 
-    Known by name are LoRA, DoRA, AdaLoRA, LoHa and LoKr as PEFT makes them, LoRA of embeddings included, and the names
-    of kohya's scripts (`automagic_core.LORA_NAMES`).  Only parameters of two axes are marked.  A mark that is already
-    there, True or False, is left as it is; so other adapters are marked by hand.
+    It knows the names of LoRA, DoRA, AdaLoRA, LoHa and LoKr in PEFT, LoRA of embeddings included, and those of kohya's
+    scripts (`automagic_core.LORA_NAMES`).  Only parameters with two axes are marked.  An earlier mark, True or False,
+    stays as it is, so other adapters can be marked by hand.
 
     Returns:
-        The names of all marked parameters of two axes, as ``model.named_parameters()`` has them, those marked by hand
-        included.  None found is no error.
+        The names in ``model.named_parameters()`` of all marked parameters with two axes, also of those marked by hand.
 
     Example:
         >>> model = peft.get_peft_model(model, peft.LoraConfig())
@@ -39,32 +38,31 @@ def mark_lora(model: nn.Module) -> list[str]:
 
 
 def mark_embeddings(model: nn.Module) -> list[str]:
-    """Sets ``p._is_embedding = True`` on the weights of every `nn.Embedding` and `nn.EmbeddingBag` (section 1).
+    """Sets ``p._is_embedding = True`` on the weights of every `nn.Embedding` and `nn.EmbeddingBag`.
 
-    Those of subclasses count, frozen ones, the copies that PEFT trains for `modules_to_save`, and the rows that it
-    trains for `trainable_token_indices`.  An output head that shares an embedding's tensor is that embedding.
-    An adapter of an embedding is none: PEFT keeps it as (rank, num) and (features, rank), two dense kernels in
-    PyTorch's layout.  A mark that is already there, True or False, is left as it is.
+    This includes subclasses, frozen weights, the copies that PEFT trains for `modules_to_save`, and the rows that it
+    trains for `trainable_token_indices`.  An output head that shares an embedding's tensor is that embedding.  An
+    adapter of an embedding is no embedding.  An earlier mark, True or False, stays as it is.
 
     Returns:
-        The names of all marked parameters, as ``model.named_parameters()`` has them, those marked by hand included.
+        The names in ``model.named_parameters()`` of all marked parameters, also of those marked by hand.
     """
-    tables = [module.weight for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    embeddings = [module.weight for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
     rows = [p for name, p in _every_name(model) if _TRAINED_ROWS in name.split(".")]
-    for p in (*tables, *rows):
+    for p in (*embeddings, *rows):
         _mark(p, "_is_embedding")
     return found_marks(model)["embedding"]
 
 
 def found_marks(parameters: nn.Module | Iterable[tuple[str, Tensor]]) -> dict[str, list[str]]:
-    """The marks that are set, for a report.
+    """Lists the marked parameters.
 
     Args:
-        parameters: a module, or names and parameters as ``model.named_parameters()`` gives them.
+        parameters: a module, or names and parameters as in ``model.named_parameters()``.
 
     Returns:
-        Names in their order, a parameter under its first name only: ``"lora"``, the marked parameters of two axes,
-        since others are not adapters to the optimizer; ``"embedding"``, all that are marked.
+        Names in their order: ``"lora"``, the marked parameters with two axes, since only these can be adapters;
+        ``"embedding"``, all that are marked.
     """
     named = list(parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters)
     return {
@@ -74,7 +72,7 @@ def found_marks(parameters: nn.Module | Iterable[tuple[str, Tensor]]) -> dict[st
 
 
 def _every_name(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    # A shared parameter comes once under each name: any of them may say what it is.
+    # A shared parameter appears under each of its names, and any of them may say what it is.
     return model.named_parameters(remove_duplicate=False)
 
 
@@ -84,7 +82,7 @@ def _mark(p: Tensor, mark: str) -> None:
 
 
 MARKS = ("_is_embedding", "_is_lora_layer")
-"""Attributes of parameters that say what they are."""
+"""The attributes of parameters that are marks."""
 
 
 def is_embedding(p: Tensor) -> bool:
@@ -93,12 +91,12 @@ def is_embedding(p: Tensor) -> bool:
 
 
 def is_lora(p: Tensor) -> bool:
-    """Whether the parameter was marked with ``p._is_lora_layer = True``; only 2-D arrays are adapters."""
+    """Whether the parameter was marked with ``p._is_lora_layer = True``; only 2-D arrays can be adapters."""
     return p.ndim == 2 and bool(getattr(p, "_is_lora_layer", False))
 
 
 def held_marks(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, str, Any]]:
-    """Every mark: index of the group, index of the parameter in it, name and value."""
+    """Lists every mark: index of the group, index of the parameter in it, name and value."""
     return [
         (i, j, mark, getattr(p, mark))
         for i, group in enumerate(groups)
@@ -109,6 +107,6 @@ def held_marks(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, str,
 
 
 def set_marks(groups: Sequence[Mapping[str, Any]], marks: Sequence[tuple[int, int, str, Any]]) -> None:
-    """Sets what `held_marks` gave."""
+    """Sets the marks that `held_marks` returned."""
     for i, j, mark, value in marks:
         setattr(groups[i]["params"][j], mark, value)

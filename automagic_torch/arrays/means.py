@@ -1,6 +1,6 @@
-"""Means over the rows, the columns and the whole of stacked arrays (section 1).
+"""Means over rows, columns and all of each array, for stacked arrays (docs/algorithm.md, section 1.2).
 
-Statistics keep the axes that they are reduced over with length 1, so that they broadcast against the arrays.
+Statistics keep their reduced axes with length 1, so that they broadcast against the arrays.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from automagic_torch.arrays.stacked import square_norm
 
 
 class Means:
-    """Of arrays of which every element is in this process.
+    """Forms means of arrays that are whole in this process.
 
-    Methods that take several tensors treat each alike; where arrays are spread over processes
-    (`automagic_torch.sharding`) that costs one exchange instead of several.
+    Methods that take several tensors treat each alike.  In `ShardedMeans` they then need a single exchange.
     """
 
     def __init__(self, plan: StatePlan) -> None:
@@ -23,36 +22,36 @@ class Means:
         self._columns = tuple(axis + 1 for axis in plan.column_axes)
 
     def rows(self, x: Tensor) -> Tensor:
-        """Mean over the columns: `StatePlan.row_shape` for every array."""
+        """Mean of every row: `StatePlan.row_shape` for each array."""
         return x.mean(dim=self._columns, keepdim=True)
 
     def columns(self, x: Tensor) -> Tensor:
-        """Mean over the row axis: `StatePlan.column_shape` for every array."""
+        """Mean of every column: `StatePlan.column_shape` for each array."""
         return x.mean(dim=self._row_axis, keepdim=True)
 
     def arrays(self, x: Tensor) -> Tensor:
-        """Mean over each array, (arrays, 1, …, 1); a new tensor."""
+        """Mean of each array, (arrays, 1, …, 1); a new tensor."""
         return _over_all(x)
 
     def of_rows(self, *statistics: Tensor) -> list[Tensor]:
-        """Mean over each array of row statistics."""
+        """Mean of row statistics over each array."""
         return [_over_all(R) for R in statistics]
 
     def of_columns(self, C: Tensor) -> Tensor:
-        """Mean over each array of a column statistic."""
+        """Mean of a column statistic over each array."""
         return _over_all(C)
 
     def row_variances(self, x: Tensor) -> Tensor:
-        """Population variance over the columns."""
-        # torch's own takes ten times as long on a CPU.
+        """Population variance of every row."""
+        # `torch.var` takes ten times as long on a CPU.
         return self.rows((x - self.rows(x)).square_())
 
     def row_sums(self, *xs: Tensor) -> list[Tensor]:
-        """Sums over the columns."""
+        """Sum of every row."""
         return [x.sum(dim=self._columns, keepdim=True) for x in xs]
 
     def sums(self, *xs: Tensor, of_rows: bool) -> list[Tensor]:
-        """Sums over each array, (arrays,): of row statistics, or of elements."""
+        """Sums over each array, (arrays,); `of_rows` says whether xs are row statistics."""
         return [x.view(len(x), -1).sum(1) for x in xs]
 
     def square_norm(self, g: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Stacked arrays: axis 0 counts the arrays of a batch, the others are the axes of one array.
+"""Stacks and separates the arrays of a batch (docs/algorithm.md, section 8).
 
-A value that every array has once keeps them with length 1, so that it broadcasts: shape (arrays, 1, …, 1).
+Axis 0 of a stacked tensor counts the arrays, the others are the axes of one array.  A scalar of every array has shape
+(arrays, 1, …, 1), so that it broadcasts.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ import torch
 from torch import Tensor
 
 WORTH_WIDENING = 2**13
-"""Bytes of an array from which on it pays to let `torch.where`, which is slow by the element, see few wide ones."""
+"""`chosen` reads arrays of at least so many bytes as int64: `torch.where` is faster with fewer elements."""
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape and dtype behind a new leading axis, contiguous; a single one is not copied if it is so."""
+    """Stacks tensors along a new leading axis; the result is contiguous.  A single contiguous one is not copied."""
     together = tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
     return together.contiguous()
 
 
 def separate(x: Tensor) -> Sequence[Tensor]:
-    """The arrays of a fresh tensor, each with a storage of its own, so that saving one saves only it."""
+    """The arrays of a new stacked tensor, each with its own memory, so that saving one saves no other."""
     x = x.contiguous()
     if len(x) == 1:
         return [x.squeeze(0)]
     if not x.is_cuda:
         return torch.unbind_copy(x)  # type: ignore[func-returns-value, return-value]  # the stub says None
-    # There every copy would be a launch of its own.
+    # On CUDA each of these copies would be a launch.
     views = x.unbind()
     copies = [torch.empty_like(view) for view in views]
     torch._foreach_copy_(copies, views)
@@ -40,7 +41,7 @@ def spread(per_array: Tensor, like: Tensor) -> Tensor:
 
 
 def chosen(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` for the arrays that are ok, `old` for the others, bit for bit; contiguous.
+    """`new` where ok is True, else `old`, bit for bit; contiguous.
 
     Args:
         ok: (arrays,) bool.
@@ -55,10 +56,10 @@ def chosen(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def square_norm(g: Tensor) -> Tensor:
     """Σ g², 0-d."""
-    return torch.linalg.vector_norm(g).square()
+    norm: Tensor = torch.linalg.vector_norm(g)
+    return norm.square()
 
 
-def moved(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device, without making the host wait where that is safe."""
-    # A copy to the host must be waited for: its values would be read too early.
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copies x to the device.  The host waits only for a copy to itself, which it would otherwise read too early."""
     return x.to(device, non_blocking=device.type != "cpu")

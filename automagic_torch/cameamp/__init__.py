@@ -1,1 +1,1 @@
-"""One call of the optimizer: parameter groups, batches, and the equations (sections 5 and 6)."""
+"""One call of the optimizer: parameter groups, batches, and the equations (docs/algorithm.md, sections 5 to 8)."""

@@ -1,4 +1,4 @@
-"""What all processes must know of the gradients before the first array is updated."""
+"""Before the update all processes agree on which arrays are skipped, and on n² (docs/algorithm.md, section 9.1)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from automagic_torch.sharding.split import Split
 
 
 def agree_on_gradients(batches: Iterable[Batch]) -> None:
-    """Tells spread batches which arrays all processes can use, and Σ g² where stage 1 asks for it.
+    """Tells spread batches which arrays are usable in all processes, and their Σ g².
 
-    One exchange for all arrays that are spread over the same processes.
+    All arrays that are spread over the same processes share one exchange.
     """
     for split, together in _by_processes(batches):
         parts: list[Tensor] = []
@@ -32,7 +32,7 @@ def agree_on_gradients(batches: Iterable[Batch]) -> None:
 
 
 def any_gradient(batches: Iterable[Batch]) -> bool:
-    """Whether any process has a gradient that is not zero; waits for the device."""
+    """Whether any process has a gradient that is not zero.  Waits for the device."""
     found = False
     for split, together in _by_processes(batches):
         nonzero = torch.stack([batch.raw_gradients().any() for batch in together]).any()
@@ -41,7 +41,7 @@ def any_gradient(batches: Iterable[Batch]) -> bool:
 
 
 def _by_processes(batches: Iterable[Batch]) -> Sequence[tuple[Split, list[Batch]]]:
-    """Spread batches by the processes and the devices that hold them, in their order."""
+    """Groups spread batches by the processes and devices that hold them."""
     groups: dict[object, tuple[Split, list[Batch]]] = {}
     for batch in batches:
         if batch.extent.spread:
@@ -53,5 +53,5 @@ def _by_processes(batches: Iterable[Batch]) -> Sequence[tuple[Split, list[Batch]
 
 
 def _too_large(g: Tensor) -> Tensor:
-    """(arrays,): 1.0 where an element here is not finite or above the limit, else 0.0."""
+    """(arrays,): 1.0 where an element of this piece is not finite or above the limit, else 0.0."""
     return (~(g.abs() <= GRADIENT_LIMIT)).view(len(g), g[0].numel()).any(1).float()

@@ -1,4 +1,4 @@
-"""What one call does to one batch: sections 4 to 6."""
+"""Updates one batch: gradients, states and parameters (docs/algorithm.md, sections 4 to 6)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from automagic_torch.cameamp.equations import scale_by_cameamp
 from automagic_torch.cameamp.learning_rate import vote
 from automagic_torch.cameamp.round_to_parameters import HALF_DTYPES, add_updates
 from automagic_torch.codec.stored import States
+from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
 
 OnUpdate = Callable[[Tensor, Tensor], None]
 
 
 def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None) -> None:
-    """Gradients, states, votes and parameters of a batch.
+    """Updates the states and parameters of a batch, and adds its vote to its call.
 
     Args:
-        batch: its states and parameters change; its vote is added to its call.
-        energy: is told the gradients before and after every stage.
-        on_update: is shown every parameter and its update in float32 before the parameter changes.
+        batch: the batch.
+        energy: records the gradients before and after every stage.
+        on_update: is called with every parameter and its update in float32, before the parameter changes.
     """
     config, extent = batch.call.config, batch.extent
     params = list(extent.here(batch.params))
@@ -49,9 +50,9 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None) 
 
 
 def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> tuple[Tensor, Tensor, States]:
-    """Which arrays can be used, their updates in float32, and the new values of their states.
+    """Which arrays are not skipped, their updates in float32, and the new values of their states.
 
-    It holds many arrays as large as the batch; on return only the results are left of them.
+    This is a function of its own so that its many temporary arrays are freed on return.
     """
     call, extent, config = batch.call, batch.extent, batch.call.config
     g = batch.raw_gradients()
@@ -62,14 +63,17 @@ def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> 
     new_age = old["age"] + (old["age"] < MAX_STEP)
     age = new_age.float()
 
-    g, stage_states = extent.after_stages(batch.arrays, call.clipping_factor(g.device), g, w, old, age, energy)
+    # No name for the inputs, so that the raw gradients are freed here.
+    g, stage_states = extent.after_stages(
+        batch.arrays, StageInputs(call.clipping_factor(g.device), g, w, old.get("edge_history"), age), energy
+    )
     direction = scale_by_cameamp(g, old, age, config, extent.means)
     eta = call.rates(g.device)
     eta_rows = eta.rows(old.get("lr_mask"), direction.kappa)
     delta = direction.d.mul_(-eta_rows)
     if config.weight_decay != 0:
         delta.sub_((w * direction.b).mul_(eta.array * config.weight_decay))
-    # An infinite weight that decays by an infinite amount, or by 0 · ∞, would become NaN; by a finite one it stays.
+    # An infinite weight would become NaN if its decay is infinite or 0 · ∞.  With a finite update it stays.
     delta.nan_to_num_(0.0)
 
     new = {"age": new_age} | stage_states | direction.states

@@ -1,4 +1,4 @@
-"""One call of the optimizer on one parameter group: what its arrays share, and the arrays in batches."""
+"""`Call` and `Batch`: one step of one parameter group, and its arrays in batches (docs/algorithm.md, section 8)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config, Slot, StatePlan, rounding_key
-from automagic_torch.arrays.stacked import moved, square_norm
+from automagic_torch.arrays.stacked import square_norm, to_device
 from automagic_torch.arrays.usable import are_usable, gradients, raw_gradients
 from automagic_torch.cameamp.learning_rate import Rates, Vote, new_lr_mask, new_lr_scale, pooled, rates
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
-from automagic_torch.stages.chain import StageInputs
+from automagic_torch.stages.chain import StageArrays
 from automagic_torch.stages.clip_by_percentile import clipping_factor, recorded, total
 from automagic_torch.stages.norm_history import HISTORY, POSITION
 
 
 @dataclass
 class Call:
-    """One parameter group in one call.
+    """One step of one parameter group.
 
     Attributes:
-        group: the group; its ``"step"`` is t already when arrays are updated.
+        group: the group; its ``"step"`` is set to t before arrays are updated.
         config: its hyperparameters without `lr`.
         step: t.
-        batches: its arrays that take part.
-        votes: every batch's vote, and its `lr_mask` before the step, if it has one.
+        batches: the arrays that take part in the step.
+        votes: for every batch its vote, and its `lr_mask` before the step or None.
     """
 
     group: dict[str, Any]
@@ -46,32 +46,32 @@ class Call:
 
     @property
     def voting(self) -> bool:
-        """There is a vote at this t."""
+        """Votes are cast in this step."""
         return self.warming and self.step >= 2 and self.config.lr_mask_gain > 0
 
     def rates(self, device: torch.device) -> Rates:
-        """Made once for every device."""
+        """The rates on a device, formed once for each."""
         if device not in self._rates:
             lr, lr_scale = self.group["lr"], self.group["lr_scale"]
             self._rates[device] = rates(lr, lr_scale, self.step, self.config, device)
         return self._rates[device]
 
     def clip(self) -> None:
-        """Stage 1 (section 4): records n² of the group's arrays, and finds what to multiply their gradients by."""
+        """Stage 1: records n² of the group's arrays, and forms the factor for their gradients (section 4.1)."""
         if not self.config.clips_by_percentile:
             return
         device = self.group["lr_scale"].device
-        square_norm = total([moved(batch.square_norm(), device) for batch in self.batches], device)
-        history, position = (moved(self.group[name], device) for name in (HISTORY, POSITION))
+        square_norm = total([to_device(batch.square_norm(), device) for batch in self.batches], device)
+        history, position = (to_device(self.group[name], device) for name in (HISTORY, POSITION))
         self.group[HISTORY], self.group[POSITION] = recorded(square_norm, history, position)
         self._factor = clipping_factor(square_norm, self.group[HISTORY], self.config.percentile_clipping)
 
     def clipping_factor(self, device: torch.device) -> Tensor | None:
-        """What stage 1 multiplies every gradient of the group by, 0-d; None where it is off."""
-        return None if self._factor is None else moved(self._factor, device)
+        """The factor of stage 1 for every gradient of the group, 0-d; None where the stage is off."""
+        return None if self._factor is None else to_device(self._factor, device)
 
     def count_votes(self) -> None:
-        """Section 5: the pooled vote moves the group's `lr_scale` and its arrays' `lr_mask`."""
+        """Moves `lr_scale` and `lr_mask` by the pooled vote (section 5.8)."""
         if not self.votes:
             return
         group = self.group
@@ -86,21 +86,21 @@ class Call:
 
 @dataclass
 class Batch:
-    """Arrays of one group, shape, dtype, device and kind, which are computed with as one, stacked.
+    """Arrays of one group and one kind, which are stacked and computed as one.
 
     Attributes:
-        call: their group's call.
-        extent: what of them this process holds.
-        names: which states there are in this call.
-        arrays: what the stages must know of them.
+        call: the call of their group.
+        extent: the part of them that this process holds.
+        names: the names of their stored tensors in this call.
+        arrays: what the stages must know about them.
         params: the parameters; each has a gradient and at least one element.
-        states: their stored states, changed in place.
+        states: their states; the entries of these dicts are replaced.
     """
 
     call: Call
     extent: Extent
     names: frozenset[str]
-    arrays: StageInputs
+    arrays: StageArrays
     params: list[Tensor] = field(default_factory=list)
     states: list[States] = field(default_factory=list)
     _usable: Tensor | None = None
@@ -108,24 +108,24 @@ class Batch:
 
     @property
     def plan(self) -> StatePlan:
-        """Of the states of the whole arrays."""
+        """The plan of the whole arrays."""
         return self.extent.plan
 
     def raw_gradients(self) -> Tensor:
-        """What is here of the gradients: `automagic_torch.arrays.usable.raw_gradients`."""
+        """This process's pieces of the gradients, stacked: `automagic_torch.arrays.usable.raw_gradients`."""
         return raw_gradients(self.extent.gradients_here(gradients(self.params)))
 
     def usable(self, g: Tensor) -> Tensor:
-        """(arrays,) bool: the raw gradients g can be used; the others' arrays are skipped (section 6)."""
+        """(arrays,) bool: False for arrays that are skipped because of their raw gradients g (section 6.2)."""
         if self._usable is None:
             self._usable = are_usable(g)
         return self._usable
 
     def know(self, usable: Tensor, square_norm: Tensor) -> None:
-        """What the processes have agreed on, where each has but a part of the gradients.
+        """Sets what the processes agreed on, where each has only a piece of the gradients.
 
         Args:
-            usable: as `usable` gives it.
+            usable: as `usable` returns it.
             square_norm: Σ g² of the raw gradients, 0-d.
         """
         self._usable, self._square_norm = usable, square_norm
@@ -141,5 +141,5 @@ class Batch:
         return torch.where(self._usable.all(), norm, torch.nan)
 
     def rounding_key(self, slot: Slot) -> int:
-        """Of the random bits that the arrays share."""
+        """The key of the random bits that the arrays share."""
         return (rounding_key(self.call.step, slot, self.plan.size) + self.extent.first) % 2**32

@@ -1,9 +1,7 @@
-"""Section 5 of the algorithm's page in float32: moments, confidence, torque, spatial factor, background.
+"""The formulas of the update, as pure functions of stacked arrays in float32 (docs/algorithm.md, section 5).
 
-Knows neither codes nor optimizers: states come and go as float32 arrays under the page's names, stacked along a leading
-axis (`automagic_torch.arrays.stacked`).  R and C are row and column statistics; they keep their reduced axes with
-length 1.
-A function writes only into tensors that it made itself.
+States come and go as float32 arrays, stacked along a leading axis (`automagic_torch.arrays.stacked`).  R and C are row
+and column statistics.  A function writes only into tensors that it made itself.
 """
 
 from __future__ import annotations
@@ -30,12 +28,12 @@ States = dict[str, Tensor]
 
 
 class Direction(NamedTuple):
-    """What one step gives for stacked arrays.
+    """The result of one step for stacked arrays.
 
     Attributes:
-        d: float32, the shape of the gradient, a new tensor; the parameter moves along −d.
-        kappa: the spatial factor of every row, or 1.
-        b: the background factor of the weight decay, the shape of the gradient and a new tensor, or 1.
+        d: the step, a new float32 tensor in the shape of the gradient; the parameter moves along −d.
+        kappa: the spatial factor κ of every row, or 1.
+        b: the factor b of the weight decay, a new tensor in the shape of the gradient, or 1.
         states: new values of the states that change.
     """
 
@@ -49,11 +47,11 @@ def scale_by_cameamp(g: Tensor, old: States, age: Tensor, config: Config, means:
     """One step of stacked arrays.
 
     Args:
-        g: the gradients after section 4, finite float32, (arrays, *`StatePlan.shape`).
-        old: states before the step, float32; `s` only while it is kept.  One value per array: (arrays, 1, …, 1).
+        g: the gradients after the stages, finite float32, (arrays, *`StatePlan.shape`).
+        old: states before the step, float32; `s` only while the arrays have it.  Scalars have shape (arrays, 1, …, 1).
         age: the arrays' ages, this step included, float32.
         config: hyperparameters.
-        means: over rows, columns and arrays; its plan says which states there are.
+        means: forms means over rows, columns and arrays; its plan says which states there are.
     """
     plan = means.plan
     beta1, beta2, beta3 = (decay(beta) for beta in config.betas)
@@ -80,50 +78,50 @@ def scale_by_cameamp(g: Tensor, old: States, age: Tensor, config: Config, means:
 
 
 def second_moment(g: Tensor, old: States, correction: Tensor, means: Means, beta: Decay) -> tuple[Tensor, States]:
-    """√v̂, where v̂ is at least 10⁻³⁰; `correction` is 1 − β₂ᵗ."""
+    """√v̂, where v̂ is at least 10⁻³⁰, and the new states; `correction` is 1 − β₂ᵃ (section 5.1)."""
     q = g.square()
     if means.plan.factored_sq:
-        # q + 10⁻³⁰ has the mean of q, plus 10⁻³⁰.
-        R = ema(old["exp_avg_sq_row"], means.rows(q) + SQUARE_FLOOR, beta)
-        C = ema(old["exp_avg_sq_col"], means.columns(q) + SQUARE_FLOOR, beta)
-        # The clamp only guards a β₂ so close to 1 that R begins below float32's normal numbers.
+        # The mean of q + 10⁻³⁰ is the mean of q, plus 10⁻³⁰.
+        R = ema(beta, old["exp_avg_sq_row"], means.rows(q) + SQUARE_FLOOR)
+        C = ema(beta, old["exp_avg_sq_col"], means.columns(q) + SQUARE_FLOOR)
+        # The clamp matters only for a β₂ so close to 1 that R begins below the normal numbers of float32.
         (mean,) = means.of_rows(R)
         mean = mean.clamp(min=torch.finfo(R.dtype).tiny)
         # R / mean R comes first: the product R · C may underflow.
         v_hat = (R / mean / correction) * C
         return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq_row": R, "exp_avg_sq_col": C}
-    v = ema(old["exp_avg_sq"], q.add_(SQUARE_FLOOR), beta)
+    v = ema(beta, old["exp_avg_sq"], q.add_(SQUARE_FLOOR))
     v_hat = v / correction
     return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq": v}
 
 
 def momentum(u: Tensor, old: States, age: Tensor, beta: Decay) -> tuple[Tensor, States]:
-    """m̂."""
-    m = ema(old["exp_avg"], u, beta)
+    """m̂ and the new momentum (section 5.2)."""
+    m = ema(beta, old["exp_avg"], u)
     return m / one_minus_power(beta, age), {"exp_avg": m}
 
 
 def confidence(u: Tensor, m_hat: Tensor, old: States, age: Tensor, means: Means, beta: Decay) -> tuple[Tensor, States]:
-    """r̂: how far u strays from the momentum, with one pseudo-observation of 1."""
-    # At its first step an array's m̂ is u itself; what float32 leaves of the difference is noise.
+    """r̂ and the new states; r̂ says how far u strays from the momentum (section 5.3)."""
+    # At an array's first step m̂ is u itself, and the difference in float32 would be noise.
     e = (u - m_hat).square_().mul_((age - 1).clamp_(max=1.0))
     if means.plan.factored_res:
-        # Of the step before, so that e is read once.
+        # The averages before this step, so that e is read only once.
         R, C = old["exp_avg_res_row"], old["exp_avg_res_col"]
         (mean,) = means.of_rows(R)
         r = R / mean.clamp(min=SQUARE_FLOOR) * C
-        # 2 − β − βᵗ⁻¹, without the cancellation
+        # The denominator is 2 − β − βᵃ⁻¹, without cancellation.
         r_hat = r.add_(beta.complement).div_(beta.complement + one_minus_power(beta, age - 1))
-        R = ema(R, means.rows(e), beta)
-        C = ema(C, means.columns(e), beta)
+        R = ema(beta, R, means.rows(e))
+        C = ema(beta, C, means.columns(e))
         return r_hat, {"exp_avg_res_row": R, "exp_avg_res_col": C}
-    r = ema(old["exp_avg_res"], e, beta)
+    r = ema(beta, old["exp_avg_res"], e)
     r_hat = (r + beta.complement).div_(beta.complement + one_minus_power(beta, age))
     return r_hat, {"exp_avg_res": r}
 
 
 def torque(d: Tensor, u: Tensor, old: States, gamma: float, means: Means) -> tuple[Tensor, States]:
-    """d, longer where it agrees with the gradient."""
+    """Scales d up where momentum and gradient agree, and returns the new torque states (section 5.4)."""
     x = d * u
     a = x.div_(x.abs().add_(TORQUE_SOFTNESS))
     states: States = {}
@@ -137,16 +135,16 @@ def torque(d: Tensor, u: Tensor, old: States, gamma: float, means: Means) -> tup
 
 
 def spatial_factor(d: Tensor, old: States, means: Means) -> tuple[Tensor, States]:
-    """κ of every row, from the variances of the steps before: rows that vary more than the mean row move less."""
+    """κ of every row, from the variances of earlier steps, and the new variances (section 5.5)."""
     variance = old["spatial_variance"]
     (mean,) = means.of_rows(variance)
     kappa = (mean / variance.clamp(min=SPATIAL_FLOOR)).sqrt_().clamp_(*SPATIAL_LIMITS)
     kappa.masked_fill_(mean == 0, 1.0)
-    return kappa, {"spatial_variance": ema(variance, means.row_variances(d), decay(SPATIAL_DECAY))}
+    return kappa, {"spatial_variance": ema(decay(SPATIAL_DECAY), variance, means.row_variances(d))}
 
 
 def background(root: Tensor, old: States, new: States, correction: Tensor, means: Means) -> tuple[Tensor, States]:
-    """b: near 2 where the gradients are small for the array, near 0 where they are large; `correction` is 1 − β₂ᵗ."""
+    """b and the new states; `correction` is 1 − β₂ᵃ (section 5.7)."""
     if means.plan.factored_sq:
         R, C = new["exp_avg_sq_row"], new["exp_avg_sq_col"]
         mean_root, mean_square = means.of_rows(R.sqrt(), R)
@@ -155,7 +153,7 @@ def background(root: Tensor, old: States, new: States, correction: Tensor, means
     else:
         mean = old["background_scale"]
         states = {"background_scale": means.arrays(root)}
-    # 2 / (1 + exp(4 z)) with z = √v̂ / mean − 1; an array without a mean yet gets z = 0.
+    # b = 2 / (1 + exp(4 z)) with z = √v̂ / mean − 1, and z = 0 for an array that has no mean yet.
     unknown = mean == 0
     slope = (-BACKGROUND_SLOPE / mean).masked_fill_(unknown, 0.0)
     offset = torch.full_like(mean, BACKGROUND_SLOPE).masked_fill_(unknown, 0.0)

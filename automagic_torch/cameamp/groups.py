@@ -1,4 +1,4 @@
-"""The fields of a parameter group: defaults, profiles, and their check by `Config`."""
+"""The fields of a parameter group: defaults, profiles and checks (docs/algorithm.md, section 7)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from automagic_core import FIELD_NAMES, PROFILES, Config, StatePlan, check_layou
 from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.arrays.marks import is_embedding
 from automagic_torch.cameamp.round_to_parameters import SUPPORTED_DTYPES
-from automagic_torch.codec import quantized_tensor as codec
+from automagic_torch.codec import quantized_tensor
 
 OTHER_KEYS = ("params", "param_names", "name", "initial_lr")
-"""Keys of a new group that are no fields: torch's own, and what a scheduler needs to resume."""
+"""Keys of a new group that are no fields: those of torch and of its schedulers."""
 
 
 def default_fields(lr: Any, layout: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """All fields of `Config` and the layout, as an optimizer's defaults.
+    """The defaults of an optimizer: all fields of `Config`, and the layout.
 
     Raises:
-        ValueError: an unknown name or a value outside its range; a schedule as `lr`.
+        ValueError: an unknown name, a value outside its range, or a schedule as `lr`.
     """
     check_layout(layout)
     _refuse_schedule(lr)
@@ -33,7 +33,7 @@ def default_fields(lr: Any, layout: str, fields: Mapping[str, Any]) -> dict[str,
 
 
 def group_fields(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a new group: what it names itself, then its own profile's, then the optimizer's defaults.
+    """The fields of a new group: its own fields win over its profile, which wins over the optimizer's defaults.
 
     Raises:
         ValueError: as in `default_fields`.
@@ -49,9 +49,9 @@ def group_fields(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
 
 
 def group_config(group: Mapping[str, Any]) -> Config:
-    """The group's hyperparameters as they stand now.
+    """The present hyperparameters of a group, as an object that must not be changed.
 
-    `lr` is left out, because a scheduler may set it to any value; read ``group["lr"]`` for it.  Not to be written to.
+    Its `lr` is `min_lr`, because a scheduler may set ``group["lr"]`` to any value.
 
     Raises:
         ValueError: a field was set to a value outside its range.
@@ -59,28 +59,28 @@ def group_config(group: Mapping[str, Any]) -> Config:
     values = [group["min_lr"] if name == "lr" else group[name] for name in FIELD_NAMES]
     try:
         return _known_config(*values)
-    except TypeError:  # a list or another value that cannot be looked up
+    except TypeError:  # a value without a hash, such as a list
         return Config(**dict(zip(FIELD_NAMES, values, strict=True)))
 
 
 @lru_cache(maxsize=256, typed=True)
 def _known_config(*values: Any) -> Config:
-    # Checking 33 fields takes as long as computing with a small array.
+    # Cached, since the check of 33 fields takes as long as the update of a small array.
     return Config(**dict(zip(FIELD_NAMES, values, strict=True)))
 
 
 def plan_of(p: Tensor, config: Config, layout: Any, *, eight_bit: bool) -> StatePlan:
-    """The states that a parameter gets."""
+    """The plan of a parameter's states."""
     return state_plan(tuple(p.shape), config, layout, embedding=is_embedding(p), eight_bit=eight_bit)
 
 
 def can_store_8bit(p: Tensor, config: Config) -> bool:
-    """Whether the place where p lives may hold 8-bit states."""
-    return codec.BITSANDBYTES_AVAILABLE and (p.is_cuda or config.force_8bit)
+    """Whether the device of p may hold 8-bit states."""
+    return quantized_tensor.BITSANDBYTES_AVAILABLE and (p.is_cuda or config.force_8bit)
 
 
 def parameter_name(group: Mapping[str, Any], group_index: int, index: int) -> str:
-    """How error messages call a parameter."""
+    """The name of a parameter in error messages."""
     if "param_names" in group:
         return f"parameter {group['param_names'][index]!r}"
     return f"parameter {index} of group {group_index} (shape {tuple(group['params'][index].shape)})"
@@ -96,7 +96,7 @@ def refuse_dtypes(group: Mapping[str, Any], group_index: int) -> None:
 
 
 def refuse_placements(group: Mapping[str, Any], group_index: int) -> None:
-    """Raises a ValueError that names the first DTensor that is not split as `automagic_torch.sharding` needs it."""
+    """Raises a ValueError that names the first DTensor with placements that are not supported."""
     for index, p in enumerate(group["params"]):
         if is_dtensor(p):
             from automagic_torch.sharding.split import split_of
@@ -123,7 +123,7 @@ def _refuse_schedule(lr: Any) -> None:
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Python numbers instead of numpy's, which ``torch.load(weights_only=True)`` would refuse."""
+    """Replaces numpy's numbers, which ``torch.load(weights_only=True)`` would refuse, by Python's."""
     return {name: _plain_value(value) for name, value in fields.items()}
 
 

@@ -1,6 +1,6 @@
-"""The learning-rate mask and the rates of section 5: votes of gradient polarities, `lr_scale`, `lr_mask`.
+"""The rate search and the rates (docs/algorithm.md, sections 5.6 and 5.8).
 
-Everything stays on its device; rates are 0-d float32 tensors, made once per call, group and device.
+Nothing waits for a device.  Rates are 0-d float32 tensors, formed once per call, group and device.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 from automagic_core import Config, StatePlan
 from automagic_core.config.constants import ROW_LIMIT, ROW_SHRINKAGE
 from automagic_torch.arrays.means import Means
-from automagic_torch.arrays.stacked import moved, spread
+from automagic_torch.arrays.stacked import spread, to_device
 
 
 def starting_rate(lr: float | Tensor, device: torch.device) -> Tensor:
     """η₀ as 0-d float32."""
     if isinstance(lr, Tensor):
-        return moved(lr.detach().reshape(()).float(), device)
+        return to_device(lr.detach().reshape(()).float(), device)
     return torch.full((), float(lr), dtype=torch.float32, device=device)
 
 
 class Rates(NamedTuple):
-    """What every array of a group on one device shares (0-d float32)."""
+    """The rates that all arrays of a group on one device share, 0-d float32."""
 
     eta: Tensor
     """η: η₀ with the ramp of the warm-up."""
@@ -37,11 +37,11 @@ class Rates(NamedTuple):
     upper: Tensor
 
     def rows(self, delta: Tensor | None, kappa: Tensor | float) -> Tensor:
-        """ηᵢ, one per row, (arrays, *`StatePlan.row_shape`); 0-d for arrays without row states.
+        """ηᵢ of every row, (arrays, *`StatePlan.row_shape`); 0-d for arrays without row states.
 
         Args:
             delta: `lr_mask` before this step, or None.
-            kappa: spatial factor.
+            kappa: the spatial factor κ.
         """
         exponent = self.ell if delta is None else self.ell + delta
         return (exponent.exp() * (self.eta * kappa)).clamp(self.lower, self.upper)
@@ -50,18 +50,18 @@ class Rates(NamedTuple):
 def rates(lr: float | Tensor, lr_scale: Tensor, step: int, config: Config, device: torch.device) -> Rates:
     """The shared rates at step t."""
     eta = starting_rate(lr, device)
-    ell = moved(lr_scale, device)
+    ell = to_device(lr_scale, device)
     lower, upper = (torch.full_like(eta, limit) for limit in (config.min_lr, config.max_lr))
     if step <= config.warmup_steps:
         eta = eta * (step / config.warmup_steps)
         lower = torch.minimum(lower, eta)
-    # A schedule that says 0 means 0, not min_lr.
+    # A rate of 0 stays 0.
     lower, upper = (torch.where(eta == 0, 0.0, limit) for limit in (lower, upper))
     return Rates(eta, ell, (eta * ell.exp()).clamp(lower, upper), lower, upper)
 
 
 class Vote(NamedTuple):
-    """How far the gradients of stacked arrays agree with their last ones."""
+    """The votes of stacked arrays: how far gradients agree in sign with the last ones."""
 
     rows: Tensor | None
     """aᵢ, (arrays, *`StatePlan.row_shape`); None for arrays without rows."""
@@ -70,7 +70,7 @@ class Vote(NamedTuple):
     array: Tensor
     """ā, (arrays,); 0 for an array that does not count."""
     counts: Tensor
-    """(arrays,) bool: the array takes part in the pooled vote."""
+    """(arrays,) bool: whether the array takes part in the pooled vote."""
     size: int
     """Elements of one array."""
 
@@ -79,14 +79,14 @@ def vote(g: Tensor, last_signs: Tensor, took_a_step: Tensor, means: Means) -> Vo
     """The vote of stacked arrays at step t ≥ 2.
 
     Args:
-        g: the gradients after section 4, float32, (arrays, *`StatePlan.shape`).
-        last_signs: of the last gradients, −1 or 1, the shape of g.
-        took_a_step: (arrays,) bool, the array has an earlier gradient and is not skipped now.
-        means: over the arrays' rows.
+        g: the gradients after the stages, float32, (arrays, *`StatePlan.shape`).
+        last_signs: the signs of the last gradients, −1 or 1, in the shape of g.
+        took_a_step: (arrays,) bool: the array has taken an earlier step and is not skipped now.
+        means: forms sums over rows and arrays.
     """
     plan = means.plan
     weight = g.abs()
-    # |g| · vote: the last sign makes g positive where the two agree.
+    # |g| · vote: g times the last sign is positive where the two agree.
     votes = g * last_signs
     rows = row_weight = None
     if plan.has_lr_mask:
@@ -99,15 +99,15 @@ def vote(g: Tensor, last_signs: Tensor, took_a_step: Tensor, means: Means) -> Vo
 
 
 def pooled(votes: Sequence[Vote], device: torch.device) -> tuple[Tensor, Tensor]:
-    """â of a group and whether any array counts, both 0-d on `device`."""
-    # Of every batch: Σ size · ā and Σ size, over the arrays that count.
-    sums = [moved(torch.stack([v.array, v.counts.float()]).sum(1) * v.size, device) for v in votes]
+    """â of a group, and whether any array votes, both 0-d on `device`."""
+    # For every batch Σ size · ā and Σ size, over the arrays that vote.
+    sums = [to_device(torch.stack([v.array, v.counts.float()]).sum(1) * v.size, device) for v in votes]
     total, size = torch.stack(sums).sum(0)
     return total / size, size > 0
 
 
 def new_lr_scale(lr_scale: Tensor, a_hat: Tensor, any_counts: Tensor, lr: float | Tensor, config: Config) -> Tensor:
-    """ℓ after the vote: never below 0, never above what takes η₀ to `max_lr`."""
+    """ℓ after the vote."""
     eta0 = starting_rate(lr, lr_scale.device).clamp(min=config.min_lr)
     limit = (config.max_lr / eta0).log().clamp(min=0.0)
     raised = torch.minimum((lr_scale + config.lr_mask_gain * a_hat).clamp(min=0.0), limit)
@@ -119,5 +119,5 @@ def new_lr_mask(lr_mask: Tensor, v: Vote, a_hat: Tensor, plan: StatePlan, config
     assert v.rows is not None
     assert v.row_weight is not None
     shrinkage = plan.columns / (plan.columns + ROW_SHRINKAGE)
-    moved_mask = lr_mask + config.lr_mask_gain * (v.rows - moved(a_hat, lr_mask.device)) * shrinkage
-    return torch.where(spread(v.counts, lr_mask) & (v.row_weight > 0), moved_mask.clamp(-ROW_LIMIT, ROW_LIMIT), lr_mask)
+    new_mask = lr_mask + config.lr_mask_gain * (v.rows - to_device(a_hat, lr_mask.device)) * shrinkage
+    return torch.where(spread(v.counts, lr_mask) & (v.row_weight > 0), new_mask.clamp(-ROW_LIMIT, ROW_LIMIT), lr_mask)

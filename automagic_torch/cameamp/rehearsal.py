@@ -1,7 +1,7 @@
-"""The call in which only the states are made.
+"""Detects the empty call by which `torch.distributed.checkpoint` makes states, so that it does not count as a step.
 
-`torch.distributed.checkpoint` asks a fresh optimizer for its states by a step with a rate of 0 and zeros for gradients,
-before it loads or saves.  Counted as a step it would stay in the run: in t, in every array's age and in the averages.
+The call has a rate of 0 and zeros for gradients (docs/algorithm.md, section 6.3).  As a step it would change t, ages
+and averages.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from automagic_torch.cameamp.call import Call
 
 
 def is_rehearsal(calls: Sequence[Call]) -> bool:
-    """Whether no group has taken a step, every rate is 0 and every gradient zero, in all processes.
+    """Whether no group has taken a step, every rate is 0, and every gradient is zero in all processes.
 
-    It looks at gradients, and waits for them, only in a first step with a rate of 0.
+    It reads gradients, and so waits for the device, only before the first step and with a rate of 0.
     """
     if not calls or any(call.group["step"] > 0 or not _is_zero(call.group["lr"]) for call in calls):
         return False
@@ -29,11 +29,11 @@ def is_rehearsal(calls: Sequence[Call]) -> bool:
     if any(batch.extent.spread for batch in batches):
         from automagic_torch.cameamp.agreement import any_gradient
 
-        # Asked in every process, whatever it found alone.
+        # Every process must take part, whatever it found alone.
         found |= any_gradient(batches)
     return not found
 
 
 def _is_zero(lr: Any) -> bool:
-    # A rate on a device would have to be waited for; the checkpoint's are numbers or on the host.
+    # The rates in such a call are numbers or on the host.  A rate on another device is not read.
     return (not isinstance(lr, Tensor) or lr.device.type == "cpu") and bool(torch.as_tensor(lr) == 0)

@@ -1,4 +1,4 @@
-"""Adding an update to a parameter: exactly, or rounded to bfloat16 and float16 (end of section 5)."""
+"""Adds updates to parameters, which may be bfloat16 or float16 (docs/algorithm.md, section 5.9)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ SUPPORTED_DTYPES = (torch.float32, torch.float64, *HALF_DTYPES)
 
 
 def add_updates(params: list[Tensor], before: Tensor, delta: Tensor, ok: Tensor, key: int | None) -> None:
-    """p ← p + delta in place.
+    """Adds delta to parameters in place.
 
     Args:
         params: parameters of one shape, device and dtype (one of `SUPPORTED_DTYPES`), in any memory format.
         before: the same, stacked.
         delta: float32 in the shape of `before`.
-        ok: (arrays,) bool; False leaves every bit of an array.
-        key: of the random bits that round half-precision parameters; None rounds them to nearest.
+        ok: (arrays,) bool; where it is False, an array keeps every bit.
+        key: the key of the random bits that round half-precision parameters; None rounds to nearest.
     """
-    # A float64 weight is not passed through float32, which would move it even when delta is 0.
+    # A float64 parameter in float32 would change even when delta is 0.
     new = before + delta.double() if before.dtype == torch.float64 else before.float() + delta
     if before.dtype in HALF_DTYPES:
         new = new.to(before.dtype) if key is None else stochastically_rounded(new, before.dtype, key)
@@ -34,24 +34,24 @@ def add_updates(params: list[Tensor], before: Tensor, delta: Tensor, ok: Tensor,
 
 
 def stochastically_rounded(x: Tensor, dtype: torch.dtype, key: int) -> Tensor:
-    """Rounds to one of the two neighbours in `dtype`, without bias.
+    """Rounds to one of the two neighbours in `dtype`, right on average.
 
     Args:
         x: float32, arrays stacked along the first axis, contiguous.
         dtype: bfloat16 or float16.
-        key: of the random numbers, `automagic_core.rounding_key`; the arrays share them.
+        key: `automagic_core.rounding_key` of the random bits, which the arrays share.
 
     Returns:
         `dtype`, the shape of x, contiguous.  A finite x stays finite.
     """
     magnitude = x.abs()
     nearest = x.to(dtype)
-    # Sign and magnitude: the next integer is the next value away from zero, for both signs.
+    # For both signs, the next integer is the bit pattern of the next value away from zero.
     low_bits = nearest.view(torch.int16) - (nearest.abs().float() > magnitude).view(torch.int8)
     high_bits = low_bits + 1
     low = low_bits.view(dtype).abs().float()
     high = high_bits.view(dtype).abs().float()
     r = random_unit(key, x[0].numel(), x.device).view(x.shape[1:])
-    # Beyond the largest finite value `high` is infinite and the quotient 0: the value stays finite.
+    # Above the largest finite value `high` is infinite and the quotient 0, so the value stays finite.
     up = r < magnitude.sub_(low).div_(high.sub_(low))
     return low_bits.add_(up.view(torch.int8)).view(dtype)

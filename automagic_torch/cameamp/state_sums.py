@@ -1,4 +1,4 @@
-"""Sums of one scalar state over all arrays, which wait for no device until they are counted."""
+"""Sums one scalar state over all arrays, without waiting for a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 
 def state_sums(optimizer: Optimizer, name: str) -> list[Tensor]:
-    """The sum of one 0-d state over all arrays, one tensor for each device; nothing waits."""
+    """The sums of one 0-d state over all arrays, one tensor for each device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for state in optimizer.state.values():
         if name in state:
@@ -19,5 +19,5 @@ def state_sums(optimizer: Optimizer, name: str) -> list[Tensor]:
 
 
 def count(sums: Iterable[Tensor]) -> int:
-    """What `state_sums` gave, added up on the host."""
+    """Adds up the result of `state_sums` on the host."""
     return sum(int(total) for total in sums)

@@ -1,4 +1,4 @@
-"""`verbose=True` in PyTorch: one line when a run starts, one every 100 steps, on the logger ``automagic_torch``."""
+"""`verbose=True` logs a line when a run starts and a line every 100 steps."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from automagic_torch.cameamp.state_sums import count, state_sums
 LOGGER = "automagic_torch"
 
 _told: WeakSet[Any] = WeakSet()
-"""Optimizers whose start was told; not their own attribute, which a copy or a checkpoint would carry along."""
+"""Optimizers whose start was logged.  This is no attribute of theirs, since a copy would inherit it."""
 
 
 def tell_step(optimizer: Any) -> None:
-    """Says what there is to say after a step; the groups with `verbose` decide.
+    """Logs what is due after a step, if a group has `verbose` on.
 
-    Reading the rate waits for the device, once in 100 steps.
+    It waits for the device once in 100 steps, to read the rate.
 
     Args:
         optimizer: an `AutomagicCameAMP8bit` that has just stepped.

@@ -1,1 +1,1 @@
-"""What `load_state_dict` accepts, and what `state_dict` adds where several processes save."""
+"""Checks of saved states, and zeros for distributed checkpoints (docs/algorithm.md, sections 6.3 and 6.4)."""

@@ -1,4 +1,4 @@
-"""Checks a saved state as a whole before anything of it is taken over."""
+"""Checks a saved state completely before it is loaded (docs/algorithm.md, section 6.4)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from automagic_core import FIELD_NAMES, MAX_STEP, Config
+from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.checkpoints.saved_values import check_norm_history, check_values
-from automagic_torch.codec import quantized_tensor as codec
-from automagic_torch.codec.stored import WARM_UP_ONLY, States, state_forms
+from automagic_torch.codec import quantized_tensor
+from automagic_torch.codec.stored import States, state_forms
 from automagic_torch.sharding.extent_of import extent_of
 
 Group = dict[str, Any]
@@ -26,22 +27,21 @@ def checked_state(
     groups: Sequence[Group],
     state_dict: Mapping[str, Any],
     *,
-    any_place: bool = False,
+    any_device: bool = False,
     state_device: torch.device | None = None,
 ) -> tuple[list[Group], defaultdict[Tensor, States]]:
-    """What an optimizer with `groups` holds after loading: new groups, and copies of the states on their devices.
+    """The groups and states of an optimizer after loading; states are copies on their devices.
 
-    Saved hyperparameters replace the present ones, as everywhere in torch; what they plan decides which states are
-    right.  Dtypes are those that were saved.
+    As in all torch optimizers, saved hyperparameters replace the present ones.  They decide which states are valid.
 
     Args:
-        groups: of the optimizer.
-        state_dict: as an optimizer saved it.
-        state_device: where the optimizer keeps its states, None for the device of their parameter.
-        any_place: 8-bit states may come from a place that can store them to one that cannot, and the other way round.
+        groups: the optimizer's groups.
+        state_dict: the saved state of an optimizer.
+        state_device: the device of the states; None for that of their parameter.
+        any_device: states may have 8 bits on devices that store 32 bits, and the other way round.
 
     Raises:
-        ValueError: says what does not fit.  Nothing was changed.
+        ValueError: something does not fit; the message says what.  Nothing was changed.
     """
     saved_groups = deepcopy(_entry(state_dict, "param_groups", (list, tuple)))
     if len(saved_groups) != len(groups):
@@ -61,7 +61,7 @@ def checked_state(
         for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
             if saved_states.get(key):
                 name = parameter_name(group, group_index, index)
-                states[p] = _checked_array(p, saved_states[key], saved, name, any_place, state_device)
+                states[p] = _checked_array(p, saved_states[key], saved, name, any_device, state_device)
     return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
 
 
@@ -115,22 +115,22 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _is_rate(lr: Any) -> bool:
-    # A scheduler may have set any rate, beyond the limits too.
+    # A scheduler may have set a rate beyond the limits.
     if isinstance(lr, Tensor):
         return lr.numel() == 1 and lr.layout == torch.strided and math.isfinite(lr)
     return isinstance(lr, (int, float)) and not isinstance(lr, bool) and math.isfinite(lr)
 
 
 def _checked_array(
-    p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_place: bool, state_device: torch.device | None
+    p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_device: bool, state_device: torch.device | None
 ) -> States:
     config = group_config(group)
     if not isinstance(saved, Mapping):
         raise ValueError(f"the saved state of {name} is a {type(saved).__name__}; valid: a dict")
     warming = group["step"] < config.warmup_steps
-    # What the warm-up no longer needs may still be there: a checkpoint that was read into a fresh optimizer's tensors.
+    # A distributed checkpoint holds the states of the warm-up even after it; they are dropped.
     kept = {key: value for key, value in saved.items() if warming or key not in WARM_UP_ONLY}
-    eight_bit = "exp_avg_absmax" in saved if any_place else can_store_8bit(p, config)
+    eight_bit = "exp_avg_absmax" in saved if any_device else can_store_8bit(p, config)
     plan = plan_of(p, config, group["layout"], eight_bit=eight_bit)
     forms = state_forms(plan, warming)
     _check_bits(kept, plan.quantized, config, name)
@@ -149,7 +149,7 @@ def _checked_array(
             )
     extent = extent_of(p, plan, state_device)
     placed = {key: extent.placed(key, kept[key], p.device) for key in forms}
-    # Of a sharded state each process checks its own part.
+    # Each process checks its own piece of a state.
     for key, part in zip(placed, extent.here(list(placed.values())), strict=True):
         check_values(part, key, f"the saved state of {name}")
     return placed
@@ -161,7 +161,7 @@ def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: s
         return
     if planned:
         hint = "its hyperparameters plan 8 bits here; save from the same device, or set optim_bits to 32 in it"
-    elif not codec.BITSANDBYTES_AVAILABLE:
+    elif not quantized_tensor.BITSANDBYTES_AVAILABLE:
         hint = "8 bits need bitsandbytes, which is not installed"
     elif config.optim_bits == 8 and not config.force_8bit:
         hint = "its hyperparameters plan 32 bits here; outside CUDA 8 bits need force_8bit=True in it"

@@ -1,8 +1,7 @@
-"""What only a warm-up needs, as zeros, in what several processes save after it (section 6).
+"""Adds zeros for the warm-up's states to a distributed checkpoint (docs/algorithm.md, section 6.3).
 
-`torch.distributed.checkpoint` reads into the states of a fresh optimizer and refuses a checkpoint that lacks one of
-them.  A fresh optimizer is warming up, so a checkpoint needs the states of the warm-up when it is over, too.  Loading
-drops them again.
+`torch.distributed.checkpoint` reads into the states of a fresh optimizer, and refuses a checkpoint that lacks one of
+them.  A fresh optimizer has the states of the warm-up.  Loading drops them again.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from automagic_torch.sharding.extent_of import extent_of
 def with_placeholders(
     state_dict: dict[str, Any], groups: Sequence[Mapping[str, Any]], state_device: torch.device | None
 ) -> dict[str, Any]:
-    """A state dict in which every array whose warm-up is over has zeros for what only a warm-up needs.
+    """The state dict with zeros for the states of the warm-up, where the warm-up is over.
 
-    As it is where no process group has been initialized: one process alone saves what there is.
+    Without a process group the state dict is returned as it is.
 
     Args:
-        state_dict: of an optimizer; its tensors are taken over, not copied.
-        groups: the optimizer's.
-        state_device: where it keeps its states.
+        state_dict: of an optimizer; its tensors are not copied.
+        groups: the optimizer's groups.
+        state_device: the device of its states.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return state_dict

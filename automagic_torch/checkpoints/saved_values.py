@@ -1,6 +1,6 @@
-"""Refuses saved numbers that no run can have written, as a damaged file has them.
+"""Rejects saved values that no run can have written (docs/algorithm.md, section 6.4).
 
-``torch.load`` does not compare a file with the checksums in it, so a flipped bit arrives here as a number.
+``torch.load`` does not compare a file with its checksums, so a damaged file may hold any numbers.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config
+from automagic_core.arrays.state_forms import SLOTS
 from automagic_core.config.constants import NORM_HISTORY
 from automagic_core.moving.value_limits import check_range, limits
-from automagic_torch.codec.stored import SLOTS
 from automagic_torch.stages.norm_history import HISTORY, POSITION
 
 
@@ -22,9 +22,9 @@ def check_values(values: Tensor, key: str, owner: str) -> None:
     """Raises a ValueError that names the state if a value lies outside its range or is NaN.  Waits for the device.
 
     Args:
-        values: of the shape and dtype that the state has.
+        values: the state, in its right shape and dtype.
         key: the state's name.
-        owner: whose state it is, for the message.
+        owner: the parameter or group in the message.
     """
     is_code = key in SLOTS and values.dtype == torch.uint8
     if limits(key) is None or is_code or values.numel() == 0 or values.is_meta:
@@ -34,12 +34,12 @@ def check_values(values: Tensor, key: str, owner: str) -> None:
 
 
 def check_norm_history(group: Mapping[str, Any], config: Config, name: str) -> None:
-    """Raises a ValueError unless a saved group holds what its fields plan.
+    """Raises a ValueError unless a saved group has a valid history of norms, or none if its fields need none.
 
     Args:
-        group: as it was saved.
+        group: the saved group.
         config: its hyperparameters.
-        name: how the message calls the group.
+        name: the group in the message.
     """
     planned = config.clips_by_percentile
     for key in (HISTORY, POSITION):
@@ -61,11 +61,8 @@ def check_norm_history(group: Mapping[str, Any], config: Config, name: str) -> N
 
 
 def _is(value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    return isinstance(value, Tensor) and (tuple(value.shape), value.dtype, value.layout) == (
-        shape,
-        dtype,
-        torch.strided,
-    )
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return is_dense and (tuple(value.shape), value.dtype) == (shape, dtype)
 
 
 def _form(value: Any) -> str:

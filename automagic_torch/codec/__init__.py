@@ -1,1 +1,1 @@
-"""8-bit tensors in PyTorch: how they are written, read and rounded (sections 3 and 6)."""
+"""8-bit tensors in PyTorch: writing, reading and rounding (docs/algorithm.md, sections 3 and 6)."""

@@ -1,4 +1,4 @@
-"""Sign bits, 8 to a byte along the last axis, least significant first (`last_polarity`, section 5)."""
+"""Packs and unpacks `last_polarity`, the sign bits of the last gradient (docs/algorithm.md, sections 5.8 and 6.1)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Byte i of eight, 0 or 1, times 2^(56 − 7i) puts its bit in place i of the highest byte; no two products meet.
+# Byte i of eight is 0 or 1.  The factor 2^(56 − 7i) moves it to bit i of the highest byte; no two products overlap.
 _GATHER = sum(1 << (56 - 7 * i) for i in range(8))
 
 
 @cache
 def _signs(device: torch.device) -> Tensor:
-    """Row k holds the eight signs in byte k: −1 where the bit is set, else 1; float32, (256, 8)."""
+    """Row k holds the eight signs of byte k, −1 where the bit is set, else 1: float32, (256, 8)."""
     bits = (torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)) & 1
     return 1 - 2 * bits.float()
 
 
 def pack(bits: Tensor) -> Tensor:
-    """Packs along the last axis.
+    """Packs bits along the last axis, least significant bit first.
 
     Args:
         bits: uint8, 0 or 1, at least one axis.
@@ -30,28 +30,28 @@ def pack(bits: Tensor) -> Tensor:
     """
     missing = -bits.shape[-1] % 8
     bits = pad(bits, (0, missing)) if missing else bits.contiguous()
-    # The highest byte of a product may set the sign; what >> copies into the other bits is cut off.
+    # >> copies the sign bit into higher bits; the conversion to uint8 drops them.
     return (bits.view(torch.int64) * _GATHER >> 56).to(torch.uint8)
 
 
 def updated(packed: Tensor, g: Tensor) -> Tensor:
-    """The sign bits of g, the packed ones where g = 0.
+    """The sign bits of g; where g = 0, the packed ones stay.
 
     Args:
         packed: uint8, (arrays, *`automagic_core.polarity_shape`).
         g: finite float32, (arrays, *shape).
     """
     signs = g.view(*packed.shape[:-1], -1).sign().to(torch.int8).view(torch.uint8)
-    # −1 is a byte of ones.
+    # −1 is a byte of ones, so >> 7 gives 1 for negative elements.
     return pack(signs >> 7) | (packed & ~pack(signs & 1))
 
 
 def unpack_signs(packed: Tensor, length: int) -> Tensor:
-    """Signs instead of bits: −1 where the bit is set, else 1.
+    """Unpacks bits as signs: −1 where the bit is set, else 1.
 
     Args:
-        packed: uint8 as `pack` gives it.
-        length: of the last axis that was packed.
+        packed: uint8, as `pack` returns it.
+        length: length of the last axis before packing.
 
     Returns:
         float32, (*packed.shape[:-1], length).

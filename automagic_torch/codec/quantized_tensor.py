@@ -1,7 +1,7 @@
-"""The 8-bit codec of section 3: codes and block scales instead of float32.
+"""The 8-bit codec: codes and one absmax per block instead of float32 (docs/algorithm.md, section 3).
 
-bitsandbytes' own kernels find the nearest code and read codes back.  Around them stand what it does not do:
-companding, stochastic rounding, blocks too small to divide by, and one block for a whole array.
+bitsandbytes finds the nearest codes and reads codes.  This module adds what bitsandbytes lacks: companding, stochastic
+rounding, blocks of zeros, and one block for a whole array.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def _codebook(signed: bool, device: torch.device) -> Tensor:
 
 @cache
 def _upper_midpoints(signed: bool, device: torch.device) -> Tensor:
-    # Entry k is the midpoint above code k; there is none above the last.
+    # Entry k is the midpoint above code k, and infinity above the last code.
     middle = torch.from_numpy(codebook_midpoints(signed).copy())
     return torch.cat([middle, torch.tensor([torch.inf])]).to(device)
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Stacked float32 arrays kept as 8-bit codes; no block has elements of two arrays.
+    """Stacked arrays in 8 bits; every array has blocks of its own.
 
     Attributes:
         codes: uint8, (arrays, *shape), contiguous.
-        absmax: float32, one scale per block, (arrays, *`automagic_core.absmax_shape`).
+        absmax: float32, (arrays, *`automagic_core.absmax_shape`).
         companded: the square root is stored, with the unsigned codebook; only for arrays ≥ 0.
-        block_size: elements per block, None for one block of each whole array.
+        block_size: elements per block; None where each array is one block.
     """
 
     codes: Tensor
@@ -54,7 +54,7 @@ class QuantizedTensor:
     block_size: int | None
 
     def read(self) -> Tensor:
-        """The stored arrays: float32 in the shape of `codes`, a new tensor."""
+        """Reads the arrays as float32 in the shape of `codes`, a new tensor."""
         codebook = _codebook(not self.companded, self.codes.device)
         width = self.block_size or self.codes[0].numel()
         codes = _whole_blocks(self.codes, width)
@@ -63,7 +63,7 @@ class QuantizedTensor:
             values = codebook.index_select(0, codes.reshape(-1).int()).view(-1, width).mul_(absmax[:, None])
         else:
             values = dequantize_blockwise(codes, absmax=absmax, code=codebook, blocksize=width)
-        values = _without_filling(values, self.codes)
+        values = _without_padding(values, self.codes)
         return values.mul_(values) if self.companded else values
 
     @classmethod
@@ -73,7 +73,7 @@ class QuantizedTensor:
         Args:
             x: float32, (arrays, *shape), at least one element.
             companded, block_size: as in the attributes.
-            key: of the random numbers for stochastic rounding, which the arrays share; None rounds to nearest.
+            key: the key of the random bits, which all arrays share; None rounds to nearest.
         """
         shape = tuple(x.shape[1:])
         width = block_size or x[0].numel()
@@ -91,7 +91,7 @@ class QuantizedTensor:
             codes = _moved_to_neighbour(y.view_as(values), codes, _codebook(signed, x.device), r)
         codes = codes.view(-1, width) * (~is_zero).view(torch.uint8)[:, None]
         return cls(
-            codes=_without_filling(codes, x),
+            codes=_without_padding(codes, x),
             absmax=absmax.masked_fill(is_zero, 0.0).view(len(x), *absmax_shape(shape, block_size)),
             companded=companded,
             block_size=block_size,
@@ -99,43 +99,43 @@ class QuantizedTensor:
 
 
 def _nearest_by_bitsandbytes(values: Tensor, signed: bool, block_size: int) -> tuple[Tensor, Tensor]:
-    """Its codes, in the shape of `values`, and its scales, of shape (blocks,)."""
+    """The nearest codes by bitsandbytes, in the shape of `values`, and the absmax, (blocks,)."""
     codes, state = quantize_blockwise(values, code=_codebook(signed, values.device), blocksize=block_size)
     return codes, state.absmax
 
 
 def _nearest_one_block(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """The exact rule, which bitsandbytes does not offer for a whole array as one block; a row of `values` is one."""
+    """The nearest codes where every row of `values` is one block, which bitsandbytes cannot do."""
     absmax = values.abs().amax(1)
     y = values * torch.where(absmax < MIN_ABSMAX, 0.0, 1.0 / absmax)[:, None]
     midpoints = _upper_midpoints(signed, values.device)
     code = torch.bucketize(y, midpoints[:-1], out_int32=True)
-    # bucketize gives a tie to the code below; it belongs to the even one.
+    # bucketize decides a tie for the lower code; the rule is the even one.
     code = code + ((code % 2 == 1) & (y == midpoints[code]))
     return code.to(torch.uint8), absmax
 
 
 def _moved_to_neighbour(y: Tensor, codes: Tensor, codebook: Tensor, r: Tensor) -> Tensor:
-    """Stochastic rounding: to the neighbour on the far side of y with probability |error| / gap."""
-    # Beyond the ends of the map stand infinities: there the quotient is 0 and the code stays.
-    above_infinity = pad(pad(codebook, (1, 0), value=-torch.inf), (0, 1), value=torch.inf)
-    place = codes.int().add_(1)
-    value = above_infinity.index_select(0, place.view(-1)).view_as(y)
+    """Rounds stochastically: moves a code to the neighbour on the side of y with probability |error| / gap."""
+    # With infinities beyond its ends, the quotient there is 0 and the code stays.
+    extended = pad(pad(codebook, (1, 0), value=-torch.inf), (0, 1), value=torch.inf)
+    index = codes.int().add_(1)
+    value = extended.index_select(0, index.view(-1)).view_as(y)
     error = y.sub_(value)
     side = error.sign().to(torch.int8)
-    neighbour = above_infinity.index_select(0, place.add_(side).view(-1)).view_as(y)
-    # Error and gap have one sign.  Without an error the quotient is NaN, and the code stays.
+    neighbour = extended.index_select(0, index.add_(side).view(-1)).view_as(y)
+    # Error and gap have the same sign.  If the error is 0, the quotient is NaN and the code stays.
     move = r < error.div_(neighbour.sub_(value))
     return codes.view(torch.int8).add(side.mul_(move.view(torch.int8))).view(torch.uint8)
 
 
 def _whole_blocks(x: Tensor, width: int) -> Tensor:
-    """(arrays, elements) in row-major order, every array's last block filled up with zeros."""
+    """Flattens arrays to (arrays, elements) in row-major order, and fills their last blocks up with zeros."""
     flat = x.reshape(len(x), -1)
     missing = -flat.shape[1] % width
     return pad(flat, (0, missing)) if missing else flat
 
 
-def _without_filling(blocks: Tensor, like: Tensor) -> Tensor:
-    """What `_whole_blocks` made, of any grouping into rows, back in the shape of `like`, contiguous."""
+def _without_padding(blocks: Tensor, like: Tensor) -> Tensor:
+    """Undoes `_whole_blocks`: the elements in the shape of `like`, contiguous."""
     return blocks.view(len(like), -1)[:, : like[0].numel()].reshape(like.shape).contiguous()

@@ -1,4 +1,4 @@
-"""The counter-based random numbers of section 3 on a torch device, bit for bit those of `automagic_core`."""
+"""Random numbers from counters, the same bits as in `automagic_core` (docs/algorithm.md, section 3.7)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from automagic_core.codec.random_bits import MIX_MULTIPLIERS
 
-# int32 products wrap round, which is arithmetic mod 2³²; a multiplier above 2³¹ stands for itself minus 2³².
+# int32 products wrap round, which is arithmetic modulo 2³².  A multiplier above 2³¹ is written minus 2³².
 _MULTIPLIERS = tuple(m - 2**32 if m >= 2**31 else m for m in MIX_MULTIPLIERS)
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    # >> on int32 copies the sign bit into the places it frees; an unsigned shift leaves zeros there.
+    # >> on int32 copies the sign bit into the freed bits; an unsigned shift leaves zeros there.
     return (x >> bits).bitwise_and_(2 ** (32 - bits) - 1)
 
 
@@ -33,12 +33,12 @@ def mix32(x: Tensor) -> Tensor:
 
 
 def random_unit(key: int, count: int, device: torch.device) -> Tensor:
-    """r in [0, 1) with 24 bits for the first `count` elements in row-major order.
+    """Random numbers r in [0, 1) with 24 bits, for the first `count` elements in row-major order.
 
     Args:
         key: `automagic_core.rounding_key` of the step, the slot and the array's size.
         count: how many numbers, at most 2³¹ − 1.
-        device: where to make them.
+        device: the device of the numbers.
 
     Returns:
         float32 of shape (count,).

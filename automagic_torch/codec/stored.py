@@ -1,6 +1,6 @@
-"""Which tensors `optimizer.state[p]` holds (section 6), and their way into float32 and back.
+"""The tensors in `optimizer.state[p]`, and how they are read and stored (docs/algorithm.md, section 6.1).
 
-Every tensor is contiguous in the logical row-major order of its parameter, whatever memory format that has.
+Every tensor is contiguous in row-major order, whatever the memory format of its parameter is.
 """
 
 from __future__ import annotations
@@ -13,16 +13,11 @@ import torch
 from torch import Tensor
 
 from automagic_core import Slot, StatePlan
-from automagic_core.arrays.state_forms import state_forms as core_state_forms
+from automagic_core.arrays import state_forms as core_forms
+from automagic_core.arrays.state_forms import COMPANDED, SCALARS, SLOTS
 from automagic_torch.codec.quantized_tensor import QuantizedTensor
 
 States = dict[str, Tensor]
-
-SLOTS = {"exp_avg": Slot.exp_avg, "exp_avg_sq": Slot.exp_avg_sq, "exp_avg_res": Slot.exp_avg_res, "s": Slot.s}
-"""States with one value per element, which are the ones that go to 8 bits."""
-COMPANDED = ("exp_avg_sq", "exp_avg_res")
-SCALARS = ("age", "skipped_steps", "torque_mean", "background_scale")
-WARM_UP_ONLY = ("s", "s_absmax", "last_polarity")
 
 
 class Form(NamedTuple):
@@ -34,26 +29,26 @@ class Form(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
-    """Every tensor of an array's state by name.
+    """Every stored tensor of an array by its name.
 
     Args:
-        plan: which states there are.
+        plan: says which states there are.
         warming: fewer than `warmup_steps` steps are over.
     """
-    forms = core_state_forms(plan, warming)
+    forms = core_forms.state_forms(plan, warming)
     return {name: Form(form.shape, getattr(torch, form.dtype)) for name, form in forms.items()}
 
 
 def read_states(stored: States, plan: StatePlan) -> States:
-    """Stacked states in float32, to be read only.
+    """Reads stacked states as float32.  The result must not be written into.
 
     Args:
-        stored: every state of some arrays, stacked: (arrays, *form).
-        plan: theirs.
+        stored: all stored tensors of some arrays, stacked: (arrays, *form).
+        plan: the plan of the arrays.
 
     Returns:
-        Element-wise states as float32 arrays; one value per array in the shape (arrays, 1, …, 1).  `last_polarity`
-        stays packed, integers stay integers.
+        8-bit states as float32, and scalars with the shape (arrays, 1, …, 1).  `last_polarity` stays packed, integers
+        stay integers.
     """
     values: States = {}
     for name, tensor in stored.items():
@@ -68,12 +63,12 @@ def read_states(stored: States, plan: StatePlan) -> States:
 
 
 def encoded_states(new: States, plan: StatePlan, key: Callable[[Slot], int] | None) -> States:
-    """Stacked states in the form that is stored.
+    """Brings stacked states into their stored form.
 
     Args:
-        new: as `read_states` gives them, only those that change.
-        plan: the states' plan.
-        key: gives the key of a slot's random bits; None rounds codes to nearest.
+        new: the states that change, as `read_states` returns them.
+        plan: the plan of the arrays.
+        key: gives the key of a slot's random bits; None rounds to nearest.
     """
     encoded: States = {}
     for name, value in new.items():

@@ -1,1 +1,1 @@
-"""Runs that come from, or go to, another optimizer or precision."""
+"""Runs that begin from another optimizer or change the form of their states (docs/algorithm.md, section 10)."""

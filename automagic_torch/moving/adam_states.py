@@ -1,4 +1,4 @@
-"""Adam's states of one array, from torch and from bitsandbytes, as float32 moments."""
+"""Reads the moments that torch's or bitsandbytes' Adam saved (docs/algorithm.md, section 10.2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from automagic_core.arrays.bias import weight_seen
 from automagic_torch.arrays.dtensors import whole
 
 _WRAPPED = "__bnb_optimizer_quant_state__"
-"""Under this name newer bitsandbytes hides its tensors from FSDP."""
+"""Newer bitsandbytes keeps its tensors in a dict of this name, to hide them from FSDP."""
 _USED = {
     *("step", "exp_avg", "exp_avg_sq"),
     *("state1", "state2", "absmax1", "absmax2", "qmap1", "qmap2"),
@@ -24,9 +24,9 @@ class AdamMoments(NamedTuple):
     """Adam's bias-corrected moments of one array after `age` steps.
 
     Attributes:
-        age: steps that Adam took, ≥ 1.
+        age: number of Adam's steps, ≥ 1.
         m_hat, v_hat: float32 in the array's shape.
-        others: names of entries that were not used.
+        others: names of unused entries.
     """
 
     age: int
@@ -38,17 +38,17 @@ class AdamMoments(NamedTuple):
 def adam_moments(
     saved: Mapping[str, Any], shape: torch.Size, device: torch.device, betas: tuple[float, float], name: str
 ) -> AdamMoments | None:
-    """Reads what Adam saved for one array; None where it took no step.
+    """Reads the moments of one array; None where Adam took no step.
 
     Args:
-        saved: `exp_avg` and `exp_avg_sq`, or bitsandbytes' `state1` and `state2`, which are uint8 codes with scales
-            (`absmax1`) and a codebook (`qmap1`), or floats where it kept 32 bits.
+        saved: `exp_avg` and `exp_avg_sq`, or bitsandbytes' `state1` and `state2`.  The latter are uint8 codes with
+            absmax (`absmax1`) and a codebook (`qmap1`), or floats.
         shape, device: of the parameter.
-        betas: Adam's.
-        name: what errors call the parameter.
+        betas: those of Adam.
+        name: the parameter's name in errors.
 
     Raises:
-        ValueError: an entry is missing, has another shape, or holds what no moment can be.
+        ValueError: an entry is missing, has another shape, or has values that no moment can have.
     """
     saved = {**saved, **saved.get(_WRAPPED, {})}
     saved.pop(_WRAPPED, None)
@@ -67,7 +67,7 @@ def adam_moments(
 
 
 def _moment(saved: Mapping[str, Any], which: str, shape: torch.Size, device: torch.device, name: str) -> Tensor:
-    """`which`: torch's name, or the digit of bitsandbytes'."""
+    """Reads one moment; `which` is torch's name, or the digit of bitsandbytes' name."""
     key = which if which.startswith("exp") else "state" + which
     value = saved.get(key)
     if not isinstance(value, Tensor):
@@ -84,7 +84,7 @@ def _moment(saved: Mapping[str, Any], which: str, shape: torch.Size, device: tor
 
 
 def _read_codes(codes: Tensor, absmax: Any, codebook: Any, key: str, name: str) -> Tensor:
-    """codebook · absmax; the block size is what makes so many blocks of so many elements."""
+    """codebook · absmax; the block size follows from the numbers of blocks and of elements."""
     digit = key[-1]
     if not isinstance(absmax, Tensor) or not isinstance(codebook, Tensor):
         raise ValueError(f"Adam's state of {name} has {key} in 8 bits without absmax{digit} and qmap{digit}")
@@ -96,6 +96,6 @@ def _read_codes(codes: Tensor, absmax: Any, codebook: Any, key: str, name: str) 
             f"valid: one for every block of {sizes[0]} to {sizes[-1]} elements, a power of two"
         )
     width = fitting[0] if fitting else codes.numel()
-    scales = absmax.to(codes.device).float().reshape(-1).repeat_interleave(width)[: codes.numel()]
+    per_element = absmax.to(codes.device).float().reshape(-1).repeat_interleave(width)[: codes.numel()]
     values = codebook.to(codes.device).float()[codes.reshape(-1).int()]
-    return (values * scales).view(codes.shape)
+    return (values * per_element).view(codes.shape)

@@ -1,54 +1,32 @@
-"""The states of one array as float32 values, and those values in the form of a plan.
-
-For what happens between steps, array by array; within a step `states` does the same for stacked arrays.
-"""
+"""Reads one array's states as float32 and stores them in another form (docs/algorithm.md, section 10)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from automagic_core import Config, Slot, StatePlan, rounding_key
-from automagic_torch.codec.quantized_tensor import QuantizedTensor
-from automagic_torch.codec.stored import COMPANDED, SLOTS, States
+from automagic_core.arrays.state_forms import SLOTS
+from automagic_torch.codec.stored import States, encoded_states, read_states
 
 Rounding = Callable[[Slot], int] | None
 """The key of a slot's random bits; None rounds codes to nearest."""
 
 
 def rounding(config: Config, step: int, plan: StatePlan) -> Rounding:
-    """How an array's states are rounded after step t: as that step would have rounded them."""
+    """How an array's states are rounded: with the random bits of step t, or to nearest."""
     if not config.stochastic_rounding:
         return None
     return lambda slot: rounding_key(step, slot, plan.size)
 
 
 def float_values(state: States, plan: StatePlan) -> States:
-    """The state with every 8-bit tensor read into float32; all others as they stand."""
-    values: States = {}
-    for name, tensor in state.items():
-        if name in SLOTS and plan.quantized:
-            absmax = state[name + "_absmax"]
-            stored = QuantizedTensor(tensor[None], absmax[None], name in COMPANDED, plan.block_size)
-            values[name] = stored.read()[0]
-        elif not name.endswith("_absmax"):
-            values[name] = tensor
-    return values
+    """Reads the 8-bit states of one array as float32; all others stay as they are."""
+    values = read_states({name: tensor[None] for name, tensor in state.items()}, plan)
+    return {name: value.view(state[name].shape) for name, value in values.items()}
 
 
 def stored_values(values: States, plan: StatePlan, key: Rounding) -> States:
-    """The state in the form that the plan gives it.
-
-    Args:
-        values: as `float_values` gives them.
-        plan: theirs, but for the number of bits, which is that of the result.
-        key: how 8-bit states are rounded.
-    """
-    state: States = {}
-    for name, value in values.items():
-        if name in SLOTS and plan.quantized:
-            slot = SLOTS[name]
-            stored = QuantizedTensor.write(value[None], name in COMPANDED, plan.block_size, key and key(slot))
-            state[name], state[name + "_absmax"] = stored.codes[0], stored.absmax[0]
-        else:
-            state[name] = value
-    return state
+    """Brings values as `float_values` returns them into the form that `plan` gives them, rounded by `key`."""
+    to_quantize = {name: value[None] for name, value in values.items() if name in SLOTS and plan.quantized}
+    quantized = {name: tensor[0] for name, tensor in encoded_states(to_quantize, plan, key).items()}
+    return {**values, **quantized}

@@ -1,4 +1,4 @@
-"""What a state that no saved run has begins with, in an array that has taken steps already."""
+"""Start values for states that a migrated or requantized run lacks (docs/algorithm.md, section 10)."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ from automagic_torch.codec.stored import States, state_forms
 from automagic_torch.stages.suppress_edges import laplacian
 
 _SQUARES_OF_LAPLACIAN = 20
-"""4² for the element itself and 1 for each of four neighbours."""
+"""The sum of the squared weights of the Laplacian: 4² for the element and 1 for each of four neighbours."""
 
 
 def row_and_column(x: Tensor, plan: StatePlan) -> tuple[Tensor, Tensor]:
-    """Row and column means of one array, `StatePlan.row_shape` and `column_shape`."""
+    """The row means and the column means of one array, in `StatePlan.row_shape` and `column_shape`."""
     means = Means(plan)
     return means.rows(x[None])[0], means.columns(x[None])[0]
 
 
 def product(row: Tensor, column: Tensor) -> Tensor:
-    """The array that row and column statistics stand for: R / mean R · C."""
+    """The array that row and column means approximate: R / mean R · C."""
     return row / row.mean().clamp(min=SQUARE_FLOOR) * column
 
 
 def polarity_of(momentum: Tensor) -> Tensor:
-    """`last_polarity` from the momentum: set where it is negative.
+    """`last_polarity` from the signs of the momentum.
 
-    Clear bits would make an array that has taken steps vote against a polarity that it never saw.  The sign of the
-    averaged gradients is the best that is known of the last one, and serves for one vote at most.
+    They are the best guess for the signs of the last gradient, which is not known.  Clear bits would vote against signs
+    that nobody saw.
     """
     bits = (momentum < 0).view(torch.uint8)
     return polarity.pack(bits.reshape(bits.shape or (1,)))
 
 
 def edge_history_of(v_hat: Tensor, plan: StatePlan, age: int) -> Tensor:
-    """`edge_history` as if neighbouring gradients were independent, with variances v̂.
+    """The `edge_history` that independent gradients of variance v̂ would give.
 
-    Zeros would read as gradients without edges and the stage would smooth the next steps too much; real gradients are
-    smoother than independent ones, so that this estimate, the larger one, makes it smooth them too little.
+    Real gradients are smoother, so stage 2 will smooth the next steps too little.  With zeros it would smooth too much.
     """
     assert plan.spatial_axes is not None, "only arrays with spatial axes have a history"
     variance = laplacian(v_hat, plan.spatial_axes) + _SQUARES_OF_LAPLACIAN * v_hat
@@ -63,17 +62,17 @@ def background_of(v_hat: Tensor) -> Tensor:
 def with_fresh_states(
     values: States, m: Tensor, v_hat: Tensor, age: int, plan: StatePlan, warming: bool
 ) -> tuple[States, list[str]]:
-    """Completes the float32 values of an array.
+    """Adds start values for the states that are missing.
 
     Args:
-        values: those that are known; float32, `last_polarity` packed.
+        values: the known states; float32, `last_polarity` packed.
         m, v_hat: the momentum up to a factor, and v̂, float32 in the array's shape.
-        age: steps that the array took, ≥ 1.
-        plan: its states.
+        age: the array's age, ≥ 1.
+        plan: plan of its states.
         warming: fewer than `warmup_steps` steps are over.
 
     Returns:
-        Every state that the plan has, and the names of those added.
+        All states of the plan, and the names of the added ones.
     """
     complete, added = dict(values), []
     for name, form in state_forms(plan, warming).items():
@@ -85,7 +84,7 @@ def with_fresh_states(
         elif name == "edge_history":
             complete[name] = edge_history_of(v_hat, plan, age)
         else:
-            # `s` as well, which is float32 before it is stored.
+            # `s` is float32 before it is quantized.
             dtype = torch.float32 if name == "s" else form.dtype
             complete[name] = torch.zeros(form.shape, dtype=dtype, device=m.device)
     return complete, added
@@ -101,7 +100,7 @@ _HOW = {
 
 
 def note_fresh_states(notes: Notes, added: Sequence[str], name: str) -> None:
-    """Says what a parameter's states begin with that no saved state gave."""
+    """Notes the start values of added states."""
     for state in added:
         if state in _HOW:
             notes.changed(_HOW[state], name)

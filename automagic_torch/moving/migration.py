@@ -1,4 +1,4 @@
-"""From Adam to this optimizer in the middle of a run."""
+"""Starts this optimizer from the moments of an Adam run (docs/algorithm.md, section 10.2)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from automagic_core.arrays.bias import stored_confidence, weight_seen
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
+from automagic_torch.cameamp.verbose import LOGGER
 from automagic_torch.codec.stored import States
 from automagic_torch.moving.adam_states import AdamMoments, adam_moments
 from automagic_torch.moving.float_states import rounding, stored_values
@@ -22,34 +23,24 @@ from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history
 
-LOGGER = "automagic_torch"
-
 
 def load_adam_state(
     optimizer: AutomagicCameAMP8bit, adam_state_dict: Mapping[str, Any], *, restart_warmup: bool = True
 ) -> list[str]:
-    """Takes over the moments of an Adam run (sections 5 and 6).
+    """Takes over the moments of an Adam run.
 
-    With Adam's bias-corrected moments m̂ and v̂ after t steps, and this optimizer's own βs:
-
-        exp_avg     ← clip(m̂ / (√v̂ + eps), ± update_clip) · (1 − β₁ᵗ)     the first step goes on in Adam's direction
-        exp_avg_sq  ← v̂ · (1 − β₂ᵗ), or its row and column means
-        exp_avg_res ← 1 − β₃ᵗ                                             reads as r̂ = 1: no confidence yet
-        age         ← t
-
-    `last_polarity` gets the signs of m̂, `background_scale` the mean of √v̂, `edge_history` what independent gradients of
-    variance v̂ would have; all else begins as in a new run.  States are rounded with the random bits of the group's
-    step.  States and counters of `optimizer` are replaced; its hyperparameters stay, Adam's are not taken over.
+    The first step goes on in Adam's direction.  Section 10.2 says with what value each state begins.  All states and
+    counters of `optimizer` are replaced.  Its hyperparameters stay; those of Adam are not taken over.
 
     Args:
-        optimizer: with the same parameters in the same groups and order.
+        optimizer: an optimizer of the same parameters in the same groups and order.
         adam_state_dict: ``state_dict()`` of ``torch.optim.AdamW`` or ``Adam``, or of bitsandbytes' ``AdamW8bit`` and
             its relatives.
-        restart_warmup: begin at step 0 and ℓ = 0, so that the mask searches for its rate while η ramps up again.  False
-            goes on at the step of Adam's oldest array, with `lr` as it is and a mask that has found nothing.
+        restart_warmup: begin at step 0, so that the ramp and the rate search begin again.  False goes on at the step of
+            Adam's oldest array; ℓ is 0 then too.
 
     Returns:
-        What was not carried over or begins anew, one sentence each; also logged by ``automagic_torch``.
+        What was not taken over or begins anew, one sentence each; also logged to ``automagic_torch``.
 
     Raises:
         ValueError: groups, parameters or states do not correspond.  Nothing was changed.
@@ -120,7 +111,7 @@ def _matching_groups(groups: Sequence[Mapping[str, Any]], saved: Mapping[str, An
 
 
 def _constants(saved_group: Mapping[str, Any], index: int) -> tuple[tuple[float, float], float]:
-    """Adam's betas and eps."""
+    """Adam's betas and ε."""
     betas = saved_group.get("betas")
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"group {index} of Adam's state has betas = {betas!r}; valid: two numbers in [0, 1)")
@@ -128,7 +119,7 @@ def _constants(saved_group: Mapping[str, Any], index: int) -> tuple[tuple[float,
 
 
 def _restarted(group: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """The group at another step, without what its votes and norms had found."""
+    """The group at another step, with ℓ = 0 and a new history of norms."""
     new = {name: value for name, value in group.items() if name not in (HISTORY, POSITION)}
     new["step"] = step
     new["lr_scale"] = torch.zeros_like(group["lr_scale"])
@@ -139,11 +130,11 @@ def _restarted(group: Mapping[str, Any], step: int) -> dict[str, Any]:
 def _state_from(
     p: Tensor, adam: AdamMoments, eps: float, group: Mapping[str, Any]
 ) -> tuple[States, StatePlan, list[str]]:
-    """The state of one array in the form of its group, what plans it, and the names of what begins anew in it."""
+    """The states of one array, their plan, and the names of the states that begin anew."""
     config = group_config(group)
     plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
     beta1, beta2, beta3 = config.betas
-    # Adam's eps too: where it held an element back, 1 / √v̂ alone would let it jump.
+    # With Adam's ε, since elements that it held back would jump without it.
     root = adam.v_hat.clamp(min=SQUARE_FLOOR).sqrt_().add_(eps)
     u = (adam.m_hat / root).clamp_(-config.update_clip, config.update_clip)
     v = adam.v_hat * weight_seen(beta2, adam.age)

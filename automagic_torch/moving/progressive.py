@@ -1,4 +1,4 @@
-"""States that go from 32 to 8 bits in the course of a run."""
+"""Quantizes 32-bit states step by step while a run goes on (docs/algorithm.md, section 10.1)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from automagic_torch.sharding.extent_of import extent_of
 
 
 class ProgressiveQuantization:
-    """Moves the states of an optimizer to 8 bits while it runs, the largest arrays first.
+    """Quantizes the states of an optimizer while it runs, the largest arrays first.
 
-    The first 20 % of the steps all states have 32 bits.  In the middle 60 % arrays of at least a threshold have 8 bits;
-    it falls geometrically from 8192 to 2048 elements.  The last 20 % every array has 8 bits that may: on CUDA or under
-    `force_8bit`, no embedding under `stable_emb`, whatever its size.  Groups with ``optim_bits=32`` are left alone.
+    In the first 20 % of the steps all states have 32 bits.  In the middle 60 % arrays with at least as many elements as
+    a threshold have 8 bits; it falls geometrically from 8192 to 2048.  In the last 20 % all arrays have 8 bits that may
+    (section 3.1), whatever their size.  Groups with ``optim_bits=32`` are left alone.
 
-    Call `step` after every ``optimizer.step()``; between two of them it may be called any number of times.  An array
-    moves once, by quantizing its states as they stand.  They are rounded as `stochastic_rounding` says, with the random
-    bits of the optimizer's last step: the codes are those that the array would have if that step had stored 8 bits.
+    Call `step` after every ``optimizer.step()``; more calls do no harm.  An array is quantized once.  Its codes are
+    those that it would have if the optimizer's last step had stored 8 bits.
 
-    The threshold in force stands in every group's `min_8bit_size` and replaces the one that the group was made with.
-    So checkpoints of the optimizer fit in every phase, and a new array gets its states in the form of the phase.
+    The present threshold is written into every group's `min_8bit_size`.  So checkpoints fit at any time, and a new
+    array gets its states in the right form.
 
     Args:
-        optimizer: an `AutomagicCameAMP8bit`, best before its first step: what has 8 bits already keeps them.
-        total_steps: how many steps will follow.  They are counted by the optimizer, so a step that a
-            ``GradScaler`` leaves out does not count.
+        optimizer: an `AutomagicCameAMP8bit`, best before its first step: states in 8 bits stay so.
+        total_steps: how many steps will follow.  Only steps that the optimizer takes count, not those that a
+            ``GradScaler`` leaves out.
 
     Raises:
         TypeError: another optimizer, or `total_steps` that is no integer.
@@ -53,7 +52,7 @@ class ProgressiveQuantization:
         self.total_steps = operator.index(total_steps)
         self.started_at = self._optimizer_steps()
         self.step()
-        self._warn_if_nothing_can_move()
+        self._warn_if_nothing_can_be_quantized()
 
     @property
     def steps_done(self) -> int:
@@ -62,34 +61,34 @@ class ProgressiveQuantization:
 
     @property
     def min_8bit_size(self) -> int:
-        """The threshold of the present phase."""
+        """The present threshold."""
         return progressive_min_8bit_size(self.steps_done, self.total_steps)
 
     def step(self) -> None:
-        """Moves what is due."""
+        """Quantizes the arrays that are due."""
         size = self.min_8bit_size
         for group in self.optimizer.param_groups:
             if group["optim_bits"] == 8 and group["min_8bit_size"] != size:
-                self._move(group, size)
+                self._quantize(group, size)
 
-    def _move(self, group: dict[str, Any], size: int) -> None:
+    def _quantize(self, group: dict[str, Any], size: int) -> None:
         states = self.optimizer.state
         held = [p.numel() for p in group["params"] if "exp_avg_absmax" in states.get(p, {})]
-        # Nothing moves back: the plan must go on to fit what is in 8 bits already.
+        # Arrays that have 8 bits keep them, so the threshold must not be above their sizes.
         group["min_8bit_size"] = min([size, *held])
         config = group_config(group)
         for p in group["params"]:
             state = states.get(p, {})
             plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
             if state and plan.quantized and "exp_avg_absmax" not in state:
-                # A new dict, since an earlier state_dict holds the old one.
+                # A new dict, since an earlier state_dict may hold the old one.
                 values = stored_values(whole_state(state, p.device), plan, rounding(config, group["step"], plan))
                 states[p] = extent_of(p, plan, self.optimizer.state_device).adopted(values, p.device)
 
     def _optimizer_steps(self) -> int:
         return max((group["step"] for group in self.optimizer.param_groups), default=0)
 
-    def _warn_if_nothing_can_move(self) -> None:
+    def _warn_if_nothing_can_be_quantized(self) -> None:
         groups = self.optimizer.param_groups
         configs = [group_config(group) for group in groups]
         if not any(
@@ -104,11 +103,11 @@ class ProgressiveQuantization:
             )
 
     def state_dict(self) -> dict[str, int]:
-        """What a resumed run needs besides the optimizer's own state."""
+        """The state of this object, which a resumed run needs besides the optimizer's."""
         return {"total_steps": self.total_steps, "started_at": self.started_at}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes on where another object stood; before or after the optimizer's own `load_state_dict`.
+        """Takes over the state of another object, before or after the optimizer's `load_state_dict`.
 
         Raises:
             ValueError: an entry is missing or no valid integer.  Nothing was changed.

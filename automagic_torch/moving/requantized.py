@@ -1,4 +1,4 @@
-"""A run of this optimizer goes on with other bits, other blocks or another `factored`."""
+"""Continues a run with other bits, other blocks or another `factored` (docs/algorithm.md, section 10.3)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor
 from automagic_core import FIELD_NAMES, Config, StatePlan
 from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.decay import decay
+from automagic_core.arrays.state_forms import SLOTS
 from automagic_core.moving.notes import Notes
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
+from automagic_torch.cameamp.verbose import LOGGER
 from automagic_torch.checkpoints.loading import checked_state
-from automagic_torch.codec.stored import SLOTS, States, state_forms
+from automagic_torch.codec.stored import States, state_forms
 from automagic_torch.moving.float_states import float_values, rounding, stored_values
 from automagic_torch.moving.fresh_states import (
     background_of,
@@ -28,24 +30,20 @@ from automagic_torch.sharding.extent import whole_state
 from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history
 
-LOGGER = "automagic_torch"
-
 
 def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, Any]) -> list[str]:
-    """Takes over a run of this optimizer in the form that `optimizer` itself stores.
+    """Takes over a saved run and converts its states to the form that `optimizer` stores.
 
-    Other than ``optimizer.load_state_dict`` it keeps the optimizer's own hyperparameters, which decide how states are
-    stored, and converts: between 8 and 32 bits, to other block sizes, from single values to row and column means, and
-    from these to their product, which approximates single values.  `step`, `lr_scale`, `lr_mask`, ages and counters
-    are those of the saved run.  A state that stays in its form keeps every bit; one that goes to 8 bits is rounded with
-    the random bits of the saved step.
+    ``optimizer.load_state_dict`` would take over the saved hyperparameters; here the optimizer's own stay.  `step`,
+    `lr_scale`, `lr_mask`, ages and counters are those of the saved run.  A state that keeps its form keeps every bit.
+    One that goes to 8 bits is rounded with the random bits of the saved step.
 
     Args:
-        optimizer: with the same parameters in the same groups, order and layout.
+        optimizer: an optimizer of the same parameters in the same groups, order and layout.
         state_dict: ``state_dict()`` of an `AutomagicCameAMP8bit`, from any device.
 
     Returns:
-        What changed its form, was dropped or begins anew, one sentence each; also logged by ``automagic_torch``.
+        What changed its form, was dropped or begins anew, one sentence each; also logged to ``automagic_torch``.
 
     Raises:
         ValueError: the state does not fit; the message says where.  Nothing was changed.
@@ -54,7 +52,7 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
         >>> told = load_requantized(AutomagicCameAMP8bit(params, force_8bit=True), run_in_32_bits.state_dict())
     """
     notes = Notes()
-    saved_groups, saved_states = checked_state(optimizer.param_groups, state_dict, any_place=True)
+    saved_groups, saved_states = checked_state(optimizer.param_groups, state_dict, any_device=True)
     new_groups = []
     states: dict[Tensor, States] = {}
     for group_index, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
@@ -64,14 +62,14 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
             if saved_states.get(p):
                 name = parameter_name(group, group_index, index)
                 state = whole_state(saved_states[p], p.device)
-                new_state, plan = _converted(p, state, saved, new_group, name, notes)
+                new_state, plan = _requantized(p, state, saved, new_group, name, notes)
                 states[p] = extent_of(p, plan, optimizer.state_device).adopted(new_state, p.device)
     optimizer.__setstate__({"state": defaultdict(dict, states), "param_groups": new_groups})
     return notes.tell(LOGGER)
 
 
 def _continued(group: Mapping[str, Any], saved: Mapping[str, Any], index: int, notes: Notes) -> dict[str, Any]:
-    """The group with its own fields and the counters of the saved one."""
+    """The group with its own fields, and the step, ℓ and norms of the saved one."""
     for field in FIELD_NAMES:
         if group[field] != saved[field] and field != "profile":
             notes.changed(f"group {index} keeps its own {field} = {group[field]!r}; the saved run had {saved[field]!r}")
@@ -90,10 +88,10 @@ def _continued(group: Mapping[str, Any], saved: Mapping[str, Any], index: int, n
     return new
 
 
-def _converted(
+def _requantized(
     p: Tensor, state: States, saved: Mapping[str, Any], group: Mapping[str, Any], name: str, notes: Notes
 ) -> tuple[States, StatePlan]:
-    """One array's state in the form of its new group, and what plans it."""
+    """One array's states in the form of its new group, and their plan."""
     old_config, config = group_config(saved), group_config(group)
     old = plan_of(p, old_config, saved["layout"], eight_bit="exp_avg_absmax" in state)
     plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
@@ -119,7 +117,7 @@ def _converted(
         values, added = with_fresh_states(values, values["exp_avg"], v_hat, age, plan, warming)
         note_fresh_states(notes, added, name)
     else:
-        # Nothing was averaged yet: zeros all over.
+        # The array took no step, so all states are zeros.
         zeros = values["exp_avg"]
         values, _ = with_fresh_states(values, zeros, zeros, 1, plan, warming)
     wanted = _names(plan, warming)
@@ -128,7 +126,7 @@ def _converted(
         del values[dropped]
     new = stored_values(values, plan, rounding(config, group["step"], plan))
     if (old.quantized, old.block_size) == (plan.quantized, plan.block_size):
-        # What did not change keeps its codes: to round again would add noise.
+        # Unchanged states keep their codes, since rounding them again would add noise.
         for unchanged in (key for key in SLOTS if key in values and values[key] is read.get(key)):
             parts = (unchanged, unchanged + "_absmax") if plan.quantized else (unchanged,)
             new |= {part: state[part] for part in parts}
@@ -146,7 +144,7 @@ def _second_moment(values: States, plan: StatePlan) -> Tensor:
 
 
 def _with_betas(read: States, old: Config, new: Config, age: int) -> States:
-    """The statistics so that they read as they did, where the new βs correct the bias otherwise."""
+    """Rescales the moments where `betas` differ, so that their bias-corrected values stay."""
     values = dict(read)
     for position, moment in enumerate(("exp_avg", "exp_avg_sq", "exp_avg_res")):
         before, after = old.betas[position], new.betas[position]
@@ -155,7 +153,7 @@ def _with_betas(read: States, old: Config, new: Config, age: int) -> States:
         gain = weight_seen(after, age) / weight_seen(before, age)
         shift = 0.0
         if moment == "exp_avg_res":
-            # r̂ = (r + c) / (c + 1 − βᵗ) with c = 1 − β
+            # r̂ = (r + c) / (c + 1 − βᵃ) with c = 1 − β
             c, new_c = decay(before).complement, decay(after).complement
             gain = (new_c + weight_seen(after, age)) / (c + weight_seen(before, age))
             shift = gain * c - new_c

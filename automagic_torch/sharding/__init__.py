@@ -1,6 +1,4 @@
-"""Parameters that are DTensors: every process computes on its shard, and only statistics are exchanged.
+"""Parameters that are DTensors: every process computes with its piece (docs/algorithm.md, section 9.1).
 
-`torch.distributed.fsdp.fully_shard` makes such parameters.  They are split along axis 0, over one dimension of a device
-mesh, and may be replicated over the others.  States are DTensors of the shapes and dtypes that they have unsharded.
-Imported only where there is such a parameter.
+Only `extent` and `extent_of` are imported where no parameter is a DTensor.
 """

@@ -1,7 +1,7 @@
-"""What of a batch's arrays this process holds, and where their states are kept.
+"""The part of a batch that this process holds, and where its states are kept (docs/algorithm.md, section 9.1).
 
-The rest of the optimizer works on stacked arrays.  Only here does it matter whether these are whole arrays or shards
-of arrays that several processes hold together, which `automagic_torch.sharding` adds.
+The rest of the optimizer works on stacked arrays.  It need not know whether these are whole arrays (`Extent`) or
+pieces of arrays that several processes hold together (`ShardedExtent`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from automagic_torch.arrays.means import Means
 from automagic_torch.arrays.stacked import chosen, separate
 from automagic_torch.codec import polarity
 from automagic_torch.codec.stored import States, encoded_states, read_states, state_forms
-from automagic_torch.stages.chain import StageInputs, after_stages
+from automagic_torch.stages.chain import StageArrays, StageInputs, after_stages
 from automagic_torch.stages.energy import StageEnergy
 
 
 class Extent:
-    """All of every array is here.
+    """This process holds all of every array.
 
     Attributes:
-        plan: of the whole arrays.
-        means: over rows, columns and arrays.
-        state_device: where states are kept, None for the device of their parameter.
-        first: row-major index, in the whole array, of the first element that is here.
-        spread: other processes hold parts of the arrays too.
+        plan: plan of the whole arrays.
+        means: forms means over rows, columns and arrays.
+        state_device: the device of the states; None for that of their parameter.
+        first: row-major index, in the whole array, of the first element that this process holds.
+        spread: other processes hold pieces of the arrays too.
     """
 
     first = 0
@@ -42,17 +42,17 @@ class Extent:
         self.means = Means(plan)
 
     def new_state(self, warming: bool, device: torch.device) -> States:
-        """The state of one array before its first step: zeros, except `torque_mean`, which is 1."""
+        """The states of one array before its first step: zeros, except `torque_mean`, which is 1."""
         state = self.zeros(state_forms(self.plan, warming), device)
         state["torque_mean"].fill_(1.0)
         return state
 
     def zeros(self, names: Iterable[str], device: torch.device) -> States:
-        """Some states of one array, as they are kept, all zero.
+        """Makes some states of one array, all zero.
 
         Args:
-            names: of states.
-            device: of the parameter.
+            names: of the states.
+            device: device of the parameter.
         """
         forms = state_forms(self.plan, warming=True)
         return {
@@ -61,47 +61,47 @@ class Extent:
         }
 
     def placed(self, name: str, value: Tensor, device: torch.device) -> Tensor:
-        """A copy of one state of one array, wherever it comes from, as it is kept here.
+        """Copies one state of one array to where it is kept.
 
         Args:
             name: of the state.
-            value: of the state's whole shape; a DTensor of any placements, or a whole tensor.
-            device: of the parameter.
+            value: the whole state, as a DTensor of any placements or as a plain tensor.
+            device: device of the parameter.
         """
         return self._copied(whole(value), device)
 
     def adopted(self, state: States, device: torch.device) -> States:
-        """A whole state that was made here for one array, as it is kept; what need not be copied is not."""
+        """Puts the new states of one array where they are kept, without copying more than needed."""
         return state if self.state_device is None else {name: self.placed(name, x, device) for name, x in state.items()}
 
     def _copied(self, value: Tensor, device: torch.device) -> Tensor:
         copied = value.detach().to(self.state_device or device, copy=True, memory_format=torch.contiguous_format)
-        # Pinned from the start, so that the first step does not wait for its copies.
+        # Pinned now, so that the first step does not wait for its copies.
         return copied.pin_memory() if self.state_device is not None and device.type == "cuda" else copied
 
-    def elements_computed(self, arrays: StageInputs) -> int:
-        """How many elements of one array a step computes with here, the same in every process."""
+    def elements_computed(self, arrays: StageArrays) -> int:
+        """How many elements of one array this process computes with; the same in every process."""
         return self.plan.size
 
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The parts of parameters, gradients or states that are here; not copied."""
+        """The pieces of tensors that this process holds; not copied."""
         return tensors
 
     def states_here(self, states: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-        """As `here`, of states, on the device of their parameters."""
+        """As `here`, for states, which it brings to the device of their parameters."""
         there = self.here(states)
         return there if self.state_device is None else on_device(there, device)
 
     def gradients_here(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
-        """As `here`, of gradients."""
+        """As `here`, for gradients."""
         return grads
 
     def read(self, stored: States) -> States:
-        """Stacked states in float32: `automagic_torch.codec.stored.read_states`."""
+        """Reads stacked states as float32: `automagic_torch.codec.stored.read_states`."""
         return read_states(stored, self.plan)
 
     def encoded(self, new: States, key: Callable[[Slot], int] | None) -> States:
-        """New values in the form that is stored: `automagic_torch.codec.stored.encoded_states`."""
+        """Brings new values into their stored form: `automagic_torch.codec.stored.encoded_states`."""
         return encoded_states(new, self.plan, key)
 
     def write(
@@ -110,53 +110,44 @@ class Extent:
         """Stores new values in the form that the states have.
 
         Args:
-            states: one for each array, whose entries are replaced.
-            stored: the same states as they were, stacked.
-            new: as `read` gives them, only those that change.
-            ok: (arrays,) bool; False leaves every stored bit of an array.
-            key: gives the key of a slot's random bits; None rounds codes to nearest.
+            states: the states of each array, whose entries are replaced.
+            stored: the old states, stacked.
+            new: the states that change, as `read` gives them.
+            ok: (arrays,) bool; where it is False, an array keeps every bit.
+            key: gives the key of a slot's random bits; None rounds to nearest.
         """
         for name, tensor in self.encoded(new, key).items():
             self.replace(states, name, chosen(ok, tensor, stored[name]))
 
     def replace(self, states: Sequence[States], name: str, value: Tensor) -> None:
-        """Gives every array its part of a fresh stacked tensor.
+        """Replaces one state of every array by its part of a new stacked tensor.
 
-        Tensors are replaced, not written into, so that an earlier `state_dict` keeps its values.
+        No tensor is written into, so an earlier `state_dict` keeps its values.
         """
         for state, tensor in zip(states, separate(value), strict=True):
             state[name] = self.kept(name, tensor)
 
     def kept(self, name: str, tensor: Tensor) -> Tensor:
-        """One state of one array as it is kept between steps."""
+        """Brings one state of one array to where it is kept between steps."""
         return tensor if self.state_device is None else on_host(tensor)
 
     def like_parameters(self, x: Tensor) -> Sequence[Tensor]:
-        """A stacked tensor as one tensor for each parameter."""
+        """Makes one tensor for each parameter from a stacked one."""
         return x.unbind()
 
     def signs(self, packed: Tensor, g: Tensor) -> Tensor:
-        """What `last_polarity` holds, −1 or 1 for every element of g."""
+        """The signs in `last_polarity`: −1 or 1 for every element of g."""
         return polarity.unpack_signs(packed, self.plan.shape[-1] if self.plan.shape else 1).view_as(g)
 
     def updated_polarity(self, packed: Tensor, g: Tensor) -> Tensor:
         """`last_polarity` after g."""
         return polarity.updated(packed, g)
 
-    def after_stages(
-        self,
-        arrays: StageInputs,
-        factor: Tensor | None,
-        g: Tensor,
-        w: Tensor,
-        old: States,
-        age: Tensor,
-        energy: StageEnergy,
-    ) -> tuple[Tensor, States]:
-        """Section 4: `automagic_torch.stages.chain.after_stages`."""
-        return after_stages(arrays, factor, g, w, old, age, energy, self.means)
+    def after_stages(self, arrays: StageArrays, inputs: StageInputs, energy: StageEnergy) -> tuple[Tensor, States]:
+        """Applies the gradient stages: `automagic_torch.stages.chain.after_stages`."""
+        return after_stages(arrays, inputs, energy, self.means)
 
 
 def whole_state(state: States, device: torch.device) -> States:
-    """All of the state of one array, on a device; gathers as `whole` does."""
+    """The whole states of one array on a device; gathers as `whole` does."""
     return {name: whole(value).to(device) for name, value in state.items()}

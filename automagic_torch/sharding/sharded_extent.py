@@ -1,4 +1,4 @@
-"""The extent of a batch of DTensors."""
+"""`ShardedExtent`: a batch of which every process holds a piece (docs/algorithm.md, section 9.1)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 
 from automagic_core import Slot, StatePlan
+from automagic_core.arrays.state_forms import COMPANDED, SLOTS
 from automagic_torch.arrays.dtensors import whole
-from automagic_torch.codec.stored import COMPANDED, SLOTS, States
+from automagic_torch.codec.stored import States
 from automagic_torch.sharding import signs
 from automagic_torch.sharding.blocks import ShardBlocks
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.sharding.sharded_means import ShardedMeans
 from automagic_torch.sharding.sharded_stages import sharded_stages, stages_gather
-from automagic_torch.sharding.split import Split, as_dtensor, local_piece, piece_shape, places
-from automagic_torch.stages.chain import StageInputs
+from automagic_torch.sharding.split import (
+    Split,
+    as_dtensor,
+    local_piece,
+    piece_shape,
+    state_placements,
+    state_splits,
+)
+from automagic_torch.stages.chain import StageArrays, StageInputs
 from automagic_torch.stages.energy import StageEnergy
 
 
@@ -31,33 +39,30 @@ class ShardedExtent(Extent):
         self.spread = split.count > 1
         if self.spread:
             self.means = ShardedMeans(plan, split)
-        self._places = places(split, plan)
+        self._splits = state_splits(split, plan)
         self._blocks = ShardBlocks(split, plan) if plan.quantized else None
 
     def zeros(self, names: Iterable[str], device: torch.device) -> States:
-        state = {}
+        zeros = {}
         for name in names:
-            place = self._places[name]
-            local = torch.zeros(piece_shape(place, self.split), dtype=place.dtype, device=self.state_device or device)
-            state[name] = as_dtensor(local, self.split, place)
-        return state
+            state = self._splits[name]
+            local = torch.zeros(piece_shape(state, self.split), dtype=state.dtype, device=self.state_device or device)
+            zeros[name] = as_dtensor(local, state, self.split)
+        return zeros
 
     def placed(self, name: str, value: Tensor, device: torch.device) -> Tensor:
-        place = self._places[name]
+        state = self._splits[name]
         if isinstance(value, DTensor) and value.device_mesh == self.split.mesh:
-            placements = self.split.placements if place.split else (Replicate(),) * self.split.mesh.ndim
-            local = value.redistribute(self.split.mesh, placements).to_local()
-        elif place.split:
-            local = local_piece(whole(value), place, self.split)
+            local = value.redistribute(self.split.mesh, state_placements(state, self.split)).to_local()
         else:
-            local = whole(value)
-        return as_dtensor(self._copied(local, device), self.split, place)
+            local = local_piece(whole(value), state, self.split)
+        return as_dtensor(self._copied(local, device), state, self.split)
 
     def adopted(self, state: States, device: torch.device) -> States:
         return {name: self.placed(name, value, device) for name, value in state.items()}
 
-    def elements_computed(self, arrays: StageInputs) -> int:
-        # So large models too are computed with in few batches, which is few exchanges.
+    def elements_computed(self, arrays: StageArrays) -> int:
+        # The piece counts and not the array: large models then have few batches, and so few exchanges.
         return self.plan.size if stages_gather(arrays) else self.split.borders[1] * self.split.row_size
 
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -67,7 +72,7 @@ class ShardedExtent(Extent):
         return self.here([self._as_parameter(grad) for grad in grads])
 
     def _as_parameter(self, grad: Tensor) -> Tensor:
-        """A gradient placed as its parameter; it may have come as partial sums."""
+        """The gradient with the placements of its parameter; it may have come as partial sums."""
         if isinstance(grad, DTensor) and grad.placements != self.split.placements:
             return grad.redistribute(self.split.mesh, self.split.placements)
         return grad
@@ -88,25 +93,16 @@ class ShardedExtent(Extent):
         return self._blocks.encoded(to_code, key) | super().encoded(others, key)
 
     def kept(self, name: str, tensor: Tensor) -> Tensor:
-        return as_dtensor(super().kept(name, tensor), self.split, self._places[name])
+        return as_dtensor(super().kept(name, tensor), self._splits[name], self.split)
 
     def like_parameters(self, x: Tensor) -> Sequence[Tensor]:
-        return [as_dtensor(local, self.split, self._places["exp_avg"]) for local in x.unbind()]
+        return [as_dtensor(local, self._splits["exp_avg"], self.split) for local in x.unbind()]
 
     def signs(self, packed: Tensor, g: Tensor) -> Tensor:
-        return signs.signs_here(packed, g, self.split, self._places["last_polarity"].split)
+        return signs.signs_here(packed, g, self.split, self._splits["last_polarity"].split)
 
     def updated_polarity(self, packed: Tensor, g: Tensor) -> Tensor:
-        return signs.updated(packed, g, self.split, self._places["last_polarity"].split)
+        return signs.updated(packed, g, self.split, self._splits["last_polarity"].split)
 
-    def after_stages(
-        self,
-        arrays: StageInputs,
-        factor: Tensor | None,
-        g: Tensor,
-        w: Tensor,
-        old: States,
-        age: Tensor,
-        energy: StageEnergy,
-    ) -> tuple[Tensor, States]:
-        return sharded_stages(arrays, factor, self.split, g, w, old, age, energy, self.means)
+    def after_stages(self, arrays: StageArrays, inputs: StageInputs, energy: StageEnergy) -> tuple[Tensor, States]:
+        return sharded_stages(arrays, inputs, energy, self.means, self.split)

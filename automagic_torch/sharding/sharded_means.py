@@ -1,4 +1,4 @@
-"""Means over arrays of which every process has some rows of axis 0."""
+"""Means over arrays that are split along axis 0 (docs/algorithm.md, section 9.1)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from automagic_torch.sharding.split import Split
 
 
 class ShardedMeans(Means):
-    """Means of the whole arrays, from what is here and one exchange each.
+    """Means of the whole arrays, from this process's pieces and one exchange each.
 
-    Axis 0 of the arrays is split.  Where it is the row axis, row statistics are split as the array is and column
-    statistics are the same everywhere; where it is one of the columns, it is the other way round.
+    Where axis 0 is the row axis, row statistics are split like the array, and column statistics are whole in every
+    process.  Where axis 0 is a column axis, it is the other way round.
     """
 
     def __init__(self, plan: StatePlan, split: Split) -> None:
@@ -65,5 +65,5 @@ class ShardedMeans(Means):
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Sum over what is here of each array, (arrays, 1, …, 1)."""
+    """Sum over this process's piece of each array, (arrays, 1, …, 1)."""
     return x.sum(dim=tuple(range(1, x.ndim)), keepdim=True)

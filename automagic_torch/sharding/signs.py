@@ -1,7 +1,7 @@
-"""`last_polarity` of shards (section 5).
+"""Packs and unpacks `last_polarity`, the sign bits, for pieces of arrays (docs/algorithm.md, section 9.1).
 
-The bits of an array of two or more axes are packed within its rows, so a shard packs its own.  An array of one axis is
-cut between bytes only by chance: else all processes keep all of its bits.
+Bits are packed along the last axis.  So each process packs its own piece of an array with two or more axes.  An array
+with one axis may be cut within a byte, and all processes then keep all of its bits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ def signs_here(packed: Tensor, g: Tensor, split: Split, is_split: bool) -> Tenso
     """−1 or 1 for every element of the piece.
 
     Args:
-        packed: what this process keeps of the bits, stacked.
+        packed: the bits that this process keeps, stacked.
         g: the pieces, stacked.
-        split: of the arrays.
-        is_split: the bits are split as the arrays.
+        split: how the arrays are split.
+        is_split: the bits are split like the arrays.
     """
     if g.numel() == 0:
         return g

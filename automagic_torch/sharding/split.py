@@ -1,11 +1,11 @@
-"""How a parameter is split over processes, and how its states are split with it."""
+"""How a parameter and its states are split over processes (docs/algorithm.md, section 9.1)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,20 +15,21 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from automagic_core import StatePlan
-from automagic_torch.codec.stored import SCALARS, SLOTS, state_forms
+from automagic_core.arrays.state_forms import SCALARS, SLOTS
+from automagic_torch.codec.stored import state_forms
 
 
 @dataclass(frozen=True)
 class Split:
-    """An array in pieces along axis 0, one for each process of a mesh dimension.
+    """How an array is split into pieces along axis 0, one for each process of a mesh dimension.
 
     Attributes:
         mesh: the device mesh.
-        placements: the parameter's, one for each mesh dimension.
-        shape: of the whole array.
+        placements: those of the parameter, one for each mesh dimension.
+        shape: shape of the whole array.
         dim: the mesh dimension over which it is split; None where every process has all of it.
-        index: this process's place along that dimension.
-        borders: of the pieces along axis 0: piece k is ``[borders[k], borders[k + 1])``; the last ones may be empty.
+        index: number of this process's piece.
+        borders: piece k is ``[borders[k], borders[k + 1])`` of axis 0; the last pieces may be empty.
     """
 
     mesh: DeviceMesh
@@ -40,7 +41,7 @@ class Split:
 
     @property
     def count(self) -> int:
-        """How many pieces there are."""
+        """Number of pieces."""
         return len(self.borders) - 1
 
     @property
@@ -50,36 +51,37 @@ class Split:
 
     @property
     def row_size(self) -> int:
-        """Elements for each step along axis 0."""
+        """Number of elements for each index of axis 0."""
         return math.prod(self.shape[1:])
-
-    def element_borders(self) -> list[int]:
-        """Row-major indices at which the pieces begin, and the size of the array."""
-        return [border * self.row_size for border in self.borders]
 
     @property
     def first(self) -> int:
-        """Row-major index of the first element that is here."""
+        """Row-major index of the first element of this process's piece."""
         return self.borders[self.index] * self.row_size
 
     @property
     def stop(self) -> int:
-        """Row-major index behind the last element that is here."""
+        """Row-major index after the last element of this process's piece."""
         return self.borders[self.index + 1] * self.row_size
 
     def piece(self, x: Tensor, axis: int = 0) -> Tensor:
-        """What is here of a whole tensor with the array's axis 0 at `axis`; a view."""
+        """This process's piece of a whole tensor whose axis `axis` is the array's axis 0; a view."""
         start, stop = self.borders[self.index], self.borders[self.index + 1]
         return x.narrow(axis, start, stop - start)
 
 
-class Place(NamedTuple):
-    """Where one state lives."""
+class StateSplit(NamedTuple):
+    """How one state is split.
+
+    Attributes:
+        shape, dtype: of the whole state.
+        split: it is in pieces along axis 0; else every process has all of it.
+        is_dtensor: it is a DTensor; scalars are plain tensors.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     split: bool
-    """In pieces along axis 0; else every process has all of it."""
     is_dtensor: bool
 
 
@@ -90,7 +92,7 @@ def split_of(p: DTensor) -> Split:
         ValueError: its placements are not supported.
     """
     mesh, placements, shape = p.device_mesh, tuple(p.placements), tuple(p.shape)
-    # A subclass of Shard, as tensor parallelism below FSDP makes it, means another order of rows.
+    # A subclass of Shard, such as tensor parallelism below FSDP makes, means another order of rows.
     along = [dim for dim, placement in enumerate(placements) if type(placement) is Shard and placement.dim == 0]
     others = [placement for dim, placement in enumerate(placements) if dim not in along]
     if len(along) > 1 or not all(isinstance(placement, Replicate) for placement in others):
@@ -109,21 +111,21 @@ def split_of(p: DTensor) -> Split:
 
 
 def chunk_borders(length: int, count: int) -> tuple[int, ...]:
-    """Where Shard(0) cuts an axis: pieces of one length, the last ones shorter or empty."""
+    """The borders at which Shard(0) cuts an axis: pieces of one length, the last ones shorter or empty."""
     chunk = -(-length // count)
     return tuple(min(k * chunk, length) for k in range(count + 1))
 
 
-def places(split: Split, plan: StatePlan) -> dict[str, Place]:
-    """Where every state of an array lives, those that only a warm-up needs included."""
-    return _places(None if split.dim is None else split.borders, plan)
+def state_splits(split: Split, plan: StatePlan) -> dict[str, StateSplit]:
+    """How every state of an array is split, those of the warm-up included."""
+    return _state_splits(None if split.dim is None else split.borders, plan)
 
 
 @lru_cache(maxsize=4096)
-def _places(borders: tuple[int, ...] | None, plan: StatePlan) -> dict[str, Place]:
-    # Not by the mesh: one that is kept here would outlive its process group.
+def _state_splits(borders: tuple[int, ...] | None, plan: StatePlan) -> dict[str, StateSplit]:
+    # The mesh is no argument: the cache would keep it longer than its process group.
     return {
-        name: Place(form.shape, form.dtype, _is_split(name, form.shape, borders, plan), name not in SCALARS)
+        name: StateSplit(form.shape, form.dtype, _is_split(name, form.shape, borders, plan), name not in SCALARS)
         for name, form in state_forms(plan, warming=True).items()
     }
 
@@ -143,7 +145,7 @@ def _is_split(name: str, shape: tuple[int, ...], borders: tuple[int, ...] | None
 
 
 def _has_whole_blocks(borders: tuple[int, ...], shape: tuple[int, ...], reduced: tuple[int, ...], width: int) -> bool:
-    """Whether a state with one value for every `width` elements can be split so that each piece has its own."""
+    """Whether a state with one value per `width` elements can be split so that each piece has whole blocks."""
     size, row_size, reduced_row_size = math.prod(shape), math.prod(shape[1:]), math.prod(reduced[1:])
     own = chunk_borders(reduced[0], len(borders) - 1)
     return all(
@@ -152,27 +154,33 @@ def _has_whole_blocks(borders: tuple[int, ...], shape: tuple[int, ...], reduced:
     )
 
 
-def piece_shape(place: Place, split: Split) -> tuple[int, ...]:
-    """Shape of what this process has of a state."""
-    if not place.split:
-        return place.shape
-    borders = chunk_borders(place.shape[0], split.count)
-    return (borders[split.index + 1] - borders[split.index], *place.shape[1:])
+def piece_shape(state: StateSplit, split: Split) -> tuple[int, ...]:
+    """Shape of this process's piece of a state."""
+    if not state.split:
+        return state.shape
+    start, stop = chunk_borders(state.shape[0], split.count)[split.index : split.index + 2]
+    return (stop - start, *state.shape[1:])
 
 
-def local_piece(value: Tensor, place: Place, split: Split) -> Tensor:
-    """What this process has of a whole state that is split; a view."""
-    borders = chunk_borders(place.shape[0], split.count)
-    return value.narrow(0, borders[split.index], borders[split.index + 1] - borders[split.index])
+def local_piece(value: Tensor, state: StateSplit, split: Split) -> Tensor:
+    """This process's piece of a whole state; a view."""
+    if not state.split:
+        return value
+    start, stop = chunk_borders(state.shape[0], split.count)[split.index : split.index + 2]
+    return value[start:stop]
 
 
-def as_dtensor(local: Tensor, split: Split, place: Place) -> Tensor:
-    """A state of which `local` is here."""
-    if not place.is_dtensor:
+def state_placements(state: StateSplit, split: Split) -> tuple[Placement, ...]:
+    """The placements of a state as a DTensor."""
+    return split.placements if state.split else (Replicate(),) * split.mesh.ndim
+
+
+def as_dtensor(local: Tensor, state: StateSplit, split: Split) -> Tensor:
+    """The state of which this process holds `local`."""
+    if not state.is_dtensor:
         return local
-    placements = split.placements if place.split else (Replicate(),) * split.mesh.ndim
-    shape = torch.Size(place.shape)
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    # Not `from_local`, which moves what is on the host to the mesh's device.
-    spec = DTensorSpec(split.mesh, placements, TensorMeta(shape, tuple(strides), local.dtype))
-    return DTensor(local, spec, requires_grad=False)
+    # `from_local` would move a tensor on the host to the mesh's device.
+    meta = TensorMeta(torch.Size(state.shape), torch.empty(state.shape, device="meta").stride(), local.dtype)
+    make: Any = DTensor
+    dtensor: Tensor = make(local, DTensorSpec(split.mesh, state_placements(state, split), meta), requires_grad=False)
+    return dtensor

@@ -1,4 +1,4 @@
-"""The gradient stages of sections 2 and 4, one module each: pure functions on float32 arrays and batches of them."""
+"""The gradient stages: pure functions of float32 arrays and of batches (docs/algorithm.md, sections 2 and 4)."""
 
 from automagic_torch.stages.clip_by_percentile import clip_by_percentile
 from automagic_torch.stages.encourage_low_rank import encourage_low_rank

@@ -1,63 +1,69 @@
-"""The gradient stages one after another, on a batch (section 2)."""
+"""Applies the gradient stages to a batch, one after another (docs/algorithm.md, section 2)."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from automagic_core import Config, StatePlan
+from automagic_core import Config, Layout, StatePlan
+from automagic_core.watching.metrics import STAGES
 from automagic_torch.arrays.means import Means
 from automagic_torch.codec.stored import States
 from automagic_torch.stages.encourage_low_rank import encourage_low_rank
-from automagic_torch.stages.energy import NAMES, StageEnergy
+from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.stages.suppress_edges import suppress_edges
 from automagic_torch.stages.suppress_high_frequencies import suppress_high_frequencies
 
-CLIP, EDGES, FREQUENCIES, LOW_RANK = NAMES
+CLIP, EDGES, FREQUENCIES, LOW_RANK = STAGES
 
 
-class StageInputs(NamedTuple):
-    """What the stages must know of the arrays of a batch, besides numbers."""
+class StageArrays(NamedTuple):
+    """What the stages must know about the arrays of a batch."""
 
     plan: StatePlan
     config: Config
-    layout: Any
+    layout: Layout
     embedding: bool
     lora: bool
 
     @property
     def low_rank(self) -> bool:
-        """Stage 4 works on the arrays."""
+        """Whether stage 4 works on the arrays."""
         return self.lora and self.config.encourages_low_rank
 
 
-def after_stages(
-    arrays: StageInputs,
-    factor: Tensor | None,
-    g: Tensor,
-    w: Tensor,
-    old: States,
-    age: Tensor,
-    energy: StageEnergy,
-    means: Means,
-) -> tuple[Tensor, States]:
-    """The gradients that section 5 sees, and the new states of the stages.
+class StageInputs(NamedTuple):
+    """The tensors with which the stages compute, for a batch.
+
+    Attributes:
+        factor: by which stage 1 multiplies the gradients, 0-d; None where it is off.
+        g: raw gradients, float32, stacked; zeros for skipped arrays.
+        w: the parameters, float32.
+        edge_history: before the step, if the arrays have one.
+        age: the arrays' ages, this step included, (arrays, 1, …, 1).
+    """
+
+    factor: Tensor | None
+    g: Tensor
+    w: Tensor
+    edge_history: Tensor | None
+    age: Tensor
+
+
+def after_stages(arrays: StageArrays, inputs: StageInputs, energy: StageEnergy, means: Means) -> tuple[Tensor, States]:
+    """The gradients after the stages, and the new states of the stages.
 
     Args:
-        arrays: which they are.
-        factor: what stage 1 multiplies by, 0-d; None where it is off.
-        g: raw gradients, float32, stacked, those of skipped arrays as zeros.
-        w: the parameters, float32.
-        old: states before the step.
-        age: the arrays' ages, this step included, (arrays, 1, …, 1).
-        energy: is told what every stage does.
-        means: of the gradients as they come.
+        arrays: the facts about the arrays.
+        inputs: their tensors.
+        energy: records what every stage does.
+        means: forms Σ g² of the raw gradients.
     """
     plan, config, layout, embedding, _ = arrays
+    factor, g, w, edge_history, age = inputs
     new: States = {}
     energy.begin(g, means.square_norm)
-
     if factor is not None:
         g = g * factor
     energy.scaled(CLIP, factor)
@@ -65,7 +71,7 @@ def after_stages(
     if plan.has_edge_history:
         g, history = suppress_edges(
             g,
-            old["edge_history"],
+            edge_history,
             age,
             penalty=config.edge_penalty,
             threshold=config.edge_threshold,

@@ -1,4 +1,4 @@
-"""Stage 4, `encourage_low_rank` (section 4): adapters feel the tail of their singular values."""
+"""Stage 4: shrinks the weak singular directions of adapters (docs/algorithm.md, section 4.4)."""
 
 from __future__ import annotations
 
@@ -21,28 +21,24 @@ def encourage_low_rank(
     embedding: bool = False,
     batched: bool = False,
 ) -> Tensor:
-    """Strengthens g along the strong directions of w and adds the gradient of w's smooth nuclear tail (section 4).
+    """Strengthens g along the strong singular directions of w, and adds a pull that shrinks the weak ones.
 
-    Everything is computed in float64, a batch at once.  The weakest directions enter T with a factor of 10 / √λ, where
-    λ is the largest eigenvalue, the strongest perhaps with only 1 / n² of 1 / √λ, where n is the shorter side: in
-    float32 the rounding of the decomposition would drown it.  float64 is also out of reach of the settings that allow
-    products of reduced precision, and the scale of w, which cancels, need not be taken out.
-
-    On CUDA `torch.linalg.eigh` waits for the device once, to look at its error code; nothing else here does.
+    Everything is computed in float64, a batch at once: float32 is not exact enough for the strongest directions, whose
+    factors may be as small as 1 / n² of the others.  On CUDA `torch.linalg.eigh` waits for the device once.
 
     Args:
-        g: gradient, finite float32, of a 2-D array, or with `batched` of such arrays stacked along a leading axis.
+        g: gradient of a 2-D array, finite float32, or with `batched` of such arrays stacked along a leading axis.
         w: the parameter, the shape of g.
         strength: ρ in [0, 1).
         emphasis: ε ≥ 1.
-        layout, embedding: which side is the row axis; it matters for square arrays only.
+        layout, embedding: decide which side is the row axis, which matters only for square arrays.
         batched: the first axis of g and w counts arrays.
 
     Returns:
-        The new gradient, float32.  g where the array is not 2-D, and where w is zero or not finite.
+        The new gradient, float32; g itself where the array is not 2-D, and where w is zero or not finite.
 
     Raises:
-        ValueError: g and w differ in shape.
+        ValueError: g and w have different shapes.
     """
     if g.shape != w.shape:
         raise ValueError(f"g has shape {tuple(g.shape)}, w {tuple(w.shape)}; valid: the same shape")
@@ -51,34 +47,34 @@ def encourage_low_rank(
         return g
     if not batched:
         g, w = g[None], w[None]
-    turned = shape[1] < shape[0] or (shape[0] == shape[1] and rows_come_last(layout, embedding))
+    transposed = shape[1] < shape[0] or (shape[0] == shape[1] and rows_come_last(layout, embedding))
 
     W = w.to(torch.float64, copy=True)
-    gram = W.mT @ W if turned else W @ W.mT
+    gram = W.mT @ W if transposed else W @ W.mT
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     usable = trace.isfinite() & (trace > 0)
-    # Where there is nothing to decompose a matrix of zeros is, which eigh accepts.
+    # `eigh` accepts zeros but no NaN.
     values, Q = torch.linalg.eigh(torch.where(usable[:, None, None], gram, 0.0))
     weak, M, norm = tail(values, Q)
     kept = torch.eye(len(Q[0]), dtype=Q.dtype, device=Q.device) + (emphasis - 1) * _rebuilt(1 - weak, Q)
 
-    # The longest arrays here: T becomes the result, and W makes room for g.
-    result = W @ M if turned else M @ W
+    # These are the largest arrays, so their memory is reused: T becomes the result, and g replaces W.
+    result = W @ M if transposed else M @ W
     gradient = W.copy_(g)
     result.mul_((strength * _norms(gradient) / norm)[:, None, None])
-    result.baddbmm_(gradient, kept) if turned else result.baddbmm_(kept, gradient)
+    result.baddbmm_(gradient, kept) if transposed else result.baddbmm_(kept, gradient)
     result = chosen(usable, result.float(), g)
     return result if batched else result[0]
 
 
 def tail(values: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What makes T of W.
+    """The matrix M that gives T = M W.
 
     Args:
         values, Q: eigenvalues and eigenvectors of W Wᵀ, shorter side first: float64, (arrays, side[, side]).
 
     Returns:
-        wᵢ; the symmetric M = Q diag(wᵢ / √(λᵢ + δ²)) Qᵀ, with T = M W; and ‖T‖ for every array.
+        ωᵢ; the symmetric M = Q diag(ωᵢ / √(λᵢ + δ²)) Qᵀ; and ‖T‖ for every array.
     """
     values = values.clamp(min=0.0)
     weak = 1 / (1 + (values / values.mean(-1, keepdim=True)).square())
@@ -92,4 +88,5 @@ def _rebuilt(values: Tensor, Q: Tensor) -> Tensor:
 
 
 def _norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=(-2, -1))
+    norms: Tensor = torch.linalg.vector_norm(x, dim=(-2, -1))
+    return norms

@@ -1,4 +1,4 @@
-"""The history of stage 1 in a parameter group: there while the group's `percentile_clipping` is below 100."""
+"""The ring of gradient norms that stage 1 keeps in a parameter group (docs/algorithm.md, section 4.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HISTORY, POSITION = "norm_history", "norm_position"
 
 
 def add_norm_history(group: dict[str, Any], config: Config, device: torch.device) -> None:
-    """Gives a group that has taken no step what its fields plan: an empty history, or none."""
+    """Gives a group without steps an empty history if its fields need one; else removes the history."""
     if not config.clips_by_percentile:
         group.pop(HISTORY, None)
         group.pop(POSITION, None)
@@ -24,5 +24,5 @@ def add_norm_history(group: dict[str, Any], config: Config, device: torch.device
 
 
 def has_norm_history(group: Mapping[str, Any]) -> bool:
-    """Whether the group holds both."""
+    """Whether the group has a history."""
     return HISTORY in group and POSITION in group

@@ -1,4 +1,4 @@
-"""Stage 2, `suppress_edges` (section 4): one diffusion step where a gradient is rougher than its row usually is."""
+"""Stage 2: smooths a gradient where it is rougher than its row usually is (docs/algorithm.md, section 4.2)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def suppress_edges(
     embedding: bool = False,
     batched: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Smooths g by as much as it is rougher than its row's history (section 4).
+    """Smooths g by as much as it is rougher than its row's history.
 
     Args:
-        g: gradient, finite float32, of one array, or with `batched` of arrays stacked along a leading axis.
-        edge_history: float32 in `automagic_core.row_shape`, behind the batch axis if there is one; zeros before the
-            first step.  None for an array that the stage leaves alone.
+        g: gradient of one array, finite float32, or with `batched` of arrays stacked along a leading axis.
+        edge_history: float32 in `automagic_core.row_shape`, with the batch axis in front if there is one; zeros before
+            the first step.  None for an array that the stage leaves alone.
         age: int32, the steps that the array took, this one included: 0-d, or one per array of the batch.
         penalty: λ in [0, 0.2].
         threshold: θ ≥ 0.
-        layout, embedding: which axes are rows, columns and spatial (section 1).
+        layout, embedding: decide which axes are rows, columns and spatial axes (sections 1.1 to 1.3).
         batched: the first axis of g counts arrays.
 
     Returns:
-        The new gradient and the new history; both as they came where there are no two spatial axes of length ≥ 3.
+        The new gradient and the new history; both unchanged for an array that the stage leaves alone.
     """
     shape = array_shape(g, batched)
     axes = spatial_from_end(shape, layout)
@@ -45,7 +45,7 @@ def suppress_edges(
     size = rough.abs()
     strength = size.mean(dim=columns_from_end(len(shape), layout, embedding), keepdim=True)
     beta, age = decay(EDGE_DECAY), age.float()
-    edge_history = ema(edge_history, strength, beta)
+    edge_history = ema(beta, edge_history, strength)
     correction = one_minus_power(beta, age).reshape(-1, *[1] * len(shape)) if batched else one_minus_power(beta, age)
     usual = edge_history * ((1 + threshold) / correction)
     excess = size.sub_(usual).clamp_(min=0)
@@ -53,10 +53,10 @@ def suppress_edges(
 
 
 def laplacian(x: Tensor, axes: tuple[int, int]) -> Tensor:
-    """The 5-point Laplacian over two axes; beyond the border stands a copy of the border."""
+    """The 5-point Laplacian over two axes, with a copy of the border beyond the border."""
     result = torch.zeros_like(x)
     for axis in axes:
-        # Differences rather than a weighted sum: a constant array gives exact zeros.
+        # Differences, not a weighted sum, so that a constant array gives exact zeros.
         difference = x.diff(dim=axis)
         inner = x.shape[axis] - 1
         result.narrow(axis, 0, inner).add_(difference)

@@ -1,4 +1,4 @@
-"""Stage 3, `suppress_high_frequencies` (section 4): damps what changes faster than 0.3 cycles per sample."""
+"""Stage 3: damps frequencies above 0.3 cycles per sample (docs/algorithm.md, section 4.3)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from automagic_torch.arrays.axes import array_shape, spatial_from_end
 
 
 def suppress_high_frequencies(g: Tensor, *, penalty: float, layout: Layout = "torch", batched: bool = False) -> Tensor:
-    """Multiplies the energy above the cutoff by (1 − μ)² and leaves the rest as it is (section 4).
+    """Multiplies the energy above the cutoff by (1 − μ)² and leaves the rest as it is.
 
     Args:
-        g: gradient, finite float32, of one array, or with `batched` of arrays stacked along a leading axis.
+        g: gradient of one array, finite float32, or with `batched` of arrays stacked along a leading axis.
         penalty: μ in [0, 1].
-        layout: which axes are spatial (section 1).
+        layout: decides which axes are spatial axes (section 1.3).
         batched: the first axis of g counts arrays.
 
     Returns:
-        The new gradient; g itself where there are no two spatial axes of length ≥ 3.
+        The new gradient; g itself for an array that the stage leaves alone.
     """
     axes = spatial_from_end(array_shape(g, batched), layout)
     if axes is None:
@@ -29,15 +29,16 @@ def suppress_high_frequencies(g: Tensor, *, penalty: float, layout: Layout = "to
     lengths = [g.shape[axis] for axis in axes]
     spectrum = torch.fft.rfft2(g, dim=axes)
     factors = _factors(lengths[0], lengths[1], penalty, g.device)
-    # The axes that follow the spatial ones, as in kernels of the Flax layout.
+    # Other axes follow the spatial ones in kernels of the Flax layout.
     factors = factors.view(*factors.shape, *[1] * (-axes[1] - 1))
-    # What is to go is taken from g, rather than g made anew: its rounding is then as small as itself.
-    return g - torch.fft.irfft2(spectrum.mul_(factors), s=lengths, dim=axes)
+    # Only the damped part goes through the FFT, since its rounding errors are then as small as that part.
+    damped: Tensor = torch.fft.irfft2(spectrum.mul_(factors), s=lengths, dim=axes)
+    return g - damped
 
 
 def _factors(n1: int, n2: int, penalty: float, device: torch.device) -> Tensor:
-    """μ · H for the entries of an rfft2: float32, (n1, n2 // 2 + 1)."""
-    # Large ones are made anew: keeping them would cost half as much as the gradients.
+    """μ · H for all entries of an rfft2: float32, (n1, n2 // 2 + 1)."""
+    # Large ones are not kept, since they would need half as much memory as the gradients.
     make = _kept_factors if n1 * n2 <= 2**16 else _new_factors
     return make(n1, n2, penalty, device)
 

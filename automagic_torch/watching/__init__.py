@@ -1,1 +1,1 @@
-"""What people look at: metrics, health, memory, speed."""
+"""What people look at: metrics, health, memory and speed (docs/algorithm.md, section 13)."""

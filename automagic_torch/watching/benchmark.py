@@ -1,4 +1,4 @@
-"""`benchmark_optimizer`: what a step of an optimizer costs on a model, without changing either."""
+"""`benchmark_optimizer`: times steps of an optimizer on a model without changing either."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 WARM_UP_STEPS = 3
-"""Make the states, load kernels and fill the allocator's cache."""
+"""Steps before the timed ones, which make states, load kernels and fill the allocator's cache."""
 
 
 def benchmark_optimizer(model: torch.nn.Module, optimizer: Optimizer, num_steps: int = 10) -> dict[str, Any]:
     """Times steps of an optimizer on synthetic gradients.
 
-    Nothing is changed, also where a step fails: the steps are taken by copies of the parameters and of the optimizer's
-    state, which are held in the meantime.  Hooks of the optimizer do not run, random generators stay as they are.
+    The steps use copies of the parameters and states, so nothing changes, even if a step fails.  Hooks of the optimizer
+    do not run, and random generators stay as they are.
 
     Args:
-        model: its parameters that the optimizer holds and that need gradients get one; others take no part.
-        optimizer: an `AutomagicCameAMP8bit`, or any other torch optimizer to compare with.
-        num_steps: steps that are timed, at least 1, after three that are not; the device is waited for after each.
+        model: its parameters that the optimizer holds and that need gradients take part.
+        optimizer: an `AutomagicCameAMP8bit`, or another torch optimizer to compare with.
+        num_steps: number of timed steps, at least 1; three others come before them.  Each step waits for the device.
 
     Returns:
-        ``"mean_ms"``, ``"median_ms"``, ``"min_ms"`` per step; ``"num_steps"``; ``"parameters"``, the elements that were
-        updated; ``"state_bytes"`` of the optimizer after the steps; ``"peak_memory_bytes"``, the most that torch had
-        allocated on any one CUDA device while stepping, less the originals put aside there, or None without CUDA (the
-        device's own statistic of its peak is reset for it).
+        ``"mean_ms"``, ``"median_ms"``, ``"min_ms"`` per step; ``"num_steps"``; ``"parameters"``, the number of updated
+        elements; ``"state_bytes"`` of the optimizer after the steps; ``"peak_memory_bytes"``, the most memory that
+        torch had allocated on one CUDA device during the steps, without the originals, or None without CUDA (it resets
+        torch's statistic of the peak).
 
     Raises:
         ValueError: `num_steps` below 1, or no parameter in common.
@@ -53,7 +53,7 @@ def benchmark_optimizer(model: torch.nn.Module, optimizer: Optimizer, num_steps:
         for index, (p, original) in enumerate(zip(stand_ins, chosen, strict=True)):
             p.grad = _gradient(p, index)
             if p.is_cuda and original.grad is not None:
-                aside[p.device] += _bytes(original.grad)
+                aside[p.device] += original.grad.nbytes
         for _ in range(WARM_UP_STEPS):
             optimizer.step()
         for device in devices:
@@ -74,9 +74,9 @@ def benchmark_optimizer(model: torch.nn.Module, optimizer: Optimizer, num_steps:
 
 @contextmanager
 def _on_copies(optimizer: Optimizer, chosen: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Within it the optimizer holds copies of the chosen parameters and of their states, which it gives, and no others.
+    """A context in which the optimizer holds copies of the chosen parameters, which it yields, and nothing else.
 
-    The originals are not even written back: a backward pass that is still to come would notice.
+    The originals are not touched, since a later backward pass may need them unchanged.
     """
     aside, state, groups = dict(optimizer.__dict__), optimizer.state, optimizer.param_groups
     stand_ins = {p: _stand_in(p) for p in chosen}
@@ -89,7 +89,7 @@ def _on_copies(optimizer: Optimizer, chosen: list[Tensor]) -> Iterator[list[Tens
     finally:
         optimizer.__dict__.clear()
         optimizer.__dict__.update(aside)
-        # A wrapper may keep these two elsewhere.
+        # A wrapper of an optimizer may keep these two elsewhere.
         optimizer.state, optimizer.param_groups = state, groups
 
 
@@ -111,7 +111,7 @@ def _copy_group(group: dict[str, Any], stand_ins: dict[Tensor, Tensor]) -> dict[
     copied = {name: _copy(value) for name, value in group.items() if name not in ("params", "param_names")}
     copied["params"] = [stand_ins[p] for p in group["params"] if p in stand_ins]
     if "verbose" in copied:
-        copied["verbose"] = False  # a benchmark has nothing to tell
+        copied["verbose"] = False  # a benchmark logs nothing
     return copied
 
 
@@ -134,8 +134,4 @@ def _state_bytes(optimizer: Optimizer) -> int:
     if hasattr(optimizer, "get_memory_efficiency_report"):
         return int(optimizer.get_memory_efficiency_report()["state_bytes"])
     values = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(_bytes(value) for value in values if isinstance(value, Tensor))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))

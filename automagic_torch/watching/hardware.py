@@ -1,4 +1,4 @@
-"""What torch tells of a CUDA device, and the configuration that follows from it."""
+"""Chooses a configuration for a CUDA device from what torch knows about it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Device = torch.device | str | int | None
 
 
 def get_adaptive_config(device: Device = None, **fields: Any) -> Config:
-    """A configuration by the memory of a CUDA device: `automagic_core.adaptive_config`.
+    """Chooses a configuration by the memory of a CUDA device: `automagic_core.adaptive_config`.
 
     Args:
         device: by default the current CUDA device.  Any other device, or none, counts as no GPU.
-        **fields: of `Config`; they win over what is decided.  Give `lr` here.
+        **fields: fields of `Config`, such as `lr`; they win over the profile.
 
     Returns:
         A `Config`: `memory_optimized` below 8 GB (10⁹ bytes), `balanced` below 16 GB, else `quality_optimized`; without
@@ -32,7 +32,7 @@ def get_adaptive_config(device: Device = None, **fields: Any) -> Config:
 
 
 def get_hardware_optimized_config(device: Device = None, **fields: Any) -> Config:
-    """A configuration by memory and compute capability: `automagic_core.hardware_optimized_config`.
+    """Chooses a configuration by memory and compute capability: `automagic_core.hardware_optimized_config`.
 
     Args:
         device, **fields: as in `get_adaptive_config`.
@@ -46,7 +46,7 @@ def get_hardware_optimized_config(device: Device = None, **fields: Any) -> Confi
 
 
 def cuda_facts(device: Device = None) -> tuple[int | None, tuple[int, int] | None]:
-    """Memory in bytes and compute capability (major, minor) of a CUDA device; (None, None) where it is none."""
+    """Memory in bytes and compute capability (major, minor) of a CUDA device; (None, None) for other devices."""
     if not torch.cuda.is_available():
         return None, None
     if device is not None and not isinstance(device, int) and torch.device(device).type != "cuda":
@@ -56,7 +56,7 @@ def cuda_facts(device: Device = None) -> tuple[int | None, tuple[int, int] | Non
 
 
 def cuda_memory_use(devices: Iterable[torch.device]) -> float | None:
-    """What torch has reserved of the fullest CUDA device, as a part of its memory; None where none is CUDA."""
+    """The part of the fullest CUDA device's memory that torch has reserved; None if no device is CUDA."""
     used = [
         torch.cuda.memory_reserved(device) / torch.cuda.get_device_properties(device).total_memory
         for device in devices

@@ -1,4 +1,4 @@
-"""`check_training_health` for a torch optimizer."""
+"""`check_training_health`: judges whether a run with a torch optimizer is healthy."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def check_training_health(optimizer: Optimizer, losses: Sequence[Any], threshold
 
     Args:
         optimizer: an `AutomagicCameAMP8bit`.
-        losses: of the stretch to be judged, in order: numbers, or tensors of one element.
+        losses: one for each step, in order: numbers, or tensors of one element.
         threshold_ratio: in (0, 1).  From the first half of `losses` to the second, a rise by more than this part of the
-            loss is divergence (critical) and a fall by less a stall (warning), both only where noise does not explain
-            it.  0.1 suits a whole run, 0.01 its last few hundred steps.
+            loss is divergence (critical), and a fall by less is a stall (warning), unless noise explains it.  0.1 suits
+            a whole run, 0.01 its last few hundred steps.
 
     Returns:
         A dictionary with ``"status"`` (``"healthy"``, ``"warning"``, ``"critical"``), ``"issues"`` (names as in

@@ -1,24 +1,23 @@
-"""`analyze_memory_usage` for a torch optimizer."""
+"""`analyze_memory_usage`: a table of what a torch optimizer's states hold."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-from torch import Tensor
-
+from automagic_core.arrays.state_forms import SHARED_STATES
 from automagic_core.watching.memory_table import HeldStates, memory_table
 from automagic_torch.cameamp.groups import can_store_8bit, group_config
-from automagic_torch.codec import quantized_tensor as codec
+from automagic_torch.codec import quantized_tensor
 
 _PARTS = ("_absmax", "_row", "_col")
 
 
 def analyze_memory_usage(optimizer: Any, show: bool = False) -> str:
-    """A table of what an optimizer's states hold, against Adam's, with a verdict.
+    """Compares what an optimizer's states hold with Adam's, in a table with a verdict.
 
-    Below 30 % of parameters with 8-bit states the verdict warns, above 80 % it praises; where no state could be in
-    8 bits, or where there is none yet, it says so instead.
+    The verdict warns if less than 30 % of the parameters have 8-bit states and praises if more than 80 % do.  It also
+    says if no state could have 8 bits, and if there are no states yet.
 
     Args:
         optimizer: an `AutomagicCameAMP8bit`.
@@ -34,11 +33,12 @@ def analyze_memory_usage(optimizer: Any, show: bool = False) -> str:
 
 
 def held_states(optimizer: Any) -> HeldStates:
-    """What the optimizer holds, counted from its tensors; DTensors count as wholes, whoever holds them."""
+    """Counts what the optimizer holds, from its tensors; DTensors count with their whole size."""
     eight = thirty_two = without = 0
     by_name: Counter[str] = Counter()
     for group in optimizer.param_groups:
-        by_name.update(_shared(group))
+        # The group's fields may be tensors too (a rate, for example), but they are no states.
+        by_name.update({name: group[name].nbytes for name in SHARED_STATES if name in group})
         for p in group["params"]:
             state = optimizer.state.get(p, {})
             if not state:
@@ -48,20 +48,15 @@ def held_states(optimizer: Any) -> HeldStates:
             else:
                 thirty_two += p.numel()
             for name, tensor in state.items():
-                by_name[_state_name(name)] += _bytes(tensor)
+                by_name[_state_name(name)] += tensor.nbytes
     return HeldStates(eight, thirty_two, without, dict(by_name), _kept_in_32(optimizer))
-
-
-def _shared(group: dict[str, Any]) -> dict[str, int]:
-    # Fields may be tensors too (a rate, say); they are no states.
-    return {name: _bytes(group[name]) for name in ("lr_scale", "norm_history", "norm_position") if name in group}
 
 
 def _kept_in_32(optimizer: Any) -> str | None:
     configs = [group_config(group) for group in optimizer.param_groups]
     if all(config.optim_bits == 32 for config in configs):
         return "optim_bits=32 asks for it"
-    if not codec.BITSANDBYTES_AVAILABLE:
+    if not quantized_tensor.BITSANDBYTES_AVAILABLE:
         return "bitsandbytes is not installed"
     groups = zip(optimizer.param_groups, configs, strict=True)
     if not any(c.optim_bits == 8 and can_store_8bit(p, c) for group, c in groups for p in group["params"]):
@@ -73,7 +68,3 @@ def _state_name(name: str) -> str:
     for part in _PARTS:
         name = name.removesuffix(part)
     return name
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

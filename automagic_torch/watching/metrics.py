@@ -1,4 +1,4 @@
-"""`optimizer.metrics()`: statistics of a torch optimizer for dashboards."""
+"""`optimizer.metrics()`: statistics of a torch optimizer for dashboards (docs/algorithm.md, section 13)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from automagic_core.watching import metrics as core
-from automagic_core.watching.metrics import ArrayFacts, NextStep
+from automagic_core.watching import metrics as core_metrics
+from automagic_core.watching.metrics import ArrayFacts, NextStep, effective_ranks
 from automagic_torch.arrays.dtensors import whole
 from automagic_torch.arrays.marks import is_lora
 from automagic_torch.cameamp.groups import group_config
@@ -20,19 +20,18 @@ _READ = ("lr_mask", "spatial_variance", "torque_mean", "skipped_steps")
 
 
 def metrics(optimizer: Any) -> dict[str, float]:
-    """Rates, torque, energy taken by the stages, effective ranks, skipped steps and bytes, as floats.
+    """Rates, torque, energy removed by the stages, effective ranks, skipped steps and bytes, as floats.
 
-    The host waits once for each device that holds states; no step does.
+    The host waits once for each device that holds states.
 
     Args:
-        optimizer: an `AutomagicCameAMP8bit`.  Where parameters are DTensors every process must call it, for their
-            states are gathered.  Call it after ``scheduler.step()``, which sets the next step's `lr`.
+        optimizer: an `AutomagicCameAMP8bit`.  If parameters are DTensors, every process must call this, since states
+            are gathered.  Call it after ``scheduler.step()``, which sets the next step's `lr`.
 
     Returns:
-        The names of `automagic_core.watching.metrics.metrics`.  Rates are those of the next step; before the first step
-        there are none, nor a torque or energies.  ``effective_rank/<name>`` is that of every parameter marked with
-        ``_is_lora_layer`` as it is now, under its name, or under its position in the ``state_dict`` where the optimizer
-        was given no names.
+        The statistics that `automagic_core.watching.metrics.metrics` describes.  Before the first step there are no
+        rates, torque or energies.  ``effective_rank/<name>`` is there for every adapter; its name is the position in
+        the ``state_dict`` if the optimizer was given no names.
     """
     arrays = [(group, p, optimizer.state[p]) for group, p in _parameters(optimizer) if optimizer.state.get(p)]
     adapters = _adapters(optimizer)
@@ -68,20 +67,20 @@ def metrics(optimizer: Any) -> dict[str, float]:
     ranks: dict[str, float] = dict.fromkeys(adapters, 0.0)
     for index, names in enumerate(_by_side(adapters)):
         side = grams[index].shape[-1]
-        found = core.effective_ranks(read["grams", index].reshape(-1, side, side))
+        found = effective_ranks(read["grams", index].reshape(-1, side, side))
         ranks |= zip(names, map(float, found), strict=True)
     energy = {stage: _share_removed(*read["energy", stage]) for stage in optimizer._stage_energy}
-    return core.metrics(facts, energy, ranks, optimizer.get_memory_efficiency_report()["state_bytes"])
+    return core_metrics.metrics(facts, energy, ranks, optimizer.get_memory_efficiency_report()["state_bytes"])
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """Tensors of any dtypes that numpy has, each as a 1-D array of its own, with one copy from each device."""
+    """Copies tensors to 1-D numpy arrays, with one copy from each device."""
     by_device: dict[torch.device, list[int]] = {}
     for index, tensor in enumerate(tensors):
         by_device.setdefault(tensor.device, []).append(index)
     arrays = [np.zeros(0)] * len(tensors)
     for indices in by_device.values():
-        # Bytes: so values of every dtype travel together, and exactly.
+        # As bytes, values of all dtypes can be copied together exactly.
         parts = [tensors[index].detach().reshape(-1).contiguous().view(torch.uint8) for index in indices]
         rest = torch.cat(parts).cpu().numpy().tobytes()
         start = 0
@@ -97,7 +96,7 @@ def _parameters(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor]]
 
 
 def _shared(group: Mapping[str, Any], read: Mapping[Any, np.ndarray], index: int) -> tuple[float, NextStep]:
-    """ℓ and the next step of a group."""
+    """ℓ of a group, and its next step."""
     lr = float(read["lr", index][0] if ("lr", index) in read else group["lr"])
     return float(read["lr_scale", index][0]), NextStep.of(group_config(group), lr, group["step"])
 
@@ -107,7 +106,7 @@ def _share_removed(before: float, after: float) -> float:
 
 
 def _adapters(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The marked parameters by name."""
+    """The adapters by name."""
     found: dict[str, Tensor] = {}
     position = 0
     for group in optimizer.param_groups:
@@ -118,7 +117,7 @@ def _adapters(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _by_side(adapters: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names of the adapters whose Gram matrices are of one size and on one device."""
+    """The names of the adapters, grouped by the size and device of their Gram matrices."""
     sides: dict[Any, list[str]] = {}
     for name, p in adapters.items():
         sides.setdefault((min(p.shape), p.device), []).append(name)
@@ -126,7 +125,7 @@ def _by_side(adapters: Mapping[str, Tensor]) -> list[list[str]]:
 
 
 def _gram(p: Tensor) -> Tensor:
-    """W Wᵀ in float64 with the shorter side first.  Singular values below 10⁻⁸ of the largest drown in it."""
+    """W Wᵀ in float64 with the shorter side first.  It loses singular values below 10⁻⁸ of the largest."""
     W = whole(p.detach()).double()
     W = W.mT if W.shape[0] > W.shape[1] else W
     return W @ W.mT

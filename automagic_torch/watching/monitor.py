@@ -1,4 +1,4 @@
-"""`AdaptiveTrainingMonitor` for a torch optimizer."""
+"""`AdaptiveTrainingMonitor`: watches a run with a torch optimizer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from automagic_torch.watching.run_facts import check_loss, devices, losses_to_ho
 
 
 class AdaptiveTrainingMonitor(TrainingMonitor):
-    """Watches the losses of a run, and what its optimizer and its device say: `automagic_core.TrainingMonitor`.
+    """Watches the losses, the skipped steps and the memory of a run: `automagic_core.TrainingMonitor`.
 
-    `update` never waits for the device; losses are kept where they are and brought to the host together when a verdict
-    is asked for.
+    `update` never waits for the device.  Losses come to the host together when a verdict is asked for.
 
     Args:
         optimizer: an `AutomagicCameAMP8bit`.
         window_size: how many losses are judged, at least 10.
-        memory_use: the part of the device's memory in use; by default what torch has reserved of the fullest of the
-            parameters' CUDA devices.
+        memory_use: returns the part of the device's memory that is in use; by default what torch has reserved of the
+            fullest of the parameters' CUDA devices.
 
     Raises:
         ValueError: a `window_size` that is no integer of at least 10.
@@ -52,7 +51,7 @@ class AdaptiveTrainingMonitor(TrainingMonitor):
         super().__init__(window_size, memory_use or (lambda: cuda_memory_use(devices(optimizer))))
 
     def update(self, loss: Any) -> None:
-        """Notes the loss of one step, after ``optimizer.step()``.
+        """Records the loss of one step, after ``optimizer.step()``.
 
         Args:
             loss: a number, or a tensor of one element on any device; its graph is not kept.
@@ -60,7 +59,7 @@ class AdaptiveTrainingMonitor(TrainingMonitor):
         Raises:
             ValueError: a loss of more than one element.
         """
-        # A copy: a loss that is written into again, as under CUDA graphs, would change here too.
+        # A copy, since the tensor may be written into again, as with CUDA graphs.
         self._record(check_loss(loss).detach().clone() if isinstance(loss, Tensor) else float(loss))
 
     def _to_floats(self, losses: list[Any]) -> list[float]:

@@ -1,4 +1,4 @@
-"""What a monitor reads of a running optimizer: skipped steps, rates, devices, and losses on their way to the host."""
+"""What the monitor reads from an optimizer: losses, devices and rates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from automagic_core.watching.suggestions import RunRates
 
 
 def losses_to_host(losses: Sequence[Any]) -> list[float]:
-    """Losses as floats, with one copy from each device.
+    """Copies losses to the host as floats, with one copy from each device.
 
     Args:
-        losses: numbers, or tensors and arrays of one element, in any order of devices.
+        losses: numbers, or tensors and arrays of one element, on any devices.
 
     Raises:
         ValueError: a loss that is not one number.
@@ -30,7 +30,7 @@ def losses_to_host(losses: Sequence[Any]) -> list[float]:
         else:
             values[index] = float(loss)
     for indices in by_device.values():
-        # float64 does not exist on every device; a loss needs no more than float32 holds.
+        # float32, since not every device has float64.
         stacked = torch.stack([check_loss(losses[index]).detach().reshape(()).float() for index in indices])
         for index, value in zip(indices, stacked.tolist(), strict=True):
             values[index] = value
@@ -38,24 +38,19 @@ def losses_to_host(losses: Sequence[Any]) -> list[float]:
 
 
 def check_loss(loss: Tensor) -> Tensor:
-    """Returns the loss; raises a ValueError unless it has one element."""
+    """Returns the loss, or raises a ValueError unless it has one element."""
     if loss.numel() != 1:
         raise ValueError(f"a loss of shape {tuple(loss.shape)} is not one number; give its mean")
     return loss
 
 
-def parameters(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters of all groups."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def devices(optimizer: Optimizer) -> set[torch.device]:
-    """Where the parameters are."""
-    return {p.device for p in parameters(optimizer)}
+    """The devices of the parameters."""
+    return {p.device for group in optimizer.param_groups for p in group["params"]}
 
 
 def run_rates(optimizer: Optimizer) -> RunRates:
-    """The rates of the group that is fastest now."""
+    """The rates of the group whose rate is the highest now."""
     return max((_group_rates(group) for group in optimizer.param_groups), key=lambda rates: rates.rate)
 
 

@@ -1,4 +1,4 @@
-"""A callback that writes a torch optimizer's metrics for TensorBoard and for `python -m automagic_core.plot`."""
+"""`MetricsLogger`: writes a torch optimizer's metrics for TensorBoard and `python -m automagic_core.plot`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from automagic_torch.watching.run_facts import losses_to_host
 
 
 class MetricsLogger(RunLog):
-    """Writes ``optimizer.metrics()`` and your own scalars into a run's folder, as `automagic_core.RunLog` does.
+    """Writes ``optimizer.metrics()`` and your own scalars into a run's folder, as the core's `RunLog` does.
 
     Args:
         run_dir: the folder; ``metrics.jsonl`` and TensorBoard's event files go there.  In a distributed run only one
@@ -25,7 +25,7 @@ class MetricsLogger(RunLog):
     """
 
     def log(self, step: int, optimizer: Any, **scalars: Any) -> dict[str, float] | None:
-        """Writes one record if one is due; else nothing is read and nothing waits.
+        """Writes one record if one is due; else it reads nothing and does not wait.
 
         Args:
             step: how many steps are over.  The first call writes, then every multiple of `every`.
@@ -33,13 +33,14 @@ class MetricsLogger(RunLog):
             **scalars: numbers, or tensors of one element, such as ``loss=loss``.
 
         Returns:
-            What was written, without the step; None where nothing was due.
+            The record without the step; None if none was due.
 
         Raises:
             ValueError: a scalar of more than one element.
         """
         if not self.is_due(step):
             return None
-        record = dict(zip(scalars, losses_to_host(list(scalars.values())), strict=True)) | optimizer.metrics()
+        record = dict(zip(scalars, losses_to_host(list(scalars.values())), strict=True))
+        record |= optimizer.metrics()
         self.write(step, record)
         return record

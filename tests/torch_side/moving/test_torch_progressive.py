@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from automagic_core import rounding_key
+from automagic_core.arrays.state_forms import COMPANDED, SLOTS
 from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization
 from automagic_torch.codec import quantized_tensor as codec
 from automagic_torch.codec.quantized_tensor import QuantizedTensor
-from automagic_torch.codec.stored import COMPANDED, SLOTS
 from tests.torch_side.torch_helpers import parameters, run, same, set_gradients, snapshot, through_a_file
 
 pytestmark = pytest.mark.skipif(not codec.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")

@@ -1,7 +1,7 @@
-"""One array's states after a permutation of its axes.
+"""Transposes the states of one array to another layout (docs/algorithm.md, section 11.2).
 
-Float32 states, row and column statistics, sign bits and scalars move exactly.  An 8-bit state is cut into blocks in
-memory order, so where that order changes it is read, transposed and rounded again.
+Float32 states, row and column statistics, sign bits and scalars stay exact.  The blocks of an 8-bit state follow the
+order in memory.  Where that order changes, the state is read, transposed and rounded again.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Rounded(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """How states are rounded again: with the random bits of `step` (section 3), or to nearest."""
+    """How 8-bit states are rounded: with the random bits of `step` (section 3.7), or to nearest."""
 
     step: int
     stochastic: bool
 
 
-def turned(
+def transposed_states(
     states: Mapping[str, np.ndarray],
     old: StatePlan,
     new: StatePlan,
@@ -52,48 +52,48 @@ def turned(
     name: str,
     notes: Notes,
 ) -> tuple[States, list[Rounded]]:
-    """The states of an array that was transposed.
+    """Transposes all states of an array.
 
     Args:
-        states: by flat name, as `check_states` accepts them for `old`.
+        states: by name, in the forms that `old` plans.
         old, new: the array's plans before and after, with the same bits.
         axes: axis k of the new array is axis ``axes[k]`` of the old one.
-        rounding: of 8-bit states.
-        name: the parameter's, for notes and errors.
-        notes: gets what is lost where the rows become other axes.
+        rounding: how 8-bit states are rounded.
+        name: the parameter's name, for the notes.
+        notes: collects what is lost where another axis becomes the row axis.
 
     Returns:
-        The states for `new`, and what was rounded again.
+        The states for `new`, and the 8-bit states that were rounded again.
     """
     keeps_rows = old.row_axis is None or new.row_axis is None or axes[new.row_axis] == old.row_axis
-    moved, rounded = dict(states), []
+    result, rounded = dict(states), []
     for state in SLOTS:
         if state not in states:
             continue
         if not old.quantized:
-            moved[state] = _transposed(states[state], axes)
+            result[state] = _transposed(states[state], axes)
             continue
         pair = states[state], states[f"{state}_absmax"]
-        moved[state], moved[f"{state}_absmax"], error = _turned_codes(pair, state, old, new, axes, rounding)
+        result[state], result[f"{state}_absmax"], error = _transposed_codes(pair, state, old, new, axes, rounding)
         if error is not None:
             rounded.append(Rounded(name, state, error))
     if "last_polarity" in states:
-        moved["last_polarity"] = _turned_bits(states["last_polarity"], old, axes)
+        result["last_polarity"] = _transposed_bits(states["last_polarity"], old, axes)
     if keeps_rows:
         for state in (*ROW_STATES, *(f"{moment}_{part}" for moment in COMPANDED for part in ("row", "col"))):
             if state in states:
-                moved[state] = _transposed(states[state], axes)
+                result[state] = _transposed(states[state], axes)
     else:
-        _give_new_rows(moved, states, old, new, axes, name, notes)
-    _match_edge_history(moved, new, name, notes)
-    return moved, rounded
+        _give_new_rows(result, states, old, new, axes, name, notes)
+    _match_edge_history(result, new, name, notes)
+    return result, rounded
 
 
 def _transposed(x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(axes)).reshape(tuple(x.shape[axis] for axis in axes))
 
 
-def _turned_codes(
+def _transposed_codes(
     stored: tuple[np.ndarray, np.ndarray],
     state: str,
     old: StatePlan,
@@ -101,7 +101,7 @@ def _turned_codes(
     axes: Sequence[int],
     rounding: Rounding,
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Codes, scales and the relative error; None where every bit was kept."""
+    """Codes, absmax and the relative error, which is None where every bit was kept."""
     codes, absmax = stored
     if keeps_memory_order(old.shape, axes):
         return codes.reshape(new.shape), absmax.reshape(new.absmax_shape), None
@@ -114,14 +114,14 @@ def _turned_codes(
     return codes, absmax, distance / size if size > 0 else 0.0
 
 
-def _turned_bits(packed: np.ndarray, old: StatePlan, axes: Sequence[int]) -> np.ndarray:
+def _transposed_bits(packed: np.ndarray, old: StatePlan, axes: Sequence[int]) -> np.ndarray:
     last = old.shape[-1] if old.shape else 1
     bits = np.unpackbits(packed, axis=-1, count=last, bitorder="little").reshape(old.shape)
     return np.packbits(np.atleast_1d(_transposed(bits, axes)), axis=-1, bitorder="little")
 
 
 def _give_new_rows(
-    moved: States,
+    result: States,
     states: Mapping[str, np.ndarray],
     old: StatePlan,
     new: StatePlan,
@@ -129,13 +129,13 @@ def _give_new_rows(
     name: str,
     notes: Notes,
 ) -> None:
-    """Row statistics where another axis counts the rows now, as only axes given by hand make it."""
+    """Replaces the row statistics where axes given by hand make another axis the row axis."""
     assert new.row_axis is not None
     row_source = axes[new.row_axis]
     for state in ROW_STATES:
         if state in states:
             mean = states[state].mean(dtype=np.float64)
-            moved[state] = np.full(new.row_shape, mean, np.float32)
+            result[state] = np.full(new.row_shape, mean, np.float32)
             notes.lost(f"{state} goes on at its mean: the rows are another axis now", name)
     for moment in COMPANDED:
         if f"{moment}_row" not in states:
@@ -146,15 +146,15 @@ def _give_new_rows(
         new_row = column.mean(axis=others, keepdims=True)
         share = row / max(float(row.mean()), SQUARE_FLOOR)
         new_column = (share * column.mean(axis=row_source, keepdims=True)).astype(np.float32)
-        moved[f"{moment}_row"], moved[f"{moment}_col"] = _transposed(new_row, axes), _transposed(new_column, axes)
+        result[f"{moment}_row"], result[f"{moment}_col"] = _transposed(new_row, axes), _transposed(new_column, axes)
         notes.lost(f"{moment} has its column means approximated: the rows are another axis now", name)
 
 
-def _match_edge_history(moved: States, new: StatePlan, name: str, notes: Notes) -> None:
-    """Stage 2 may see a picture in one order of the axes and none in the other, again with axes given by hand only."""
-    if "edge_history" in moved and not new.has_edge_history:
-        del moved["edge_history"]
+def _match_edge_history(result: States, new: StatePlan, name: str, notes: Notes) -> None:
+    """Adds or drops `edge_history`: with axes given by hand, stage 2 may use only one of the two arrays."""
+    if "edge_history" in result and not new.has_edge_history:
+        del result["edge_history"]
         notes.lost("edge_history is dropped: stage 2 leaves the array alone now", name)
-    elif "edge_history" not in moved and new.has_edge_history:
-        moved["edge_history"] = np.zeros(new.row_shape, np.float32)
+    elif "edge_history" not in result and new.has_edge_history:
+        result["edge_history"] = np.zeros(new.row_shape, np.float32)
         notes.changed("edge_history begins at zero", name)
