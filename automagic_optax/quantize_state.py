@@ -113,7 +113,7 @@ def quantize_state(
             return QuantizedState(step, state)
         # In `copies` a Variable is still a node with its array below it.
         copies = jax.tree.unflatten(jax.tree.structure(state), begins_with_parameters(tx.init, params))
-        structure: Any
+        structure: Any  # JAX's stubs lack its methods
         nodes, structure = tree_flatten_with_path(state, is_leaf=_is_stored_or_variable)
         is_copy = structure.flatten_up_to(copies)
         new = []

@@ -13,18 +13,18 @@ from jax.sharding import NamedSharding
 from automagic_optax.arrays.leaves import Leaf, Path, leaves_of
 from automagic_optax.sharding.placement import devices_of, known_sharding
 
-_TOLD: contextvars.ContextVar[Mapping[Path, NamedSharding] | None] = contextvars.ContextVar("_TOLD", default=None)
+_KNOWN: contextvars.ContextVar[Mapping[Path, NamedSharding] | None] = contextvars.ContextVar("_KNOWN", default=None)
 
 
 @contextlib.contextmanager
-def told_shardings(tree: Any) -> Iterator[None]:
+def remembered_shardings(tree: Any) -> Iterator[None]:
     """Tells `alike` how the tree's leaves are split, for code inside of which their types no longer say so."""
     found = [(leaf.path, known_sharding(leaf.value)) for leaf in leaves_of(tree)]
-    token = _TOLD.set({path: sharding for path, sharding in found if sharding is not None})
+    token = _KNOWN.set({path: sharding for path, sharding in found if sharding is not None})
     try:
         yield
     finally:
-        _TOLD.reset(token)
+        _KNOWN.reset(token)
 
 
 def alike(like: Any, arrays: Sequence[Any]) -> list[Hashable]:
@@ -37,12 +37,12 @@ def alike(like: Any, arrays: Sequence[Any]) -> list[Hashable]:
         like: a tree that gives the paths.
         arrays: an array or None for each leaf of `like`.
     """
-    told = _TOLD.get() or {}
+    remembered = _KNOWN.get() or {}
 
     def one(leaf: Leaf, x: Any) -> Hashable:
         if x is None or devices_of(x) == 1:
             return None
         *above, last = leaf.names or [""]
-        return known_sharding(x) or told.get(leaf.path) or (*(re.sub(r"\d+", "", name) for name in above), last)
+        return known_sharding(x) or remembered.get(leaf.path) or (*(re.sub(r"\d+", "", name) for name in above), last)
 
     return [one(leaf, x) for leaf, x in zip(leaves_of(like), arrays, strict=True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ _TOGETHER = 10
 
 @dataclasses.dataclass(frozen=True)
 class Batched:
-    """The leaves of a tree in batches.  The stages of a chain pass updates to each other in this form.
+    """The leaves of a tree in batches.  The stages of a chain pass their updates on as this.
 
     Attributes:
         arrays: one for each batch: its arrays stacked along a leading axis, or a single array as it is.
@@ -69,11 +69,6 @@ class Batched:
                 found[position] = one
         return found
 
-    def one_by_one(self) -> Iterator[Batched]:
-        """Each batch by itself."""
-        for positions, array, kind in zip(self.positions, self.arrays, self.kinds, strict=True):
-            yield dataclasses.replace(self, arrays=[array], positions=(positions,), kinds=(kind,))
-
     def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
         """`function(array, *values)` on every array, one call for each batch.
 
@@ -84,14 +79,8 @@ class Batched:
         Returns:
             One result for each batch, stacked like its arrays.
         """
-        results = []
-        for positions, array in zip(self.positions, self.arrays, strict=True):
-            entries = [tuple(column[position] for column in columns) for position in positions]
-            if len(positions) == 1:
-                results.append(function(array, *entries[0]))
-            else:
-                results.append(jax.vmap(function)(array, *stack(entries)))
-        return results
+        pairs = zip(self.arrays, self.positions, strict=True)
+        return [_apply(function, array, positions, columns) for array, positions in pairs]
 
     def map_in_turn(self, function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
         """`map`, but each batch waits for the one before.
@@ -111,12 +100,18 @@ class Batched:
             waiting = array if last is None else jnp.where(last < 0, jnp.zeros_like(array), array)
             return function(waiting, *values)
 
-        for batch in self.one_by_one():
-            results += batch.map(after_the_last, *columns)
+        for array, positions in zip(self.arrays, self.positions, strict=True):
+            results.append(_apply(after_the_last, array, positions, columns))
             end = jnp.sum(results[-1][-1])
             if isinstance(end, jax.core.Tracer):
                 last = end if last is None else last + end
         return results
+
+
+def _apply(function: Callable[..., Any], array: jax.Array, positions: Sequence[int], columns: Sequence[Any]) -> Any:
+    """Calls the function on one batch."""
+    entries = [tuple(column[position] for column in columns) for position in positions]
+    return function(array, *entries[0]) if len(positions) == 1 else jax.vmap(function)(array, *stack(entries))
 
 
 def in_batches(leaves: Sequence[Any], kinds: Sequence[Hashable], apart: Sequence[Hashable] | None = None) -> Batched:

@@ -13,14 +13,13 @@ from typing import Any
 
 import jax
 
-from automagic_optax.arrays.leaves import nnx_class
+from automagic_optax.arrays.leaves import is_nnx, nnx_class
 from automagic_optax.codec.quantized_array import QuantizedArray
 
 
 def is_variable(x: Any) -> bool:
     """Whether something is an ``nnx.Variable``."""
-    variable = nnx_class("Variable")
-    return variable is not None and isinstance(x, variable)
+    return is_nnx(x, "Variable")
 
 
 def pure(tree: Any) -> Any:

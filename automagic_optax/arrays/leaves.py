@@ -67,3 +67,9 @@ def nnx_class(name: str) -> type | None:
     """A class of ``flax.nnx``; None if nobody imported flax.nnx, since then no tree holds one."""
     found: type | None = getattr(sys.modules.get("flax.nnx"), name, None)
     return found
+
+
+def is_nnx(x: Any, name: str) -> bool:
+    """Whether something is an instance of a class of ``flax.nnx``."""
+    found = nnx_class(name)
+    return found is not None and isinstance(x, found)

@@ -13,7 +13,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from automagic_optax.arrays.alike import told_shardings
+from automagic_optax.arrays.alike import remembered_shardings
 from automagic_optax.sharding.explicit_mesh import untyped
 from automagic_optax.sharding.placement import has_explicit_axes
 
@@ -41,7 +41,7 @@ def with_types(
         if not any(map(has_explicit_axes, jax.tree.leaves(arguments))):
             return tx.update(updates, state, params, **extra_args)
         like = updates if params is None else _in_place_of(params, updates)
-        with told_shardings(updates if params is None else params):
+        with remembered_shardings(updates if params is None else params):
             return untyped(
                 lambda u, s, p, extra, values: (anew(values) if typed_values and anew is not None else tx).update(
                     u, s, p, **extra

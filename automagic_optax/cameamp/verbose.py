@@ -58,26 +58,20 @@ def tell_step(
         line = None if start is None else start()
 
         def on_host(step: np.ndarray, lr_scale: np.ndarray, total: np.ndarray, rate: np.ndarray | None) -> None:
-            _say(int(step), float(lr_scale), int(total), None if rate is None else float(rate), line)
+            if jax.process_index() != 0:
+                return
+            if step == 1 and line is not None:
+                tell(LOGGER, line)
+            # Under vmap this is called at every step.
+            if step % EVERY == 0:
+                factor, rate_now = float(np.exp(lr_scale)), None if rate is None else float(rate)
+                tell(LOGGER, progress_message(int(step), rate_now, factor, int(total)))
 
         jax.debug.callback(on_host, step, lr_scale, total, rate)
-
-    def be_silent(*_: Any) -> None:
-        return None
 
     operands = (step, lr_scale, skipped, rate)
     speaks = (step == 1) | (step % EVERY == 0)
     if isinstance(speaks, jax.core.Tracer):
-        jax.lax.cond(speaks, speak, be_silent, *operands)
+        jax.lax.cond(speaks, speak, lambda *_: None, *operands)
     elif speaks:  # outside jit, cond compiles at each call
         speak(*operands)
-
-
-def _say(step: int, lr_scale: float, skipped: int, rate: float | None, start: str | None) -> None:
-    if jax.process_index() != 0:
-        return
-    if step == 1 and start is not None:
-        tell(LOGGER, start)
-    # Under vmap the branch that logs runs at every step.
-    if step % EVERY == 0:
-        tell(LOGGER, progress_message(step, rate, float(np.exp(lr_scale)), skipped))

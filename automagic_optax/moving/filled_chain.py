@@ -74,7 +74,7 @@ def arrays_of(state: ScaleByCameampState, params: Any, where: str) -> list[Array
     return arrays
 
 
-def carry_other_states(filled: Any, source: Any, notes: Notes) -> Any:
+def take_over_other_states(filled: Any, source: Any, notes: Notes) -> Any:
     """Takes over the states of the gradient stages, and of transformations chained with this optimizer.
 
     A stage's state is taken over if both sides have it with the same structure, shapes and dtypes.  The states of other

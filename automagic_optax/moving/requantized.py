@@ -22,7 +22,7 @@ from automagic_optax.cameamp.find_states import only_state
 from automagic_optax.cameamp.states import ArrayState
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer, read_nonnegative, read_signed
-from automagic_optax.moving.filled_chain import Template, arrays_of, carry_other_states
+from automagic_optax.moving.filled_chain import Template, arrays_of, take_over_other_states
 from automagic_optax.moving.migration import LOGGER, in_form
 
 f32 = np.float32
@@ -70,7 +70,7 @@ def requantized(
         for name, old, like in zip(template.names, arrays, template.arrays, strict=True)
     ]
     filled = template.filled(source.step, source.lr_scale, new)
-    return carry_other_states(filled, opt_state, notes), notes.tell(LOGGER)
+    return take_over_other_states(filled, opt_state, notes), notes.tell(LOGGER)
 
 
 def _check_rows(old: ArrayState, like: ArrayState, name: str) -> None:

@@ -75,8 +75,8 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
         records = jnp.isfinite(n2) & (n2 > 0)
         history = state.norm_history
         # Recorded values are positive, so a zero in the ring means that no step was recorded yet.
-        place = (jnp.arange(NORM_HISTORY) == state.norm_position) | (history == 0)
-        history = jnp.where(records & place, n2, history)
+        written = (jnp.arange(NORM_HISTORY) == state.norm_position) | (history == 0)
+        history = jnp.where(records & written, n2, history)
         position = jnp.where(records, (state.norm_position + 1) % NORM_HISTORY, state.norm_position)
         threshold = jnp.sort(history)[jnp.minimum(percentile, NORM_HISTORY - 1)]
         clips = records & (n2 > threshold) & (jnp.asarray(percentile) < 100)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from automagic_optax.arrays.leaves import nnx_class
+from automagic_optax.arrays.leaves import is_nnx
 from automagic_optax.cameamp.memory_report import bytes_of
 
 WARM_UP_STEPS = 3
@@ -74,8 +74,8 @@ def benchmark_optimizer(params: Any, tx: Any, num_steps: int = 10) -> dict[str, 
 
 def _copies(params: Any, tx: Any) -> tuple[Any, Any, Any]:
     """The transformation, and copies of its parameters and its state."""
-    if _is_nnx(params, "Module"):
-        if not _is_nnx(tx, "Optimizer"):
+    if is_nnx(params, "Module"):
+        if not is_nnx(tx, "Optimizer"):
             raise ValueError(f"an nnx model needs its nnx.Optimizer, not {type(tx).__name__}")
         from flax import nnx
 
@@ -84,11 +84,6 @@ def _copies(params: Any, tx: Any) -> tuple[Any, Any, Any]:
         return tx.tx, _copy(as_pure(nnx.state(params, tx.wrt))), _copy(as_pure(tx.opt_state))
     params = _copy(params)
     return tx, params, _copy(tx.init(params))
-
-
-def _is_nnx(x: Any, name: str) -> bool:
-    found = nnx_class(name)
-    return found is not None and isinstance(x, found)
 
 
 def _copy(tree: Any) -> Any:

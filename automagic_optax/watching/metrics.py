@@ -96,16 +96,12 @@ def metrics(
         size = int(jax.tree.leaves(array.exp_avg)[0].size)
         if size > 0:
             next_step = None if config is None else NextStep.of(config, lr, int(step))
-            facts.append(ArrayFacts(size, float(lr_scale), next_step=next_step, **_plain(values)))
+            values |= {"torque_mean": float(values["torque_mean"]), "skipped_steps": int(values["skipped_steps"])}
+            facts.append(ArrayFacts(size, float(lr_scale), next_step=next_step, **values))
     started = any(int(step) > 0 for step, _ in read["shared"])
     energy = {stage: float(np.mean(shares)) for stage, shares in read["energy"].items() if shares and started}
     ranks = read["ranks"] if started or params is not None else {}
     return core.metrics(facts, energy, ranks, memory_report(opt_state)["state_bytes"])
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    torque_mean, skipped_steps = float(values["torque_mean"]), int(values["skipped_steps"])
-    return {**values, "torque_mean": torque_mean, "skipped_steps": skipped_steps}
 
 
 def _seen_ranks(opt_state: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax
 from automagic_core import Config
 from automagic_core.watching.monitor import TrainingMonitor
 from automagic_core.watching.suggestions import RunRates
-from automagic_optax.arrays.leaves import nnx_class
+from automagic_optax.arrays.leaves import is_nnx
 from automagic_optax.cameamp.find_states import opt_state_of
 from automagic_optax.cameamp.state_sums import count, state_sums
 from automagic_optax.watching.hardware import device_memory_use
@@ -55,8 +55,7 @@ class AdaptiveTrainingMonitor(TrainingMonitor):
         memory_use: Callable[[], float | None] | None = None,
     ) -> None:
         self.config = config
-        nnx_optimizer = nnx_class("Optimizer")
-        self._live = optimizer if nnx_optimizer is not None and isinstance(optimizer, nnx_optimizer) else None
+        self._live = optimizer if is_nnx(optimizer, "Optimizer") else None
         self._read(optimizer)
         super().__init__(window_size, memory_use or device_memory_use)
 
