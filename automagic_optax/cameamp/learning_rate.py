@@ -16,7 +16,6 @@ from automagic_core import Config, StatePlan
 from automagic_core.config import constants
 from automagic_optax.arrays.means import accurate_sum, accurate_total
 
-Array = jax.Array
 f32 = np.float32
 
 
@@ -30,26 +29,26 @@ class Rates(NamedTuple):
         lr_scale: ℓ.
     """
 
-    initial: Array
-    ramped: Array
-    low: Array
-    high: Array
-    lr_scale: Array
+    initial: jax.Array
+    ramped: jax.Array
+    low: jax.Array
+    high: jax.Array
+    lr_scale: jax.Array
 
-    def array(self) -> Array:
+    def array(self) -> jax.Array:
         """η̂, the rate of the array, which weight decay uses."""
         return self._clip(self.ramped * jnp.exp(self.lr_scale))
 
-    def rows(self, lr_mask: Array | None, kappa: Array | None) -> Array:
+    def rows(self, lr_mask: jax.Array | None, kappa: jax.Array | None) -> jax.Array:
         """ηᵢ, the rate of each row: a scalar where the array has neither `lr_mask` nor spatial factor."""
         rate = self.ramped * jnp.exp(self.lr_scale if lr_mask is None else self.lr_scale + lr_mask)
         return self._clip(rate if kappa is None else rate * kappa)
 
-    def _clip(self, rate: Array) -> Array:
+    def _clip(self, rate: jax.Array) -> jax.Array:
         return jnp.where(self.ramped == 0, f32(0), jnp.clip(rate, self.low, self.high))
 
 
-def rates(learning_rate: Any, lr_scale: Array, step: Array, config: Config) -> Rates:
+def rates(learning_rate: Any, lr_scale: jax.Array, step: jax.Array, config: Config) -> Rates:
     """The rates of step t.
 
     Args:
@@ -77,13 +76,13 @@ class Votes(NamedTuple):
         weight: the array's number of elements if it votes, else 0.
     """
 
-    rows: Array | None
-    rows_count: Array | None
-    mean: Array
-    weight: Array
+    rows: jax.Array | None
+    rows_count: jax.Array | None
+    mean: jax.Array
+    weight: jax.Array
 
 
-def count_array(g: Array, last_negative: Array, counts: Array, plan: StatePlan) -> Votes:
+def count_array(g: jax.Array, last_negative: jax.Array, counts: jax.Array, plan: StatePlan) -> Votes:
     """Counts +1 where successive gradients agree in sign and −1 where they do not, weighted by |g|.
 
     Args:
@@ -108,12 +107,12 @@ def count_array(g: Array, last_negative: Array, counts: Array, plan: StatePlan) 
 
 def count_votes(
     votes: Sequence[Votes | None],
-    masks: Sequence[Array | None],
+    masks: Sequence[jax.Array | None],
     plans: Sequence[StatePlan],
     rates: Rates,
-    voting: Array,
+    voting: jax.Array,
     config: Config,
-) -> tuple[Array, list[Array | None]]:
+) -> tuple[jax.Array, list[jax.Array | None]]:
     """ℓ and every δ after the votes of this step.  They enter the rates of the next step.
 
     Args:
@@ -132,7 +131,7 @@ def count_votes(
     lr_scale = jnp.clip(rates.lr_scale + gain * pooled, f32(0), limit)
     lr_scale = jnp.where(voting & (total > 0), lr_scale, rates.lr_scale)
 
-    def new_mask(mask: Array | None, vote: Votes | None, plan: StatePlan) -> Array | None:
+    def new_mask(mask: jax.Array | None, vote: Votes | None, plan: StatePlan) -> jax.Array | None:
         if mask is None or vote is None or vote.rows is None or vote.rows_count is None:
             return mask
         share = f32(plan.columns / (plan.columns + constants.ROW_SHRINKAGE))

@@ -7,12 +7,8 @@ import jax.numpy as jnp
 
 
 def pack_bits(bits: jax.Array) -> jax.Array:
-    """Packs booleans of shape (..., n) into uint8 of shape (..., ceil(n / 8)), a scalar into shape (1,).
-
-    The least significant bit is the first element.
-    """
-    bits = jnp.atleast_1d(bits)
-    return jnp.packbits(bits, axis=-1, bitorder="little")
+    """Packs booleans (..., n) into uint8 (..., ceil(n / 8)), least significant bit first; a scalar into (1,)."""
+    return jnp.packbits(jnp.atleast_1d(bits), axis=-1, bitorder="little")
 
 
 def unpack_bits(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -77,9 +77,8 @@ def write_moment(
         split: Any = jax.typeof(value).sharding
         absmax_split: Any = absmax_sharding(split, value.shape, old.block_size)
         types = dataclasses.replace(old, codes=split, absmax=absmax_split)
-        stored: QuantizedMoment = untyped(functools.partial(write_moment, slot=slot), types)(
-            value, old, old_value, writer
-        )
+        write = untyped(functools.partial(write_moment, slot=slot), types)
+        stored: QuantizedMoment = write(value, old, old_value, writer)
         return stored
     wide = value.astype(jnp.float32)
     root = wide if old.signed else jnp.sqrt(wide)

@@ -16,12 +16,12 @@ from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.flax_variables import pure
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_optax.cameamp.states import ArrayState
+from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer
 from automagic_optax.moving.filled_chain import Template, match, row_and_column
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
 
-LOGGER = "automagic_optax"
 f32 = np.float32
 
 

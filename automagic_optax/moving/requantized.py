@@ -20,10 +20,11 @@ from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.flax_variables import pure
 from automagic_optax.cameamp.find_states import only_state
 from automagic_optax.cameamp.states import ArrayState
+from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer, read_nonnegative, read_signed
 from automagic_optax.moving.filled_chain import Template, arrays_of, take_over_other_states
-from automagic_optax.moving.migration import LOGGER, in_form
+from automagic_optax.moving.migration import in_form
 
 f32 = np.float32
 _ROW_STATES = ("lr_mask", "spatial_variance")

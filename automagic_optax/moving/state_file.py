@@ -14,7 +14,7 @@ from automagic_core.moving.state_file import read_groups, write_groups
 from automagic_optax.arrays.flax_variables import flatten_like
 from automagic_optax.arrays.leaves import leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
-from automagic_optax.moving.migration import LOGGER
+from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.moving.neutral_state import continued, group_of
 from automagic_optax.moving.torch_names import Names, torch_indices
 

@@ -12,7 +12,7 @@ from automagic_core.moving.notes import Notes
 from automagic_core.moving.torch_dict import neutral_groups
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark
-from automagic_optax.moving.migration import LOGGER
+from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.moving.neutral_state import RINGS, continued, group_of
 from automagic_optax.moving.torch_names import Names, torch_indices
 
@@ -71,7 +71,7 @@ def from_torch_state(
         label="the state dict",
         notes=notes,
     )
-    (told if told is not None else []).extend(notes.tell(LOGGER))
+    _tell(notes, told)
     return opt_state
 
 
@@ -116,7 +116,7 @@ def to_torch_state(
     if ours.layout != theirs.layout or axes:
         check_group(ours, "the JAX state")
         ours, _ = in_layout(ours, theirs.layout, _back(axes, params), notes)
-    (told if told is not None else []).extend(notes.tell(LOGGER))
+    _tell(notes, told)
     # `torch.tensor` copies: torch must not share memory with an immutable JAX array.
     groups = list(like["param_groups"])
     new = groups[group or 0] = dict(groups[group or 0])
@@ -137,3 +137,10 @@ def _back(axes: Axes | None, params: Any) -> Axes:
         name: inverse_axes(check_axes(order, ndims[name], name)) if name in ndims else order
         for name, order in (axes or {}).items()
     }
+
+
+def _tell(notes: Notes, told: list[str] | None) -> None:
+    """Logs the notes, and adds them to the caller's list."""
+    sentences = notes.tell(LOGGER)
+    if told is not None:
+        told += sentences
