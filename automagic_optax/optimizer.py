@@ -1,4 +1,4 @@
-"""`automagic_8bit`: the whole optimizer."""
+"""`automagic_8bit`: the whole optimizer, a chain (`docs/algorithm.md`, section 2)."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def automagic_8bit(
     """CAME-like moments in 8 bits with a learning rate that finds itself.
 
     Args:
-        learning_rate: where the search for the rate starts: a number in [min_lr, max_lr], a traced scalar or a
-            schedule of the step.
-        weight_decay: decoupled, times the learning rate; a number ≥ 0 or a traced scalar.
+        learning_rate: where the rate search begins: a number in [min_lr, max_lr], a traced scalar or a schedule of the
+            step.
+        weight_decay: decoupled and multiplied by the learning rate; a number ≥ 0 or a traced scalar.
         profile: ``"memory_optimized"`` (13 % of Adam's state), ``"balanced"`` (25 %) or ``"quality_optimized"`` (38 %).
         layout: what the parameters' axes mean: ``"flax"`` (..., in, out) or ``"torch"`` (out, in, ...).
-        lora: which arrays are adapters: a predicate on (path, leaf), a tree of booleans, or None to find them by their
-            types and names (`default_marks`; `found_marks` lists them).
+        lora: which arrays are adapters: a predicate on (path, leaf), a tree of booleans, or None to find them by type
+            and name (`default_marks`; `found_marks` lists them).
         embedding: which arrays are embeddings, (num, features) in both layouts; given like `lora`.
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
         **overrides: any other field of `automagic_core.Config`; they win over the profile.  A mapping passed as
-            ``overrides=`` is merged, which is how ``optax.inject_hyperparams`` passes them.
+            ``overrides=`` is merged, since ``optax.inject_hyperparams`` passes them so.
 
     Returns:
         ``optax.chain`` of the stages of section 4 that are on, `scale_by_cameamp` and `round_to_parameters`.  Its
@@ -60,7 +60,7 @@ def automagic_8bit(
         >>> state = tx.init(params)
         >>> updates, state = tx.update(grads, state, params)
     """
-    # optax.inject_hyperparams passes all of them as one mapping, in which the caller's own mapping may stand.
+    # optax.inject_hyperparams passes all of them as one mapping, which may contain the caller's own mapping.
     while "overrides" in overrides:
         nested = overrides.pop("overrides")
         if not isinstance(nested, Mapping):
@@ -94,13 +94,13 @@ def up_to_rounding(
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
     rule: RoundingRule = exact_rule,
 ) -> list[optax.GradientTransformationExtraArgs]:
-    """The members of `automagic_8bit`'s chain before `round_to_parameters`, by its arguments.
+    """The transformations of `automagic_8bit` before `round_to_parameters`, for the same arguments.
 
     Args:
         rule: how the codec rounds, as in `quantize`.
     """
 
-    def forms_of(params: Any) -> list[tuple[bool, ...]]:
+    def kinds_of(params: Any) -> list[tuple[bool, ...]]:
         return list(
             zip(
                 resolve_mark(lora, params, "lora"),
@@ -122,14 +122,14 @@ def up_to_rounding(
     stages = _gradient_stages(config, layout, lora, embedding)
     if not stages:
         return [scale()]
-    # The raw gradient decides what is skipped, and the stages may add a little to its magnitude.
-    return [refuse_unusable(forms_of), *stages, scale(gradient_limit=np.inf)]
+    # `refuse_unusable` checks the raw gradient.  The stages may enlarge it a little, so no limit holds after them.
+    return [refuse_unusable(kinds_of), *stages, scale(gradient_limit=np.inf)]
 
 
 def _gradient_stages(
     config: Config, layout: Layout, lora: Mark, embedding: Mark
 ) -> list[optax.GradientTransformationExtraArgs]:
-    """Those stages of section 4 that are on, in the page's order."""
+    """The stages that are on, in the order of the chain."""
     stages = []
     if config.clips_by_percentile:
         stages.append(clip_by_percentile(config.percentile_clipping))

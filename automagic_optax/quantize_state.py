@@ -1,4 +1,4 @@
-"""`quantize_state`: any optax transformation with its moments in 8 bits."""
+"""`quantize_state`: stores the moments of any optax transformation in 8 bits (`docs/algorithm.md`, section 12)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from jax.tree_util import tree_flatten_with_path
 
 from automagic_core import MAX_STEP, Config
 from automagic_optax.arrays.flax_variables import is_variable, pure
-from automagic_optax.arrays.parameter_places import Path, Place, parameter_places
+from automagic_optax.arrays.leaves import Path
+from automagic_optax.arrays.parameter_places import Place, parameter_places
 from automagic_optax.codec.stored import Writer
 from automagic_optax.moments.in_turn import in_turn
 from automagic_optax.moments.moment_kinds import begins_with_parameters, is_kept, is_nonnegative
@@ -29,8 +30,8 @@ class QuantizedState(NamedTuple):
     """The state of a transformation wrapped by `quantize_state`.
 
     Attributes:
-        step: int32 scalar, the number of updates, which the random bits depend on; saturates at 2³¹ − 1.
-        inner_state: the transformation's own state with a `QuantizedMoment` in place of each array that has 8 bits.
+        step: int32 scalar, the number of updates, for the random bits; stays at 2³¹ − 1.
+        inner_state: the transformation's own state, with a `QuantizedMoment` in place of each array that has 8 bits.
     """
 
     step: jax.Array
@@ -44,35 +45,33 @@ def quantize_state(
     stochastic_rounding: bool = True,
     nonnegative: Nonnegative | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps the moments of any optax transformation in 8 bits (section 3).
+    """Stores the moments of any optax transformation in 8 bits.
 
-    Before an update of `tx` its states are read as they were, after it they are stored again; `tx` itself and the
-    dtypes that it sees stay the same.  An array of its state has 8 bits when
+    Before each update of `tx` its states are read, and afterwards they are stored again.  `tx` sees its usual dtypes.
+    An array of its state has 8 bits when
 
-    - it stands in a tree in the structure of the parameters and has its parameter's shape,
+    - it is in a tree in the structure of the parameters and has its parameter's shape,
     - it is float32, bfloat16 or float16 and has at least `min_8bit_size` elements,
-    - it begins at a constant.  What begins with the values of the parameters, as the `z` of schedule-free does, is no
-      moment but a parameter: rounding it is noise of its own size, more than a step at a small rate moves it,
-    - its state is none of `moment_kinds.KEPT`: the centered second moment of RMSprop, MADGRAD, COCOB, L-BFGS and line
-      searches compare states with each other or make parameters of them.
+    - it begins at a constant.  An array that begins with the values of the parameters, such as the `z` of
+      schedule-free, is a parameter itself, and 8 bits would move it by more than small steps do,
+    - its class is none of `moment_kinds.KEPT` (centered RMSprop, MADGRAD, COCOB, L-BFGS, line searches), whose states
+      are compared with each other or become parameters.
 
-    States that are never negative are stored as their square roots with the unsigned map, others as they are with the
-    signed one.  A block with a value that is not finite reads as NaN as a whole: such a value never turns into a
-    number, but it spreads to its block.  Put ``optax.apply_if_finite`` around `quantize_state` where gradients may be
-    such.
+    States that are never negative are stored as their square roots with the unsigned codebook, all others as they are
+    with the signed one.  A block with a value that cannot be stored, such as NaN, reads as NaN as a whole.  Put
+    ``optax.apply_if_finite`` around `quantize_state` where gradients may not be finite.
 
-    What couples the parameters' updates after the states were read, as a clipping of updates does, needs all float32
-    states in memory at once; so do wrappers with branches (``optax.MultiSteps``, ``optax.apply_if_finite``): put those
-    around `quantize_state` and not into it.
+    Inside `quantize_state` a clipping of updates, or a wrapper with branches (``optax.MultiSteps``,
+    ``optax.apply_if_finite``), needs all float32 states in memory at once.  Put those around it.
 
     Args:
         tx: any transformation.
         min_8bit_size: smaller arrays stay as they are.
-        block_size: elements per scale, a power of two from 64 to 4096.
+        block_size: elements per block, a power of two from 64 to 4096.
         stochastic_rounding: without it moving averages with a decay of 0.999 stall.
-        nonnegative: (path in the state of `tx`, array) → whether this state is never negative; None leaves the answer
-            to the known names (`nu`, `v`, `exp_avg_sq`, `sum_of_squares` and others, and the `n` of Adan).  A block of
-            a state that is said to be so reads as NaN once it has a negative value.
+        nonnegative: (path in the state of `tx`, array) → whether this state is never negative.  For None as answer, or
+            without the function, the name decides (`nu`, `v`, `exp_avg_sq`, `sum_of_squares` and others).  A block of
+            such a state reads as NaN once it has a negative value.
 
     Returns:
         A transformation with the arguments of `tx`.  Its state is a `QuantizedState`.
@@ -112,9 +111,9 @@ def quantize_state(
         chosen = {p.path: p for p in parameter_places(params, state, tx.init, _is_stored) if has_8_bits(p)}
         if not chosen:
             return QuantizedState(step, state)
-        # A Variable counts as the array that it holds: whether that is a copy is found below it.
+        # In `copies` a Variable is still a node with its array below it.
         copies = jax.tree.unflatten(jax.tree.structure(state), begins_with_parameters(tx.init, params))
-        structure: Any
+        structure: Any  # JAX's stubs lack its methods
         nodes, structure = tree_flatten_with_path(state, is_leaf=_is_stored_or_variable)
         is_copy = structure.flatten_up_to(copies)
         new = []
@@ -133,29 +132,29 @@ def quantize_state(
         step = jnp.minimum(pure(state.step), MAX_STEP - 1) + 1
         structure: Any
         leaves, structure = jax.tree.flatten(state.inner_state, is_leaf=_is_stored)
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, QuantizedMoment)]
-        moments = Moments([pure(leaves[i]) for i in places], Writer(step, stochastic_rounding))
-        form: Any = None
+        positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, QuantizedMoment)]
+        moments = Moments([pure(leaves[i]) for i in positions], Writer(step, stochastic_rounding))
+        result_structure: Any = None
 
         def inner_update(values: list[Any]) -> tuple[list[Any], list[Any]]:
-            nonlocal form
+            nonlocal result_structure
             old = list(leaves)
-            for i, value in zip(places, values, strict=True):
+            for i, value in zip(positions, values, strict=True):
                 old[i] = _held_like(leaves[i].codes, value)
             new_updates, new_state = tx.update(updates, structure.unflatten(old), params, **extra_args)
             new = _flatten_as_before(structure, new_state)
-            values = [pure(new[i]) for i in places]
-            flat, form = jax.tree.flatten((new_updates, [None if i in set(places) else x for i, x in enumerate(new)]))
-            return flat, values
+            rest = [None if isinstance(x, QuantizedMoment) else y for x, y in zip(leaves, new, strict=True)]
+            flat, result_structure = jax.tree.flatten((new_updates, rest))
+            return flat, [pure(new[i]) for i in positions]
 
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((updates, state, params))):
             results = in_turn(inner_update, moments.shapes(), moments)
         else:
-            results, values = inner_update([moments.read(i) for i in range(len(places))])
+            results, values = inner_update([moments.read(i) for i in range(len(positions))])
             for i, value in enumerate(values):
                 moments.write(i, value)
-        new_updates, new = jax.tree.unflatten(form, results)
-        for i, moment in zip(places, moments.stored, strict=True):
+        new_updates, new = jax.tree.unflatten(result_structure, results)
+        for i, moment in zip(positions, moments.stored, strict=True):
             new[i] = dataclasses.replace(moment, codes=_held_like(leaves[i].codes, moment.codes))
         return new_updates, QuantizedState(step, structure.unflatten(new))
 
@@ -163,9 +162,10 @@ def quantize_state(
 
 
 def _flatten_as_before(structure: Any, state: Any) -> list[Any]:
-    """What stands in a new state at each leaf of the old one."""
+    """For each leaf of the old state, the part of a new state at its position."""
     try:
-        return structure.flatten_up_to(state)
+        found: list[Any] = structure.flatten_up_to(state)
+        return found
     except ValueError as error:
         raise ValueError(
             f"the update of the wrapped transformation changed the structure of its state: {error}"
@@ -173,7 +173,7 @@ def _flatten_as_before(structure: Any, state: Any) -> list[Any]:
 
 
 def _is_stored(x: Any) -> bool:
-    """A state that has 8 bits; what a `quantize_state` inside the wrapped transformation keeps is left to it."""
+    """An 8-bit state, or the whole state of a `quantize_state` inside the wrapped transformation."""
     return isinstance(x, (QuantizedMoment, QuantizedState))
 
 
@@ -182,5 +182,5 @@ def _is_stored_or_variable(x: Any) -> bool:
 
 
 def _held_like(node: Any, value: Any) -> Any:
-    """The value in a Variable like `node`, if that is one."""
+    """The value, in a Variable if `node` is one."""
     return node.replace(value) if is_variable(node) else value

@@ -11,7 +11,8 @@ import numpy as np
 
 from automagic_core import dynamic_codebook
 from automagic_optax import ClipByPercentileState, ScaleByCameampState
-from automagic_optax.moving.torch_state import flat_states, parts_of
+from automagic_optax.cameamp.find_states import parts_of
+from automagic_optax.moving.neutral_state import flat_states
 from parity import streams
 from parity.checks import Check, distance
 from parity.sides import Arrays, JaxSide, TorchSide

@@ -1,1 +1,1 @@
-"""Trees of parameters: which arrays there are, what they are marked as, and which go together."""
+"""Trees of parameters: their arrays, the marks of arrays, and batches."""

@@ -1,4 +1,4 @@
-"""Which arrays may be stacked: those that are split over devices alike."""
+"""Tells which arrays are split over devices alike, so that they may be stacked (`docs/algorithm.md`, section 8)."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from typing import Any
 
 from jax.sharding import NamedSharding
 
-from automagic_optax.arrays.leaves import Leaf, leaves_of
+from automagic_optax.arrays.leaves import Leaf, Path, leaves_of
 from automagic_optax.sharding.placement import devices_of, known_sharding
 
-_TOLD: contextvars.ContextVar[Mapping[tuple, NamedSharding] | None] = contextvars.ContextVar("_TOLD", default=None)
+_KNOWN: contextvars.ContextVar[Mapping[Path, NamedSharding] | None] = contextvars.ContextVar("_KNOWN", default=None)
 
 
 @contextlib.contextmanager
-def told_shardings(tree: Any) -> Iterator[None]:
-    """Keeps in mind how the tree's leaves are split, for code that works on them where their types no longer tell."""
+def remembered_shardings(tree: Any) -> Iterator[None]:
+    """Tells `alike` how the tree's leaves are split, for code inside of which their types no longer say so."""
     found = [(leaf.path, known_sharding(leaf.value)) for leaf in leaves_of(tree)]
-    token = _TOLD.set({path: sharding for path, sharding in found if sharding is not None})
+    token = _KNOWN.set({path: sharding for path, sharding in found if sharding is not None})
     try:
         yield
     finally:
-        _TOLD.reset(token)
+        _KNOWN.reset(token)
 
 
 def alike(like: Any, arrays: Sequence[Any]) -> list[Hashable]:
-    """One value for each array, equal only for arrays that may be stacked without moving them between devices.
+    """One value for each array, equal only for arrays that can be stacked without moving them between devices.
 
-    That is the sharding where it is known.  Inside ``jax.jit`` over Auto axes it is not, and there the path, without
-    the numbers above its last name, stands for it: the same array of another layer is split likewise.
+    It is the sharding where that is known.  Inside ``jax.jit`` over Auto axes it is unknown.  There it is the path
+    without the numbers above its last name, since the same array of another layer is usually split in the same way.
 
     Args:
         like: a tree that gives the paths.
-        arrays: one for each of its leaves, or None.
+        arrays: an array or None for each leaf of `like`.
     """
-    told = _TOLD.get() or {}
+    remembered = _KNOWN.get() or {}
 
     def one(leaf: Leaf, x: Any) -> Hashable:
         if x is None or devices_of(x) == 1:
             return None
         *above, last = leaf.names or [""]
-        return known_sharding(x) or told.get(leaf.path) or (*(re.sub(r"\d+", "", name) for name in above), last)
+        return known_sharding(x) or remembered.get(leaf.path) or (*(re.sub(r"\d+", "", name) for name in above), last)
 
     return [one(leaf, x) for leaf, x in zip(leaves_of(like), arrays, strict=True)]

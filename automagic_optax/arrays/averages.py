@@ -1,4 +1,4 @@
-"""Exponential moving averages and their bias correction, in float32."""
+"""Exponential moving averages and their bias correction, in float32 (`docs/algorithm.md`, section 1.5)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import numpy as np
 
 from automagic_core import Decay
 
-Array = jax.Array
 f32 = np.float32
 
 
-def remainder(decay: Decay, t: Array) -> Array:
-    """1 − βᵗ, from constants formed in float64; t is a float32 scalar."""
-    return -jnp.expm1(t * f32(decay.log))
+def ema(decay: Decay, old: jax.Array, value: jax.Array) -> jax.Array:
+    """β · old + (1 − β) · value."""
+    return f32(decay.beta) * old + f32(decay.complement) * value
 
 
-def average(decay: Decay, old: Array, new: Array) -> Array:
-    """β · old + (1 − β) · new."""
-    return f32(decay.beta) * old + f32(decay.complement) * new
+def one_minus_power(decay: Decay, age: jax.Array) -> jax.Array:
+    """1 − β^age for a float32 scalar `age`, from constants formed in float64."""
+    return -jnp.expm1(age * f32(decay.log))

@@ -1,4 +1,4 @@
-"""Errors that name what is wrong, before anything is computed."""
+"""Rejects bad arguments with errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from optax._src.base import NO_PARAMS_MSG  # optax has no public name for it
 
-from automagic_optax.arrays.marks import leaf_name
+from automagic_optax.arrays.leaves import leaf_name
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

@@ -1,4 +1,4 @@
-"""Which leaves are adapters and which are embeddings where nobody says so: their types and their names tell."""
+"""Finds adapters and embeddings by type and name (`docs/algorithm.md`, section 1.4)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from automagic_optax.arrays.leaves import Leaf, leaves_of, nnx_class
 
 
 def default_marks(params: Any, what: str) -> list[bool]:
-    """One boolean for each leaf of `params`, in order.
+    """One boolean for each leaf of `params`, in order.  Only arrays with two axes are marked.
 
-    Only arrays of two axes are marked.  For ``"lora"`` those in an ``nnx.LoRAParam`` and those with a name of
-    `automagic_core.LORA_NAMES`; for ``"embedding"`` those called as ``nnx.Embed`` and ``linen.Embed`` call theirs and
-    under the usual names of models born in PyTorch.  An adapter of an embedding is no embedding.
+    An adapter is an ``nnx.LoRAParam`` or has one of the names `automagic_core.LORA_NAMES`.  An embedding has the name
+    that ``nnx.Embed``, ``linen.Embed`` or usual PyTorch models give it.  An adapter of an embedding is no embedding.
 
-    ``nnx.Optimizer`` shows the types to `init` only: a LoRAParam of an unusual name is found there and not in `update`.
-    `encourage_low_rank` therefore keeps in its state which arrays it found.
+    ``nnx.Optimizer`` shows the types to `init` only, so a LoRAParam with an unusual name is not found in `update`.
+    For this reason `encourage_low_rank` keeps in its state which arrays it found.
 
     Args:
         params: tree of arrays, nested or with dotted or slashed names; an ``nnx.State`` with or without its Variables.

@@ -1,8 +1,8 @@
-"""Trees that hold flax's Variables: what ``nnx.Optimizer`` shows a transformation when it is made.
+"""Sees through flax Variables inside parameter and state trees.
 
-``nnx.Optimizer`` calls `init` with an ``nnx.State`` of Variables and `update` with the same State of bare arrays, and
-keeps every leaf of the state in a Variable.  A leaf that is more than an array (`QuantizedArray`) must therefore hold
-Variables, and not be held by one: flax would take it apart in the first update, and the step would compile twice.
+``nnx.Optimizer`` calls `init` with an ``nnx.State`` of Variables and `update` with the same State of bare arrays.  It
+keeps every leaf of the state in a Variable.  So a `QuantizedArray` must hold Variables and not be held by one:
+otherwise flax takes it apart in the first update, and the step compiles twice.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 
 import jax
 
-from automagic_optax.arrays.leaves import nnx_class
+from automagic_optax.arrays.leaves import is_nnx, nnx_class
 from automagic_optax.codec.quantized_array import QuantizedArray
 
 
 def is_variable(x: Any) -> bool:
     """Whether something is an ``nnx.Variable``."""
-    variable = nnx_class("Variable")
-    return variable is not None and isinstance(x, variable)
+    return is_nnx(x, "Variable")
 
 
 def pure(tree: Any) -> Any:
@@ -31,16 +30,17 @@ def pure(tree: Any) -> Any:
 
 
 def flatten_like(params: Any, tree: Any) -> list[Any]:
-    """What stands in `tree` at each leaf of `params`: a leaf, a subtree, or None."""
+    """For each leaf of `params`, the part of `tree` at its position: a leaf, a subtree, or None."""
     structure: Any = jax.tree.structure(pure(params))
-    return structure.flatten_up_to(pure(tree))
+    found: list[Any] = structure.flatten_up_to(pure(tree))
+    return found
 
 
 def unflatten_like(params: Any, values: Sequence[Any]) -> Any:
-    """A tree of the structure of `params` with one value for each of its leaves.
+    """A tree in the structure of `params` with one value for each of its leaves.
 
-    Where `params` holds a Variable, so does the result around an array (or codes) of the same shape, with the same
-    metadata: a sharding by name goes on to the states that it fits.
+    Where `params` holds a Variable, the result holds an array (or codes) of its shape in a Variable with the same
+    metadata.  So a sharding by name also applies to the states that it fits.
     """
     nodes, structure = jax.tree.flatten(params, is_leaf=is_variable)
     placed = [_placed(node, value) if is_variable(node) else value for node, value in zip(nodes, values, strict=True)]

@@ -1,7 +1,7 @@
-"""The leaves of a parameter tree under paths that are the same in `init` and in `update`.
+"""Lists the leaves of a parameter tree, with the same paths in `init` and in `update`.
 
-``nnx.Optimizer`` passes its `init` an ``nnx.State`` of Variables and its `update` the same State of bare arrays.  A
-Variable is a node of the tree with one child, its ``.value``: seen through, both have the same paths.
+``nnx.Optimizer`` passes an ``nnx.State`` of Variables to `init` and the same State of bare arrays to `update`.  A
+Variable is a node with one child, its ``.value``.  The paths leave that child's key out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 from typing import Any, NamedTuple
 
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path
+
+Path = tuple[Any, ...]
 
 
 class Leaf(NamedTuple):
@@ -22,7 +24,7 @@ class Leaf(NamedTuple):
         variable: the class of the ``nnx.Variable`` that holds it; None outside of one.
     """
 
-    path: tuple
+    path: Path
     value: Any
     variable: type | None
 
@@ -33,9 +35,9 @@ class Leaf(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The names along the path, outermost first; those of a flat tree (``layer.lora_A.weight``) are taken apart."""
+        """The names along the path, outermost first.  A dotted key (``layer.lora_A.weight``) is several names."""
         path = self.path
-        if path and path[-1] == GetAttrKey("value"):  # linen.Partitioned and its like box a parameter
+        if path and path[-1] == GetAttrKey("value"):  # linen.Partitioned holds a parameter in `value`
             path = path[:-1]
         return [name for key in path for name in re.split(r"[./]", keystr((key,), simple=True))]
 
@@ -48,7 +50,7 @@ def leaves_of(tree: Any) -> list[Leaf]:
     found: list[Leaf] = []
     for path, node in tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, variable))[0]:
         if isinstance(node, variable):
-            # None, one or several leaves: optax.masked leaves an empty Variable, and its value may be a tree.
+            # A Variable may have no leaf (optax.masked empties it), one, or several (its value may be a tree).
             inside = tree_flatten_with_path(node)[0]
             found += [Leaf((*path, *below[1:]), value, type(node)) for below, value in inside]
         else:
@@ -56,11 +58,18 @@ def leaves_of(tree: Any) -> list[Leaf]:
     return found
 
 
-def leaf_name(path: tuple) -> str:
+def leaf_name(path: Path) -> str:
     """A leaf's path as a person would write it: ``layer.kernel``."""
     return keystr(path, simple=True, separator=".") or "the parameter"
 
 
 def nnx_class(name: str) -> type | None:
-    """A class of ``flax.nnx``, or None where nobody has imported it: then no tree holds one either."""
-    return getattr(sys.modules.get("flax.nnx"), name, None)
+    """A class of ``flax.nnx``; None if nobody imported flax.nnx, since then no tree holds one."""
+    found: type | None = getattr(sys.modules.get("flax.nnx"), name, None)
+    return found
+
+
+def is_nnx(x: Any, name: str) -> bool:
+    """Whether something is an instance of a class of ``flax.nnx``."""
+    found = nnx_class(name)
+    return found is not None and isinstance(x, found)

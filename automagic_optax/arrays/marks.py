@@ -1,4 +1,4 @@
-"""Boolean marks on the leaves of a parameter tree: which arrays are embeddings, adapters, or decayed."""
+"""Finds out which leaves are embeddings, adapters, or decayed (`docs/algorithm.md`, section 1.4)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from automagic_optax.arrays.default_marks import default_marks
-from automagic_optax.arrays.leaves import leaf_name, leaves_of
+from automagic_optax.arrays.leaves import Path, leaf_name, leaves_of
 
-Mark = Callable[[tuple, Any], bool] | Any | None
+Mark = Callable[[Path, Any], bool] | Any | None
 """A predicate on (path, leaf), a tree of booleans (or a prefix of one), or None for the default rule."""
 
 
@@ -16,12 +16,11 @@ def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> l
     """One boolean for each leaf of `params`, in order.
 
     Args:
-        mark: a predicate on (path, leaf); or a tree of booleans, of which `params` may lack leaves (those that
-            ``optax.masked`` takes out) and which may stop above the leaves; or None: `default_marks` for ``"lora"``
-            and ``"embedding"``, `default` everywhere for any other mark.
-        params: tree of arrays.  Paths are the same whether or not an ``nnx.State`` still has its Variables.
+        mark: a predicate on (path, leaf); a tree of booleans, which may have extra leaves, and in which one boolean may
+            stand for a whole subtree; or None: `default_marks` for ``"lora"`` and ``"embedding"``, else `default`.
+        params: tree of arrays, for example an ``nnx.State`` with or without its Variables.
         what: name of the mark, for the default rule and the error.
-        default: the value where no mark is given and there is no rule.
+        default: the value of every leaf if `mark` is None and there is no rule.
 
     Raises:
         ValueError: a leaf of `params` has no mark; the message names it.
@@ -37,7 +36,7 @@ def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> l
     return [_look_up(leaf.path, by_path, what) for leaf in leaves]
 
 
-def _look_up(path: tuple, by_path: dict[tuple, bool], what: str) -> bool:
+def _look_up(path: Path, by_path: dict[Path, bool], what: str) -> bool:
     for length in range(len(path), -1, -1):
         if path[:length] in by_path:
             return by_path[path[:length]]
@@ -52,8 +51,8 @@ def found_marks(params: Any, lora: Mark = None, embedding: Mark = None) -> dict[
         lora, embedding: as given to ``automagic_8bit``; None for the default rule.
 
     Returns:
-        Dotted names of leaves in their order, under ``"lora"`` and ``"embedding"``.  Only arrays of two axes are
-        adapters to the optimizer, whatever a mark says.
+        Dotted names of leaves in their order, under ``"lora"`` and ``"embedding"``.  Only arrays with two axes can be
+        adapters, whatever a mark says.
 
     Raises:
         ValueError: a tree of booleans lacks a leaf; the message names it.
@@ -64,13 +63,13 @@ def found_marks(params: Any, lora: Mark = None, embedding: Mark = None) -> dict[
     """
     leaves = leaves_of(params)
     adapters = resolve_mark(lora, params, "lora")
-    tables = resolve_mark(embedding, params, "embedding")
+    embeddings = resolve_mark(embedding, params, "embedding")
     return {
         "lora": [leaf_name(x.path) for x, mark in zip(leaves, adapters, strict=True) if mark and len(x.shape) == 2],
-        "embedding": [leaf_name(x.path) for x, mark in zip(leaves, tables, strict=True) if mark],
+        "embedding": [leaf_name(x.path) for x, mark in zip(leaves, embeddings, strict=True) if mark],
     }
 
 
 def resolve_decay_mask(mask: Any | Callable[[Any], Any] | None, params: Any) -> list[bool]:
-    """Which leaves are decayed: `mask` is what ``optax.add_decayed_weights`` takes, a tree or a function of params."""
+    """Which leaves are decayed.  `mask` is a tree or a function of params, as for ``optax.add_decayed_weights``."""
     return resolve_mark(mask(params) if callable(mask) else mask, params, "weight_decay_mask", default=True)

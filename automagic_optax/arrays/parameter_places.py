@@ -1,7 +1,7 @@
-"""Where in an optimizer state the trees in the structure of the parameters stand.
+"""Finds the trees inside an optimizer state that mirror the parameters.
 
-A state like Adam's `mu` has the parameters' own tree.  It is found by its structure and not by the shape of its arrays:
-a matrix that merely has a parameter's shape is none of its states.
+A state like Adam's `mu` is a tree in the structure of the parameters.  It is found by this structure and not by the
+shapes of its arrays, since other arrays may have a parameter's shape by chance.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import optax
 from jax.tree_util import DictKey, GetAttrKey, tree_flatten_with_path
 
 from automagic_optax.arrays.flax_variables import is_variable, pure
+from automagic_optax.arrays.leaves import Path
 
-Path = tuple[Any, ...]
 IsLeaf = Callable[[Any], bool]
 
 
 class Place(NamedTuple):
-    """An array of the state that stands where a parameter stands in its tree.
+    """An array of the state, and the parameter at the same position of the parameters' tree.
 
     Attributes:
-        path: its keys in the state, the parameter's own keys last.
+        path: the array's keys in the state; the last of them are the parameter's keys.
         owner: class of the named tuple or dictionary that holds the tree; None where there is none.
-        field: the tree's name there, `nu` say; "" where there is none.
+        field: the tree's name there, such as `nu`; "" where there is none.
         array: the array itself, without its Variable.
-        parameter: the parameter that stands there in its own tree.
-        parameter_path: the parameter's own keys.
+        parameter: the parameter.
+        parameter_path: the parameter's keys.
     """
 
     path: Path
@@ -45,16 +45,16 @@ def parameter_places(
     init: Callable[[Any], Any] | None = None,
     is_leaf: IsLeaf = lambda x: False,
 ) -> list[Place]:
-    """All arrays of a state that stand in trees in the structure of the parameters; shapes are not compared.
+    """All arrays of a state that are in trees in the structure of the parameters.  Shapes are not compared.
 
-    Such a tree may lack parameters: ``optax.masked`` leaves a `MaskedNode` in place of an array or of a whole subtree,
-    and None counts as one too.  Variables of ``flax.nnx`` are seen through.
+    Such a tree may lack parameters: ``optax.masked`` puts a `MaskedNode` in place of an array or a whole subtree, and
+    None counts as one too.  Variables of ``flax.nnx`` are replaced by their values.
 
     Args:
         params: the parameters.
-        state: the state of a transformation of them.
-        init: the transformation's `init`.  One bare array is a tree without a structure to be known by; `init` shows
-            what becomes of it.  Without `init`, or where that fails, its states are the arrays of its shape.
+        state: the state of a transformation.
+        init: the transformation's `init`.  If `params` is a single array, it has no structure to look for, and tracing
+            `init` shows where its states are.  Without `init`, or where that fails, all arrays of its shape are taken.
         is_leaf: what in the state counts as one array.
 
     Returns:
@@ -74,7 +74,7 @@ def parameter_places(
 
 
 def _search(params: Any, node: Any, path: Path, name: tuple[type | None, str], stops: IsLeaf) -> Iterator[Place]:
-    """The places at and below a node of the state; `name` is the node's owner and field."""
+    """All places in a node of the state; `name` is the node's owner and field."""
     matched = _match(params, node, (), stops)
     if matched:
         for parameter_path, parameter, array in matched:
@@ -96,7 +96,7 @@ def _match(params: Any, node: Any, path: Path, stops: IsLeaf) -> list[tuple[Path
     ours, theirs = _children(params, stops), _children(node, stops)
     if ours is None or theirs is None:
         return [(path, pure(params), pure(node))] if ours is theirs else None
-    if _form(params, stops) != _form(node, stops):
+    if _structure(params, stops) != _structure(node, stops):
         return None
     found: list[tuple[Path, Any, Any]] = []
     for (key, below), (_, child) in zip(ours, theirs, strict=True):
@@ -109,18 +109,18 @@ def _match(params: Any, node: Any, path: Path, stops: IsLeaf) -> list[tuple[Path
 
 def _children(node: Any, stops: IsLeaf) -> list[tuple[Any, Any]] | None:
     """(key, child) of a node's own children; None of a leaf."""
-    pairs, form = tree_flatten_with_path(node, is_leaf=lambda x: x is not node or stops(x))
-    return None if jax.tree_util.treedef_is_leaf(form) else [(path[0], child) for path, child in pairs]
+    pairs, structure = tree_flatten_with_path(node, is_leaf=lambda x: x is not node or stops(x))
+    return None if jax.tree_util.treedef_is_leaf(structure) else [(path[0], child) for path, child in pairs]
 
 
-def _form(node: Any, stops: IsLeaf) -> Any:
-    """A node's own type, keys and static fields, whatever its children are."""
+def _structure(node: Any, stops: IsLeaf) -> Any:
+    """A node's own type, keys and static fields, without the structure of its children."""
     return jax.tree.structure(node, is_leaf=lambda x: x is not node or stops(x))
 
 
 @jax.tree_util.register_pytree_with_keys_class
 class _Known:
-    """A node around one array, by which it is known again."""
+    """A node around one array, so that it can be found again in the state that `init` makes."""
 
     def __init__(self, array: Any) -> None:
         self.array = array
@@ -135,7 +135,7 @@ class _Known:
 
 
 def _paths_of_bare(init: Callable[[Any], Any], array: Any) -> set[Path] | None:
-    """Where the states of a tree of one bare array stand; None if `init` does not take a tree instead."""
+    """The paths of the states of a single array; None if `init` does not accept a tree in its place."""
     try:
         state = jax.eval_shape(init, _Known(array))
     except Exception:  # whatever a transformation of bare arrays raises when it is shown a tree

@@ -1,4 +1,4 @@
-"""Gradients that cannot be used: with an element that is not finite, or whose square leaves float32 (section 6)."""
+"""Decides which arrays are skipped for unusable gradients (`docs/algorithm.md`, section 6.2)."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ from automagic_optax.arrays.checks import check_dtypes, check_params
 
 
 def is_usable(g: jax.Array, limit: float = GRADIENT_LIMIT) -> jax.Array:
-    """Boolean scalar: no element is NaN or above the limit in magnitude."""
+    """Whether no element is NaN or above the limit in magnitude: a boolean scalar."""
     g = g.astype(jnp.float32)
-    # A maximum may pass over a NaN, a sum does not; both together are cheaper than a test of each element.
+    # A maximum may pass over a NaN, but a sum does not.  Both together are cheaper than a test of each element.
     total = jnp.sum(g)
     return (jnp.max(jnp.abs(g), initial=0) <= np.float32(limit)) & (total == total)
 
 
-def refuse_unusable(forms_of: Callable[[Any], Sequence[Hashable]]) -> optax.GradientTransformationExtraArgs:
-    """Turns gradients into float32, every array that cannot be used into NaN, and all into batches.
+def refuse_unusable(kinds_of: Callable[[Any], Sequence[Hashable]]) -> optax.GradientTransformationExtraArgs:
+    """Puts gradients in float32 and in batches, and fills each unusable one with NaN.
 
-    First of the chain, before section 4: its stages pass on an array with a NaN and do not record it, and
-    `scale_by_cameamp` skips it.  So it is the raw gradient that decides.
+    It is the first of the chain, so the raw gradient decides what is skipped: the stages pass on an array with a NaN
+    and do not record it, and `scale_by_cameamp` skips it.
 
     Args:
-        forms_of: from params, what arrays of one batch must have in common besides shapes and dtypes: whatever the
-            stages that follow tell apart, so that they find their batches ready.
+        kinds_of: from params, one kind for each leaf.  It tells apart what any later stage tells apart, so that all
+            stages use the same batches.
 
     Returns:
-        A transformation without a state; its updates are `Batched`, for stages of this package.
+        A transformation without a state.  Its updates are `Batched`, for stages of this package.
     """
 
-    def checked(g: jax.Array, form: Any) -> jax.Array:
-        del form
+    def checked(g: jax.Array) -> jax.Array:
         return jnp.where(is_usable(g), g.astype(jnp.float32), np.float32(np.nan))
 
     def update(
@@ -46,8 +45,8 @@ def refuse_unusable(forms_of: Callable[[Any], Sequence[Hashable]]) -> optax.Grad
     ) -> tuple[Any, optax.EmptyState]:
         del extra_args
         check_params(params)
-        forms = [(w.dtype, form) for w, form in zip(jax.tree.leaves(params), forms_of(params), strict=True)]
-        batched, _ = enter(updates, params, forms)
+        kinds = [(w.dtype, kind) for w, kind in zip(jax.tree.leaves(params), kinds_of(params), strict=True)]
+        batched, _ = enter(updates, params, kinds)
         return batched.replace(batched.map(checked)), state
 
     def init(params: Any) -> optax.EmptyState:

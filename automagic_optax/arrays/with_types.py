@@ -1,7 +1,7 @@
-"""Transformations for meshes with Explicit axes: what goes in and what comes out has types that say how it is split.
+"""Makes transformations work on meshes with Explicit axes, where types say how arrays are split.
 
-An update gives what it got: its states are split as they were, its updates as the parameters.  So only the borders of a
-transformation need types; inside, the compiler splits the work as on a mesh with Auto axes.
+An update keeps shardings: states stay split as they were, and updates are split as the parameters.  So only what goes
+in and comes out needs types.  Inside, the compiler splits the work as on a mesh with Auto axes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from automagic_optax.arrays.alike import told_shardings
+from automagic_optax.arrays.alike import remembered_shardings
 from automagic_optax.sharding.explicit_mesh import untyped
 from automagic_optax.sharding.placement import has_explicit_axes
 
@@ -23,25 +23,25 @@ def with_types(
     anew: Callable[[Any], optax.GradientTransformationExtraArgs] | None = None,
     hyperparameters: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation for arrays with and without types that tell how they are split.
+    """The transformation, for arrays with or without types that say how they are split.
 
-    After an update the type of every leaf of the state is what it was before, and that of an update is its parameter's,
-    or its gradient's where no parameters are given.
+    After an update every leaf of the state has the type that it had before, and an update has the type of its parameter
+    (of its gradient, where no parameters are given).
 
     Args:
         tx: the transformation.
-        anew: makes it from hyperparameters; where some of them are arrays with types (``optax.inject_hyperparams``
-            makes them so), they must come in as arguments too.
+        anew: makes `tx` from hyperparameters.  It is needed where some of these are arrays with types (as
+            ``optax.inject_hyperparams`` makes them), since those must be passed in as arguments too.
         hyperparameters: what `tx` was made with.
     """
 
-    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         typed_values = any(map(has_explicit_axes, jax.tree.leaves(hyperparameters)))
         arguments = (updates, state, params, extra_args, hyperparameters if typed_values else None)
         if not any(map(has_explicit_axes, jax.tree.leaves(arguments))):
             return tx.update(updates, state, params, **extra_args)
         like = updates if params is None else _in_place_of(params, updates)
-        with told_shardings(updates if params is None else params):
+        with remembered_shardings(updates if params is None else params):
             return untyped(
                 lambda u, s, p, extra, values: (anew(values) if typed_values and anew is not None else tx).update(
                     u, s, p, **extra
@@ -62,7 +62,7 @@ def _in_place_of(params: Any, updates: Any) -> Any:
 
 
 def _types(tree: Any, arguments: Any) -> Any:
-    """The sharding in each leaf's type; whole on the mesh of the arguments where the type has none."""
+    """The sharding in each leaf's type; a leaf without one is whole on the mesh of the arguments."""
     typed = [leaf for leaf in jax.tree.leaves(arguments) if has_explicit_axes(leaf)]
     mesh = jax.typeof(typed[0]).sharding.mesh
 

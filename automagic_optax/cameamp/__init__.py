@@ -1,1 +1,1 @@
-"""`scale_by_cameamp` and its states (sections 5 and 6)."""
+"""`scale_by_cameamp` and its states (`docs/algorithm.md`, sections 5 and 6)."""

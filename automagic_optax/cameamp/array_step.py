@@ -1,7 +1,8 @@
-"""One array's step: section 5 of the page from top to bottom."""
+"""The update of one array, or of one batch (`docs/algorithm.md`, section 5)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ import numpy as np
 
 from automagic_core import MAX_STEP, Config, Decay, Slot, StatePlan, decay
 from automagic_core.config import constants
+from automagic_optax.arrays.averages import ema, one_minus_power
 from automagic_optax.arrays.means import quotient
 from automagic_optax.arrays.usable import is_usable
-from automagic_optax.cameamp import equations as section5
+from automagic_optax.cameamp import equations
 from automagic_optax.cameamp.learning_rate import Rates, Votes, count_array
 from automagic_optax.cameamp.states import ArrayState
 from automagic_optax.codec.polarity import pack_bits, unpack_bits
@@ -25,15 +27,15 @@ _SPATIAL: Decay = decay(constants.SPATIAL_DECAY)
 
 
 class Shared(NamedTuple):
-    """What all arrays have in common at one step.
+    """What all arrays share in one step.
 
     Attributes:
-        config: hyperparameters.
+        config: the hyperparameters.
         weight_decay: a number or a traced scalar.
         warming: boolean scalar, t ≤ `warmup_steps`.
         rates: the learning rates.
-        writer: how states are stored.
-        gradient_limit: a gradient with an element above this in magnitude is not used.
+        writer: stores the states.
+        gradient_limit: an array with a gradient element above this in magnitude is skipped.
     """
 
     config: Config
@@ -45,12 +47,12 @@ class Shared(NamedTuple):
 
 
 class ArrayStep(NamedTuple):
-    """What the step of one array, or of a batch with a leading axis, gives.
+    """The result of the step of one array, or of a batch with a leading axis.
 
     Attributes:
         update: float32, to be added to the parameter.
         state: the array's new states.
-        vote: None where none is held.
+        vote: the array's vote; None where it has no `last_polarity`.
         skipped: int32, how many arrays were skipped so far in this call.
     """
 
@@ -63,19 +65,19 @@ class ArrayStep(NamedTuple):
 def step_array(
     g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: jax.Array
 ) -> ArrayStep:
-    """One array's step, or none where an element of its gradient is not finite (section 6).
+    """The step of one array; if its gradient is unusable, the array is skipped (section 6.2).
 
-    A skipped array has negative zeros for its update, which leave a parameter of −0.0 as it is, its old states, and one
-    more of `skipped_steps`.  The count of skipped arrays is passed from array to array: so on a CPU each waits for the
-    one before, and only one array's float32 values are in memory at a time.
+    A skipped array keeps its states, except that `skipped_steps` grows by one.  Its update is −0.0, which leaves even a
+    parameter of −0.0 as it is.  Each array gets the count of skipped arrays from the one before.  So on a CPU each
+    waits for the one before, and only one array's float32 values are in memory at a time.
 
     Args:
-        g, w: gradient and parameter, in the same shape and any floating dtype.
+        g, w: gradient and parameter, of one shape and any floating dtype.
         old: the array's states.
-        plan: how they are kept.
+        plan: says in which form they are.
         decayed: whether weight decay applies to the array.
-        shared: what all arrays have in common.
-        skipped: arrays skipped so far in this call.
+        shared: what all arrays share.
+        skipped: how many arrays were skipped so far in this call.
     """
     usable = is_usable(g, shared.gradient_limit)
 
@@ -83,24 +85,23 @@ def step_array(
         return _take_step(g, w, old, plan, decayed, shared)._replace(skipped=skipped)
 
     def skip(g: jax.Array, w: jax.Array, old: ArrayState, skipped: jax.Array) -> ArrayStep:
-        vote = jax.eval_shape(take, g, w, old, skipped).vote
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), vote)
-        return _skip_step(g, old, nothing)._replace(skipped=skipped + 1)
+        return _skip_step(g, old, _zeros(take, g, w, old, skipped).vote)._replace(skipped=skipped + 1)
 
     operands = (g, w, old, skipped)
     if jax.default_backend() != "cpu" or devices_of(g) > 1:
-        # An accelerator would wait for the host at each branch; it computes both and selects.  On a mesh of a CPU's
-        # devices sums inside a branch would not keep their order with those outside, and wait for each other for ever.
+        # An accelerator would wait for the host at each branch, so both sides are computed and one is selected.  On a
+        # mesh of CPU devices, sums inside a branch and sums outside could block each other for ever.
         return _select(usable, take(*operands), skip(*operands))
     if isinstance(usable, jax.core.Tracer):
-        return jax.lax.cond(usable, take, skip, *operands)
-    return take(*operands) if usable else skip(*operands)  # outside jit a branch would be compiled anew at each call
+        step: ArrayStep = jax.lax.cond(usable, take, skip, *operands)
+        return step
+    return take(*operands) if usable else skip(*operands)  # outside jit, cond compiles at each call
 
 
 def step_batch(
     g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: jax.Array
 ) -> ArrayStep:
-    """The steps of several small arrays of one form: `step_array` with a leading axis on all but `skipped`."""
+    """The steps of one batch: `step_array` with a leading axis on all but `skipped`."""
 
     def one(g: jax.Array, w: jax.Array, old: ArrayState) -> ArrayStep:
         taken = _take_step(g, w, old, plan, decayed, shared)
@@ -114,22 +115,21 @@ def step_batch(
     operands = (g, w, old, skipped)
     if jax.default_backend() != "cpu" or devices_of(g) > 1 or not isinstance(skipped, jax.core.Tracer):
         return all_of_them(*operands)
-    # The count of skipped arrays is never negative, which the compiler cannot know.  The branch keeps it from computing
-    # the whole step once more for each array that is cut out of the result.
-    return jax.lax.cond(skipped >= 0, all_of_them, _never_taken(all_of_them), *operands)
+    # The condition always holds, but the compiler cannot know that.  The branch saves time: without it the compiler
+    # computes the whole step once more for each array that is cut out of the result.
+    step: ArrayStep = jax.lax.cond(skipped >= 0, all_of_them, functools.partial(_zeros, all_of_them), *operands)
+    return step
 
 
-def _never_taken(step: Callable[..., ArrayStep]) -> Callable[..., ArrayStep]:
-    """A branch of the same types as the step's."""
-
-    def zeros(*operands: Any) -> ArrayStep:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, *operands))
-
+def _zeros(step: Callable[..., ArrayStep], *operands: Any) -> ArrayStep:
+    """Zeros in the shapes of what the step returns."""
+    zeros: ArrayStep = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, *operands))
     return zeros
 
 
 def _select(condition: jax.Array, a: ArrayStep, b: ArrayStep) -> ArrayStep:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+    selected: ArrayStep = jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+    return selected
 
 
 def _skip_step(g: jax.Array, old: ArrayState, vote: Votes | None) -> ArrayStep:
@@ -148,20 +148,19 @@ def _take_step(
 
     # Second moment
     q = jnp.square(g) + f32(constants.SQUARE_FLOOR)
-    v = section5.average_moment(beta2, read_nonnegative(old.exp_avg_sq), q, plan)
-    root = section5.root_second_moment(v, beta2, t)
+    v = equations.average_moment(beta2, read_nonnegative(old.exp_avg_sq), q, plan)
+    root = equations.root_second_moment(v, beta2, t)
 
     # Normalized gradient
     u = jnp.clip(g / root, -f32(config.update_clip), f32(config.update_clip))
 
     # Momentum
-    m = section5.average(beta1, read_signed(old.exp_avg), u)
-    m_hat = quotient(m, section5.remainder(beta1, t))
+    m = ema(beta1, read_signed(old.exp_avg), u)
+    m_hat = quotient(m, one_minus_power(beta1, t))
 
-    # Confidence
-    # At its first step an array's m̂ is u itself; what float32 leaves of the difference is noise.
+    # Confidence.  At an array's first step m̂ is u itself, and float32 would leave noise in the difference.
     e = jnp.where(age == 1, f32(0), jnp.square(u - m_hat))
-    r_hat, r = section5.confidence(read_nonnegative(old.exp_avg_res), e, beta3, t, plan)
+    r_hat, r = equations.confidence(read_nonnegative(old.exp_avg_res), e, beta3, t, plan)
     d = m_hat / jnp.sqrt(r_hat + f32(config.confidence_floor))
 
     # Torque
@@ -169,24 +168,28 @@ def _take_step(
     if config.torque:
         last_s = None if old.s is None else read_signed(old.s)
         gamma = decay(config.torque_decay)
-        d, s, torque_mean = section5.torque(d, u, last_s, gamma, shared.warming, old.torque_mean)
+        d, s, torque_mean = equations.torque(d, u, last_s, gamma, shared.warming, old.torque_mean)
 
-    # Spatial factor, from the variances of the step before
+    # Spatial factor, from the variances before this step
     kappa, spatial_variance = None, None
     if old.spatial_variance is not None:
-        kappa = section5.spatial_factor(old.spatial_variance)
-        variance = section5.row_variance(d, plan)
-        spatial_variance = section5.average(_SPATIAL, old.spatial_variance, variance)
+        kappa = equations.spatial_factor(old.spatial_variance)
+        variance = equations.row_variance(d, plan)
+        spatial_variance = ema(_SPATIAL, old.spatial_variance, variance)
 
     # Learning rate and weight decay
     delta = rates.rows(old.lr_mask, kappa) * d
     b, background_scale = jnp.ones([], jnp.float32), old.background_scale
     if config.background_regularization:
-        b, background_scale = section5.background(v, root, old.background_scale, beta2, t)
-    if decayed and not _is_zero(shared.weight_decay):
+        b, background_scale = equations.background(v, root, old.background_scale, beta2, t)
+    decays = not isinstance(shared.weight_decay, (int, float)) or shared.weight_decay != 0
+    if decayed and decays:
         delta = delta + rates.array() * jnp.asarray(shared.weight_decay, jnp.float32) * b * w
 
-    # Learning-rate mask: the votes enter the rate of the next step
+    # An infinite weight would decay by ∞ or by 0 · ∞ and become NaN; with a finite update it stays infinite.
+    delta = jnp.nan_to_num(delta)
+
+    # Votes, which enter the rate of the next step
     vote, last_polarity = None, None
     if old.last_polarity is not None:
         last_negative = unpack_bits(old.last_polarity, plan.shape)
@@ -208,7 +211,3 @@ def _take_step(
         spatial_variance=spatial_variance,
     )
     return ArrayStep(-delta, new, vote, jnp.zeros([], jnp.int32))
-
-
-def _is_zero(weight_decay: Any) -> bool:
-    return isinstance(weight_decay, (int, float)) and weight_decay == 0

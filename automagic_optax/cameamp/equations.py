@@ -1,9 +1,7 @@
-"""Section 5 on float32 arrays: pure functions of one array's gradient and states, in the order of the page.
+"""The formulas of the update, as pure functions of one array (`docs/algorithm.md`, section 5).
 
-States come in as they read (float32, or row and column statistics) and go out as they are before being stored, so
-nothing here knows of codes.  Statistics keep their dimensions and broadcast against the array.
-
-Shapes: "array" is the parameter's shape; "row" is 1 everywhere but on the row axis; "column" is 1 on the row axis.
+States are float32 arrays, or row and column statistics, which broadcast against the array.  Nothing here knows of
+codes.
 """
 
 from __future__ import annotations
@@ -16,114 +14,116 @@ import numpy as np
 
 from automagic_core import Decay, StatePlan
 from automagic_core.config import constants
-from automagic_optax.arrays.averages import average, remainder
+from automagic_optax.arrays.averages import ema, one_minus_power
 from automagic_optax.arrays.means import accurate_mean, quotient
 from automagic_optax.codec.stored import RowColumn
 
-Array = jax.Array
 f32 = np.float32
 
 
-def row_mean(x: Array, plan: StatePlan) -> Array:
+def row_mean(x: jax.Array, plan: StatePlan) -> jax.Array:
     """Mean over the columns: a row statistic."""
     return accurate_mean(x, plan.column_axes)
 
 
-def column_mean(x: Array, plan: StatePlan) -> Array:
+def column_mean(x: jax.Array, plan: StatePlan) -> jax.Array:
     """Mean over the row axis: a column statistic."""
     assert plan.row_axis is not None, "an array without rows has no column statistic"
     return accurate_mean(x, (plan.row_axis,))
 
 
-def average_moment(decay: Decay, old: Array | RowColumn, x: Array, plan: StatePlan) -> Array | RowColumn:
-    """The moving average of x, elementwise or of its row and column means, as `old` is kept."""
+def average_moment(decay: Decay, old: jax.Array | RowColumn, x: jax.Array, plan: StatePlan) -> jax.Array | RowColumn:
+    """The moving average of x, elementwise or of its row and column means, in the form of `old`."""
     if isinstance(old, RowColumn):
-        row = average(decay, old.row, row_mean(x, plan))
-        return RowColumn(row, average(decay, old.column, column_mean(x, plan)))
-    return average(decay, old, x)
+        row = ema(decay, old.row, row_mean(x, plan))
+        return RowColumn(row, ema(decay, old.column, column_mean(x, plan)))
+    return ema(decay, old, x)
 
 
-def root_second_moment(v: Array | RowColumn, decay: Decay, age: Array) -> Array:
-    """√v̂, with v̂ at least 10⁻³⁰.
+def root_second_moment(v: jax.Array | RowColumn, decay: Decay, age: jax.Array) -> jax.Array:
+    """√v̂, with v̂ at least 10⁻³⁰ (section 5.1).
 
-    Of row and column statistics the roots are taken first, a few instead of one per element; R is divided by its mean
-    before it meets C, since the product R · C underflows.
+    Row and column statistics: each gets its root before they are multiplied, which takes fewer roots.  R is divided by
+    its mean first, since R · C underflows.
     """
     if isinstance(v, RowColumn):
-        row = jnp.sqrt(quotient(quotient(v.row, accurate_mean(v.row)), remainder(decay, age)))
+        row = jnp.sqrt(quotient(quotient(v.row, accurate_mean(v.row)), one_minus_power(decay, age)))
         return jnp.maximum(row * jnp.sqrt(v.column), f32(constants.SQUARE_FLOOR**0.5))
-    return jnp.sqrt(jnp.maximum(quotient(v, remainder(decay, age)), f32(constants.SQUARE_FLOOR)))
+    return jnp.sqrt(jnp.maximum(quotient(v, one_minus_power(decay, age)), f32(constants.SQUARE_FLOOR)))
 
 
 def confidence(
-    r: Array | RowColumn, e: Array, decay: Decay, age: Array, plan: StatePlan
-) -> tuple[Array, Array | RowColumn]:
-    """r̂ and the new `exp_avg_res`; one pseudo-observation of 1 keeps the first steps from being over-confident.
+    r: jax.Array | RowColumn, e: jax.Array, decay: Decay, age: jax.Array, plan: StatePlan
+) -> tuple[jax.Array, jax.Array | RowColumn]:
+    """r̂ and the new `exp_avg_res` (section 5.3).
 
-    Row and column statistics are read as they were before this step, so that one pass over the data is enough.
+    One pseudo-observation of 1 keeps the first steps from being over-confident.  Row and column statistics give r̂ from
+    their values before this step, so that one pass over the data is enough.
     """
     complement = f32(decay.complement)
     if isinstance(r, RowColumn):
         estimate = quotient(r.row, jnp.maximum(accurate_mean(r.row), f32(constants.SQUARE_FLOOR))) * r.column
-        r_hat = quotient(estimate + complement, complement + remainder(decay, age - 1))
+        r_hat = quotient(estimate + complement, complement + one_minus_power(decay, age - 1))
         return r_hat, average_moment(decay, r, e, plan)
-    r = average(decay, r, e)
-    return quotient(r + complement, complement + remainder(decay, age)), r
+    r = ema(decay, r, e)
+    return quotient(r + complement, complement + one_minus_power(decay, age)), r
 
 
 class Torque(NamedTuple):
-    """d after the torque and the states it leaves."""
+    """d after the torque, and the new states."""
 
-    d: Array
-    s: Array
-    torque_mean: Array
+    d: jax.Array
+    s: jax.Array
+    torque_mean: jax.Array
 
 
-def torque(d: Array, u: Array, s: Array | None, decay: Decay, warming: Array, torque_mean: Array) -> Torque:
-    """d · τ / τ̄ with τ = (1 + s) / 2: elements whose momentum and gradient agree keep their step.
+def torque(
+    d: jax.Array, u: jax.Array, s: jax.Array | None, decay: Decay, warming: jax.Array, torque_mean: jax.Array
+) -> Torque:
+    """Scales d up where momentum and gradient agree: d · τ / τ̄ with τ = (1 + s) / 2 (section 5.4).
 
     Args:
         d, u: step and normalized gradient.
-        s: the smoothed agreement, or None where none is kept.
+        s: the moving average of the agreement; None where the array has no such state.
         decay: γ.
-        warming: boolean scalar; afterwards s is this step's agreement.
+        warming: boolean scalar; after the warm-up s is the agreement of this step alone.
         torque_mean: τ̄, the mean of τ at the array's previous step.
     """
     x = d * u
     a = x / (jnp.abs(x) + f32(constants.TORQUE_SOFTNESS))
-    s = a if s is None else jnp.where(warming, average(decay, s, a), a)
+    s = a if s is None else jnp.where(warming, ema(decay, s, a), a)
     tau = (1 + s) * f32(0.5)
     d = quotient(d * tau, jnp.maximum(torque_mean, f32(constants.TORQUE_MEAN_FLOOR)))
     return Torque(d, s, (1 + accurate_mean(s)) * f32(0.5))
 
 
-def spatial_factor(spatial_variance: Array) -> Array:
-    """κ from the row variances of the array's previous step; 1 where their mean is 0, so at its first step."""
+def spatial_factor(spatial_variance: jax.Array) -> jax.Array:
+    """κ from the row variances before this step (section 5.5); 1 where their mean is 0, and so at the first step."""
     mean = accurate_mean(spatial_variance)
     ratio = jnp.sqrt(mean / jnp.maximum(spatial_variance, f32(constants.SPATIAL_FLOOR)))
     low, high = constants.SPATIAL_LIMITS
     return jnp.where(mean == 0, f32(1), jnp.clip(ratio, f32(low), f32(high)))
 
 
-def row_variance(d: Array, plan: StatePlan) -> Array:
+def row_variance(d: jax.Array, plan: StatePlan) -> jax.Array:
     """Population variance over the columns: a row statistic."""
     return row_mean(jnp.square(d - row_mean(d, plan)), plan)
 
 
 def background(
-    v: Array | RowColumn, root: Array, background_scale: Array | None, decay: Decay, age: Array
-) -> tuple[Array, Array | None]:
-    """b = 2 / (1 + exp(4z)) with z = √v̂ / mean(√v̂) − 1, and the new `background_scale`.
+    v: jax.Array | RowColumn, root: jax.Array, background_scale: jax.Array | None, decay: Decay, age: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """b = 2 / (1 + exp(4z)) with z = √v̂ / mean(√v̂) − 1, and the new `background_scale` (section 5.7).
 
     Args:
         v: `exp_avg_sq` after this step.
         root: √v̂.
-        background_scale: mean of √v̂ at the array's previous step, 0 before the first.  Row and column statistics
-            give the mean of this step, and leave it as it is.
+        background_scale: the mean of √v̂ at the array's previous step, 0 before the first.  Where v is row and column
+            statistics, it stays as it is: they give the mean of this step.
     """
     if isinstance(v, RowColumn):
         mean = accurate_mean(jnp.sqrt(v.row)) * accurate_mean(jnp.sqrt(v.column)) / jnp.sqrt(accurate_mean(v.row))
-        mean, new_scale = mean / jnp.sqrt(remainder(decay, age)), background_scale
+        mean, new_scale = mean / jnp.sqrt(one_minus_power(decay, age)), background_scale
     else:
         assert background_scale is not None, "only factored second moments do without"
         mean, new_scale = background_scale, accurate_mean(root)

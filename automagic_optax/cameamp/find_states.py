@@ -1,20 +1,22 @@
-"""Finding the states of `scale_by_cameamp` in any optimizer state, however it is wrapped."""
+"""Finds the states of `scale_by_cameamp`, and of other transformations, in any optimizer state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from automagic_optax.cameamp.states import ScaleByCameampState
 
+Part = TypeVar("Part")
+
 
 def finish_warmup(opt_state: Any) -> Any:
-    """Drops `s` and `last_polarity`, which are needed only while warming up.
+    """Drops `s` and `last_polarity`, which only the warm-up needs (`docs/algorithm.md`, section 6.3).
 
-    Call it once after `warmup_steps` steps; jitted steps compile once more.  Called earlier it also ends the votes: the
-    learning rate stays as it was found so far.
+    Call it once after `warmup_steps` steps; a jitted step then compiles once more.  Called earlier it ends the votes,
+    and the learning rate stays as it was found so far.
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, as in `memory_report`.
@@ -27,26 +29,32 @@ def finish_warmup(opt_state: Any) -> Any:
 
 
 def opt_state_of(optimizer: Any) -> Any:
-    """An optimizer state: itself, or that of an ``nnx.Optimizer`` or a ``TrainState``."""
+    """The optimizer state of an ``nnx.Optimizer`` or a ``TrainState``; anything else is returned as it is."""
     return getattr(optimizer, "opt_state", optimizer)
 
 
-def _is_state(x: Any) -> bool:
-    return isinstance(x, ScaleByCameampState)
-
-
 def map_states(function: Callable[[ScaleByCameampState], Any], opt_state: Any) -> Any:
-    """The optimizer state with the function's result for every `ScaleByCameampState` in it."""
-    return jax.tree.map(lambda x: function(x) if _is_state(x) else x, opt_state, is_leaf=_is_state)
+    """The optimizer state with the function's result in place of every `ScaleByCameampState`."""
+
+    def is_state(x: Any) -> bool:
+        return isinstance(x, ScaleByCameampState)
+
+    return jax.tree.map(lambda x: function(x) if is_state(x) else x, opt_state, is_leaf=is_state)
+
+
+def parts_of(opt_state: Any, kind: type[Part]) -> list[Part]:
+    """Every state of one class inside an optimizer state, however it is wrapped."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
 
 def find_states(opt_state: Any) -> list[ScaleByCameampState]:
-    """Every `ScaleByCameampState` inside an optimizer state, however it is wrapped.
+    """Every `ScaleByCameampState` inside an optimizer state.
 
     Raises:
         ValueError: there is none.
     """
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(x)]
+    found = parts_of(opt_state, ScaleByCameampState)
     if not found:
         raise ValueError(
             "found no ScaleByCameampState: this is not the state of automagic_8bit or scale_by_cameamp; "
@@ -57,7 +65,7 @@ def find_states(opt_state: Any) -> list[ScaleByCameampState]:
 
 def only_state(opt_state: Any, where: str) -> ScaleByCameampState:
     """The one state of this optimizer in an optimizer state."""
-    found = find_states(opt_state)
+    found = parts_of(opt_state, ScaleByCameampState)
     if len(found) != 1:
-        raise ValueError(f"{where} has {len(found)} states of this optimizer; carry each partition by itself")
+        raise ValueError(f"expected one ScaleByCameampState in {where}, found {len(found)}; take partitions one by one")
     return found[0]

@@ -1,6 +1,4 @@
-"""The learning-rate mask: rates found while warming up by a vote of gradient polarities (section 5).
-
-As long as successive gradients agree in sign the step is too small; when they alternate it is too large.
+"""The rate search: rates and votes of gradient signs (`docs/algorithm.md`, sections 5.6 and 5.8).
 
 Reference: Automagic (ai-toolkit).
 """
@@ -18,47 +16,46 @@ from automagic_core import Config, StatePlan
 from automagic_core.config import constants
 from automagic_optax.arrays.means import accurate_sum, accurate_total
 
-Array = jax.Array
 f32 = np.float32
 
 
 class Rates(NamedTuple):
-    """The learning rates of one step, before the part that differs from array to array.
+    """What the learning rates of all arrays share in one step.
 
     Attributes:
         initial: η₀, the constant rate or the schedule's value.
-        ramped: η, after the warm-up's ramp.
+        ramped: η, the rate after the warm-up's ramp.
         low, high: the limits of every rate.
         lr_scale: ℓ.
     """
 
-    initial: Array
-    ramped: Array
-    low: Array
-    high: Array
-    lr_scale: Array
+    initial: jax.Array
+    ramped: jax.Array
+    low: jax.Array
+    high: jax.Array
+    lr_scale: jax.Array
 
-    def array(self) -> Array:
-        """η̂, the rate of the weight decay."""
+    def array(self) -> jax.Array:
+        """η̂, the rate of the array, which weight decay uses."""
         return self._clip(self.ramped * jnp.exp(self.lr_scale))
 
-    def rows(self, lr_mask: Array | None, kappa: Array | None) -> Array:
-        """ηᵢ, the rate of each row (a scalar where an array has neither mask nor spatial factor)."""
+    def rows(self, lr_mask: jax.Array | None, kappa: jax.Array | None) -> jax.Array:
+        """ηᵢ, the rate of each row: a scalar where the array has neither `lr_mask` nor spatial factor."""
         rate = self.ramped * jnp.exp(self.lr_scale if lr_mask is None else self.lr_scale + lr_mask)
         return self._clip(rate if kappa is None else rate * kappa)
 
-    def _clip(self, rate: Array) -> Array:
+    def _clip(self, rate: jax.Array) -> jax.Array:
         return jnp.where(self.ramped == 0, f32(0), jnp.clip(rate, self.low, self.high))
 
 
-def rates(learning_rate: Any, lr_scale: Array, step: Array, config: Config) -> Rates:
+def rates(learning_rate: Any, lr_scale: jax.Array, step: jax.Array, config: Config) -> Rates:
     """The rates of step t.
 
     Args:
         learning_rate: a number, a traced scalar, or a schedule, which is called with t − 1.
         lr_scale: ℓ before this step's votes.
         step: t.
-        config: the warm-up and the limits.
+        config: gives the warm-up and the limits.
     """
     initial = jnp.asarray(learning_rate(step - 1) if callable(learning_rate) else learning_rate, jnp.float32)
     low, high = jnp.asarray(config.min_lr, jnp.float32), jnp.asarray(config.max_lr, jnp.float32)
@@ -70,32 +67,32 @@ def rates(learning_rate: Any, lr_scale: Array, step: Array, config: Config) -> R
 
 
 class Votes(NamedTuple):
-    """How an array votes on the learning rate.
+    """The votes of an array on the learning rate.
 
     Attributes:
         rows: aᵢ, in [−1, 1], a row statistic; None where the array has no `lr_mask`.
-        rows_count: whether a row has a vote at all.
-        mean: ā of the whole array.
-        weight: its size where it counts in the pool, else 0.
+        rows_count: whether each row votes; None likewise.
+        mean: ā, the vote of the whole array.
+        weight: the array's number of elements if it votes, else 0.
     """
 
-    rows: Array | None
-    rows_count: Array | None
-    mean: Array
-    weight: Array
+    rows: jax.Array | None
+    rows_count: jax.Array | None
+    mean: jax.Array
+    weight: jax.Array
 
 
-def count_array(g: Array, last_negative: Array, counts: Array, plan: StatePlan) -> Votes:
-    """The vote of gradient polarities: +1 where successive gradients agree in sign, −1 where not, weighted by |g|.
+def count_array(g: jax.Array, last_negative: jax.Array, counts: jax.Array, plan: StatePlan) -> Votes:
+    """Counts +1 where successive gradients agree in sign and −1 where they do not, weighted by |g|.
 
     Args:
         g: the gradient after stages 1 to 4.
         last_negative: the last gradient's sign bits as booleans.
-        counts: boolean scalar: the array takes part and has a last gradient.
+        counts: boolean scalar: the array has a last gradient.
     """
     weight = jnp.abs(g)
     agreement = jnp.where(last_negative, -g, g)  # |g| · vote, and 0 where g = 0
-    # The array's sums are those of its rows, so that the data is read once.
+    # The array's sums are sums over those of its rows, so the data is read once.
     row_total = accurate_sum(weight, plan.column_axes) if plan.has_lr_mask else weight
     row_agreement = accurate_sum(agreement, plan.column_axes) if plan.has_lr_mask else agreement
     total = accurate_sum(row_total)
@@ -110,18 +107,18 @@ def count_array(g: Array, last_negative: Array, counts: Array, plan: StatePlan) 
 
 def count_votes(
     votes: Sequence[Votes | None],
-    masks: Sequence[Array | None],
+    masks: Sequence[jax.Array | None],
     plans: Sequence[StatePlan],
     rates: Rates,
-    voting: Array,
+    voting: jax.Array,
     config: Config,
-) -> tuple[Array, list[Array | None]]:
-    """ℓ and every δ after the votes of this step; they enter the rates of the next.
+) -> tuple[jax.Array, list[jax.Array | None]]:
+    """ℓ and every δ after the votes of this step.  They enter the rates of the next step.
 
     Args:
-        votes: the vote of each array, or of each batch of arrays with a leading axis; None where it has none.
+        votes: the votes of each array, or of each batch with a leading axis; None for arrays that never vote.
         masks: δ, likewise.
-        plans: of one array each.
+        plans: the plan of each array, or of one array of each batch.
         voting: boolean scalar, 2 ≤ t ≤ `warmup_steps`.
     """
     cast = [vote for vote in votes if vote is not None]
@@ -134,12 +131,12 @@ def count_votes(
     lr_scale = jnp.clip(rates.lr_scale + gain * pooled, f32(0), limit)
     lr_scale = jnp.where(voting & (total > 0), lr_scale, rates.lr_scale)
 
-    def new_mask(mask: Array | None, vote: Votes | None, plan: StatePlan) -> Array | None:
+    def new_mask(mask: jax.Array | None, vote: Votes | None, plan: StatePlan) -> jax.Array | None:
         if mask is None or vote is None or vote.rows is None or vote.rows_count is None:
             return mask
         share = f32(plan.columns / (plan.columns + constants.ROW_SHRINKAGE))
-        moved = mask + gain * (vote.rows - pooled) * share
-        moved = jnp.clip(moved, -f32(constants.ROW_LIMIT), f32(constants.ROW_LIMIT))
-        return jnp.where(voting & vote.rows_count, moved, mask)
+        new = mask + gain * (vote.rows - pooled) * share
+        new = jnp.clip(new, -f32(constants.ROW_LIMIT), f32(constants.ROW_LIMIT))
+        return jnp.where(voting & vote.rows_count, new, mask)
 
     return lr_scale, [new_mask(*args) for args in zip(masks, votes, plans, strict=True)]

@@ -1,4 +1,4 @@
-"""What a person asks of an optimizer state: how much memory it holds, and to drop what the warm-up needed."""
+"""`memory_report`: counts the bytes that an optimizer state holds."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from automagic_optax.codec.quantized_array import QuantizedArray
 
 
 def memory_report(opt_state: Any, params: Any = None) -> dict[str, Any]:
-    """Counts the arrays that an optimizer state really holds.
+    """Counts the arrays that an optimizer state holds.
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped: chained, masked, partitioned,
             injected, or inside an ``nnx.Optimizer`` or a ``TrainState``.
-        params: the parameters, with which the state of any optax transformation can be counted, that of
-            `quantize_state` too: a parameter counts as one in 8 bits when it has a state in 8 bits.
+        params: the parameters.  With them the state of any optax transformation is counted, also that of
+            `quantize_state`; a parameter then counts as 8-bit if it has an 8-bit state.
 
     Returns:
-        The keys of `automagic_core.memory_report`; bytes in the whole state, those of wrappers included.
+        The keys of `automagic_core.memory_report`.  Bytes are those of the whole state, wrappers included.
 
     Raises:
         ValueError: without `params`, the state holds none of this optimizer's states.
@@ -35,11 +35,11 @@ def memory_report(opt_state: Any, params: Any = None) -> dict[str, Any]:
         return _report_of_any(opt_state, params)
     arrays = []
     for state in find_states(opt_state):
-        # `age` has one scalar for each array, so its structure is the parameters'.
+        # `age` has one scalar for each array, so it has the structure of the parameters.
         for array in scatter_states(state.age, state):
             elements = int(jax.tree.leaves(array.exp_avg)[0].size)
-            arrays.append(ArrayMemory(elements, isinstance(array.exp_avg, QuantizedArray), _bytes(array)))
-    held = _bytes(opt_state)
+            arrays.append(ArrayMemory(elements, isinstance(array.exp_avg, QuantizedArray), bytes_of(array)))
+    held = bytes_of(opt_state)
     return core_memory_report(arrays, held - sum(array.state_bytes for array in arrays))
 
 
@@ -50,8 +50,9 @@ def _report_of_any(opt_state: Any, params: Any) -> dict[str, Any]:
         ArrayMemory(int(leaf.size), path in eight, 0)
         for path, leaf in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_variable)[0]
     ]
-    return core_memory_report(arrays, _bytes(opt_state))
+    return core_memory_report(arrays, bytes_of(opt_state))
 
 
-def _bytes(tree: Any) -> int:
+def bytes_of(tree: Any) -> int:
+    """The bytes of all arrays of a tree; shapes and dtypes are enough."""
     return sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,7 +1,7 @@
-"""Low-precision parameters: the new parameter is rounded to its dtype so that small updates survive (section 5).
+"""Rounds low-precision parameters so that small updates survive (`docs/algorithm.md`, section 5.9).
 
 Rounded to nearest, an update below half a unit in the last place vanishes: on weights of 0.02 in bfloat16, 85 % of the
-updates at a learning rate of 1e-5.  Rounded stochastically it arrives in expectation.
+updates at a learning rate of 1e-5.  With stochastic rounding the new parameter is right on average.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from automagic_optax.sharding.placement import scalar_like
 
 
 class RoundToParametersState(NamedTuple):
-    """`step`: int32 scalar, t, which the random bits depend on."""
+    """`step`: int32 scalar, t, for the random bits."""
 
     step: jax.Array
 
@@ -32,17 +32,16 @@ def round_to_parameters(stochastic: bool = True) -> optax.GradientTransformation
     """Turns float32 updates into the exact differences between rounded new parameters and old ones.
 
     Put it last in a chain.  For bfloat16 and float16 parameters the update becomes the float32 difference between
-    round(w + update) and w, which ``optax.apply_updates`` adds without a further error; for float32 and float64
-    parameters it is cast to their dtype.
+    round(w + update) and w, which ``optax.apply_updates`` adds without a further error.  For float32 and float64
+    parameters the update is cast to their dtype.
 
     Args:
-        stochastic: round to one of the two neighbours with a probability that makes the result unbiased; else to the
-            nearest.
+        stochastic: round to one of the two neighbours, so that the result is right on average; else to the nearest.
 
     Returns:
         A transformation whose update needs `params`.
 
-    Reference: section 5, "Low-precision parameters".
+    Reference: section 5.9.
     """
 
     def init(params: Any) -> RoundToParametersState:
@@ -65,8 +64,8 @@ def round_to_parameters(stochastic: bool = True) -> optax.GradientTransformation
                 new = round_stochastically(new, w.dtype, random_unit(step, Slot.parameters, w.shape))
             else:
                 new = new.astype(w.dtype)
-            # A parameter that does not move keeps its bits, the sign of a zero included.
-            return jnp.where(u == 0, np.float32(-0.0), new.astype(jnp.float32) - old)
+            # A parameter that does not move keeps its bits, even −0.0.  An infinite one stays: ∞ − ∞ would be NaN.
+            return jnp.where((u == 0) | jnp.isinf(old), np.float32(-0.0), new.astype(jnp.float32) - old)
 
         leaves = updates.flat() if isinstance(updates, Batched) else flatten_like(params, updates)
         new_updates = [rounded(u, w) for u, w in zip(leaves, jax.tree.leaves(params), strict=True)]

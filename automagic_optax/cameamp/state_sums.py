@@ -1,4 +1,4 @@
-"""Sums of one scalar state over all arrays, which wait for no device until they are counted."""
+"""Sums a scalar state over all arrays without waiting for a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOGETHER = 32
 
 
 def state_sums(opt_state: Any, name: str) -> list[jax.Array]:
-    """The sum of one scalar state over all arrays, one array for each set of devices; nothing waits.
+    """The sum of one scalar state over all arrays: one result for each set of devices.  Nothing waits.
 
     Raises:
         ValueError: the state holds none of this optimizer's states.
@@ -28,7 +28,7 @@ def state_sums(opt_state: Any, name: str) -> list[jax.Array]:
 
 
 def _total(arrays: list[jax.Array]) -> jax.Array:
-    # Few at a time: one program for a thousand arrays takes seconds to compile.
+    # A few at a time, since one program for a thousand arrays takes seconds to compile.
     while True:
         arrays = [_sum(arrays[i : i + _TOGETHER]) for i in range(0, len(arrays), _TOGETHER)]
         if len(arrays) == 1:
@@ -41,5 +41,5 @@ def _sum(arrays: list[jax.Array]) -> jax.Array:
 
 
 def count(sums: Iterable[jax.Array]) -> int:
-    """What `state_sums` gave, added up on the host."""
+    """Adds up on the host what `state_sums` returned."""
     return sum(int(total) for total in jax.device_get(list(sums)))

@@ -1,4 +1,4 @@
-"""`scale_by_cameamp`: section 5 of the page as an optax transformation."""
+"""`scale_by_cameamp`: the update as an optax transformation (`docs/algorithm.md`, section 5)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from automagic_optax.cameamp.states import (
     scatter_states,
 )
 from automagic_optax.cameamp.verbose import start_line, tell_step
-from automagic_optax.codec import quantized_array as codec
+from automagic_optax.codec.quantized_array import RoundingRule, exact_rule
 from automagic_optax.codec.stored import Writer
 from automagic_optax.sharding.placement import scalar_like
 
 
-class Form(NamedTuple):
-    """What the arrays of one batch have in common, besides shape and dtype."""
+class Kind(NamedTuple):
+    """What the arrays of one batch share besides shape and dtype (section 8)."""
 
     plan: StatePlan
     decayed: bool
@@ -48,34 +48,34 @@ def scale_by_cameamp(
     lora: Mark = None,
     embedding: Mark = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
-    rule: codec.RoundingRule = codec.exact_rule,
+    rule: RoundingRule = exact_rule,
     gradient_limit: float = GRADIENT_LIMIT,
 ) -> optax.GradientTransformationExtraArgs:
-    """Moments, confidence, torque, learning-rate mask, spatial factor and weight decay (section 5).
+    """Moments, confidence, torque, spatial factor, rate search and weight decay.
 
-    With m̂ the momentum of the normalized gradients u = clip(g / √v̂, ± 3) and r̂ the running mean of (u − m̂)²,
+    m̂ is the momentum of the normalized gradients u = clip(g / √v̂, ± 3), and r̂ the moving average of (u − m̂)².  Then
 
         d = m̂ / √(r̂ + 0.01),    d ← d · τ / τ̄,    update = −(ηᵢ · d + η̂ · weight_decay · b · w)
 
-    where the torque τ favours elements whose momentum and gradient agree, the row's rate ηᵢ and the array's rate η̂ are
-    found while warming up by a vote of gradient polarities, and b relaxes the decay of informed weights.
+    The torque τ favours elements whose momentum and gradient agree.  The signs of the gradients vote on the row's rate
+    ηᵢ and the array's rate η̂ during the warm-up.  b relaxes the decay of informed weights.
 
     Args:
         learning_rate: η₀, a number, a traced scalar or a schedule of the step; by default ``config.lr``.
         weight_decay: a number or a traced scalar; by default ``config.weight_decay``.
         config: all other hyperparameters.
-        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
-        lora: which arrays are adapters, given like `embedding`; it only appears in what `config.verbose` says.
+        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1.1).
+        lora: which arrays are adapters, given like `embedding`; only `config.verbose` uses it.
         embedding: which arrays are embeddings: a predicate on (path, leaf), a tree of booleans, or None to find them
-            (`default_marks`).
+            by name (`default_marks`).
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
         rule: how the codec rounds, as in `quantize`.
-        gradient_limit: an array with a gradient element above this in magnitude is skipped, as one that is not finite.
+        gradient_limit: an array with a gradient element above this in magnitude is skipped.
 
     Returns:
         A transformation whose update needs `params`.  Its state is a `ScaleByCameampState`.  Updates are float32 and
-        not yet rounded to a parameter's dtype (`round_to_parameters` does that); they contain the learning rate and
-        its sign.
+        not yet rounded to the dtype of the parameters (`round_to_parameters` does that).  They contain the learning
+        rate and its sign.
 
     Raises:
         ValueError: a hyperparameter outside its range; params missing in update; a parameter that is not floating.
@@ -125,33 +125,33 @@ def scale_by_cameamp(
         plans, weights = plans_of(params), jax.tree.leaves(params)
         decayed = resolve_decay_mask(weight_decay_mask, params)
         arrays = scatter_states(params, state)
-        # A scalar that nothing changes is not carried through the batches: a thousand of them take seconds to compile.
+        # A scalar that nothing changes stays out of the batches: a thousand of them take seconds to compile.
         idle = [
             None if plan.has_background_scale else a.background_scale for plan, a in zip(plans, arrays, strict=True)
         ]
         arrays = [a if x is None else a._replace(background_scale=None) for x, a in zip(idle, arrays, strict=True)]
 
-        forms = [
-            Form(plan, is_decayed, w.dtype, jax.tree.structure(old))
+        kinds = [
+            Kind(plan, is_decayed, w.dtype, jax.tree.structure(old))
             for w, old, plan, is_decayed in zip(weights, arrays, plans, decayed, strict=True)
         ]
-        batched, leave = enter(updates, params, forms)
+        batched, leave = enter(updates, params, kinds)
         steps: list[ArrayStep] = []
-        # Always 0, which the compiler cannot know: else it would do away with the branches that hold memory down.
+        # Always 0, but the compiler cannot know that: otherwise it removes the branches that save memory.
         skipped = jnp.minimum(state.step, 0)
-        for positions, g, form in zip(batched.positions, batched.arrays, batched.forms, strict=True):
+        for positions, g, kind in zip(batched.positions, batched.arrays, batched.kinds, strict=True):
             members = [(weights[position], arrays[position]) for position in positions]
             take = step_array if len(positions) == 1 else step_batch
             w, old = members[0] if len(positions) == 1 else stack(members)
-            steps.append(take(g, w, old, form.plan, form.decayed, shared, skipped))
+            steps.append(take(g, w, old, kind.plan, kind.decayed, shared, skipped))
             skipped = steps[-1].skipped
-        # The count is never negative, which the compiler cannot know: using it here keeps the arrays in their order.
+        # The count is never negative, but the compiler cannot know that: used here, it keeps the arrays in their order.
         step = jnp.where(skipped < 0, 0, step)
 
         lr_scale, masks = count_votes(
             [stepped.vote for stepped in steps],
             [stepped.state.lr_mask for stepped in steps],
-            [form.plan for form in batched.forms],
+            [kind.plan for kind in batched.kinds],
             now,
             warming & (step >= 2),
             config,
@@ -171,15 +171,10 @@ def scale_by_cameamp(
 
 
 def _absent_states(config: Config) -> frozenset[str]:
-    # An array of two axes and any size has every state that some array has.
+    # An array of two axes and any size has every state that any array has.
     plan = state_plan((1, 1), config, "flax")
-    present = {
-        "s": plan.has_s,
-        "last_polarity": plan.has_last_polarity,
-        "lr_mask": plan.has_lr_mask,
-        "spatial_variance": plan.has_spatial_variance,
-    }
-    return frozenset(name for name, has in present.items() if not has)
+    optional = ("s", "last_polarity", "lr_mask", "spatial_variance")
+    return frozenset(name for name in optional if not getattr(plan, f"has_{name}"))
 
 
 def _no_step(g: jax.Array | None) -> jax.Array | None:

@@ -1,4 +1,4 @@
-"""`verbose=True` in JAX: one line at the first step, one every 100 steps, on the logger ``automagic_optax``."""
+"""The messages of `verbose=True`: one at the first step and one every 100 steps, on the logger ``automagic_optax``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LOGGER = "automagic_optax"
 
 
 def start_line(config: Config, opt_state: Any, lora: int, embeddings: int) -> str:
-    """What is said at the first step.  Works while tracing: it reads shapes and dtypes only.
+    """The message of the first step.  It can be made while tracing, since it reads shapes and dtypes only.
 
     Args:
         config: the hyperparameters.
         opt_state: contains a `ScaleByCameampState`.
-        lora, embeddings: how many arrays count as adapters and as embeddings.
+        lora, embeddings: how many arrays are adapters and how many are embeddings.
     """
     device = f"{jax.default_backend()} ({jax.local_devices()[0].device_kind})"
     return start_message(config, memory_report(opt_state), lora, embeddings, device)
@@ -37,48 +37,41 @@ def tell_step(
     rate: Any = None,
     start: Callable[[], str] | None = None,
 ) -> None:
-    """Says what there is to say after a step; nothing, and nothing is compiled, unless `config.verbose`.
+    """Logs the message that is due after a step.  Unless `config.verbose`, nothing is compiled either.
 
-    Called inside jit, the compiled step looks at t and calls the host at the first step and at every 100th.  Such a
-    program cannot be kept in JAX's persistent compilation cache.  Of several processes the first one speaks.
+    A compiled step looks at t, and calls the host at the first step and at every 100th.  JAX cannot keep such a program
+    in its persistent compilation cache.  Of several processes only the first one logs.
 
     Args:
         config: the hyperparameters.
         step: int32 scalar, t.
         lr_scale: float32 scalar, ℓ.
-        skipped: int32 scalar, or a tree of them (`skipped_steps`), which is summed up when it is to be told.
+        skipped: a tree of int32 scalars (`skipped_steps`); their sum is logged.
         rate: float32 scalar, η̂, or None where it is not known.
-        start: gives the line for t = 1, a call of `start_line`; a run that is resumed later does not say it.
+        start: makes the message of t = 1, by `start_line`.
     """
     if not config.verbose:
         return
 
     def speak(step: jax.Array, lr_scale: jax.Array, skipped: Any, rate: Any) -> None:
         total = sum((jnp.sum(x) for x in jax.tree.leaves(skipped)), start=jnp.zeros([], jnp.int32))
-
         line = None if start is None else start()
 
         def on_host(step: np.ndarray, lr_scale: np.ndarray, total: np.ndarray, rate: np.ndarray | None) -> None:
-            _say(int(step), float(lr_scale), int(total), None if rate is None else float(rate), line)
+            if jax.process_index() != 0:
+                return
+            if step == 1 and line is not None:
+                tell(LOGGER, line)
+            # Under vmap this is called at every step.
+            if step % EVERY == 0:
+                factor, rate_now = float(np.exp(lr_scale)), None if rate is None else float(rate)
+                tell(LOGGER, progress_message(int(step), rate_now, factor, int(total)))
 
         jax.debug.callback(on_host, step, lr_scale, total, rate)
-
-    def be_silent(*_: Any) -> None:
-        return None
 
     operands = (step, lr_scale, skipped, rate)
     speaks = (step == 1) | (step % EVERY == 0)
     if isinstance(speaks, jax.core.Tracer):
-        jax.lax.cond(speaks, speak, be_silent, *operands)
-    elif speaks:  # outside jit a branch would be compiled anew at each call
+        jax.lax.cond(speaks, speak, lambda *_: None, *operands)
+    elif speaks:  # outside jit, cond compiles at each call
         speak(*operands)
-
-
-def _say(step: int, lr_scale: float, skipped: int, rate: float | None, start: str | None) -> None:
-    if jax.process_index() != 0:
-        return
-    if step == 1 and start is not None:
-        tell(LOGGER, start)
-    # Under vmap both branches run for every step.
-    if step % EVERY == 0:
-        tell(LOGGER, progress_message(step, rate, float(np.exp(lr_scale)), skipped))

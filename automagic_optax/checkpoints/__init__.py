@@ -1,1 +1,1 @@
-"""Saving states and reading them back: Orbax, flax.serialization, and the forms to restore into."""
+"""Saves and restores optimizer states, with Orbax or flax.serialization."""

@@ -1,4 +1,4 @@
-"""How an optimizer state is split over a mesh, said before there is one and told of one that there is."""
+"""Gives shape, dtype and sharding of every leaf of an optimizer state (`docs/algorithm.md`, section 9.2)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from automagic_optax.cameamp.find_states import finish_warmup
 def state_specs(
     tx: optax.GradientTransformation, params: Any, specs: Any, *, mesh: Mesh | AbstractMesh | None = None
 ) -> Any:
-    """How every leaf of an optimizer state is to be split, from how the parameters are.
+    """How every leaf of an optimizer state is split, given how the parameters are split.
 
-    A state is split as its parameter along the axes that they share.  Scales and packed sign bits are split along the
-    last axis only where every device then has whole blocks and whole bytes; scalars are whole on every device.
+    A state is split as its parameter, along every axis that they share.  An absmax or packed sign bits are split along
+    an axis only where every device then has whole blocks or whole bytes.  Scalars are whole on every device.
 
     Args:
-        tx: ``automagic_8bit(...)``, alone or in any chain; its `init` is traced, nothing is computed.
+        tx: ``automagic_8bit(...)``, alone or in any chain.  Its `init` is only traced.
         params: tree of arrays or of ``jax.ShapeDtypeStruct``.
         specs: PartitionSpecs or NamedShardings in the structure of `params`, or in a prefix of it; None: whole.
-        mesh: the lengths of the mesh's axes; by default that of `specs`, of `params` or of ``jax.set_mesh``.  With none
-            of them an axis may have any length that divides the axes of the parameters and the number of devices.
+        mesh: gives the lengths of the mesh's axes; by default the mesh of `specs`, of `params` or of ``jax.set_mesh``.
+            Without a mesh the specs fit any lengths that divide the axes of the parameters and the number of devices.
 
     Returns:
         PartitionSpecs in the structure of ``tx.init(params)``.
@@ -32,7 +32,7 @@ def state_specs(
     Raises:
         ValueError: a spec does not fit its parameter; the message is JAX's.
 
-    Reference: section 3, "Blocks".
+    Reference: section 9.2.
 
     Example:
         >>> specs = state_specs(tx, params, jax.tree.map(lambda w: w.sharding.spec, params))
@@ -53,7 +53,7 @@ def state_specs(
         jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=NamedSharding(typed, spec))
         for w, spec in zip(leaves, flat, strict=True)
     ]
-    # A mesh that is set may be replaced by one of its own size only, but by none, and none by any.
+    # JAX replaces a mesh only by one of the same size or by an empty one, and an empty one by any.
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), jax.sharding.use_abstract_mesh(typed):
         state = jax.eval_shape(tx.init, jax.tree.unflatten(structure, described))
     found = jax.tree.map(_spec_of, state)
@@ -64,7 +64,7 @@ def state_specs(
 
 
 class _Certain:
-    """Which axes can be split whatever the mesh's lengths are, given that it splits the parameters."""
+    """Tells which axes any mesh can split that can split the parameters."""
 
     def __init__(self, shapes: list[tuple[int, ...]], specs: list[PartitionSpec]) -> None:
         self._split = {
@@ -91,9 +91,9 @@ def abstract_state(
     Args:
         tx: the transformation.
         params_or_specs: tree of arrays or of ``jax.ShapeDtypeStruct``, with the shardings that parameters have.
-        mesh: where the state is to be; a parameter's PartitionSpec is kept.  By default the mesh of the parameters, or
-            the first device where they are on none.
-        finished: the form after `finish_warmup`.
+        mesh: the mesh of the restored state; the parameters keep their PartitionSpecs.  By default the mesh of the
+            parameters, or the first device where they are on no mesh.
+        finished: give the state after `finish_warmup`.
 
     Returns:
         ``jax.ShapeDtypeStruct`` in the structure of ``tx.init(params)``.

@@ -1,7 +1,7 @@
 """Lets ``flax.serialization`` save and restore 8-bit states, where flax is installed.
 
-flax knows named tuples but not our `QuantizedArray`; its codebook and block size come from the state that is restored
-into, as shapes and dtypes do.
+flax knows named tuples but not `QuantizedArray`.  Codebook and block size come from the target of the restoration, as
+shapes and dtypes do.
 """
 
 from __future__ import annotations

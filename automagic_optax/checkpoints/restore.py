@@ -1,4 +1,4 @@
-"""Optimizer states from Orbax checkpoints, onto any mesh, in the form in which they were saved."""
+"""`restore`: restores optimizer states from Orbax checkpoints onto any mesh."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from automagic_optax.cameamp.find_states import finish_warmup
 from automagic_optax.cameamp.states import ScaleByCameampState
 from automagic_optax.checkpoints.abstract_state import abstract_state
 
-_WARM_UP = ("s", "last_polarity")
-
 
 def restore(
     path: str | Path,
@@ -25,21 +23,20 @@ def restore(
     mesh: Mesh | None = None,
     finished: bool = False,
 ) -> Any:
-    """An optimizer state that Orbax saved, by itself, with ``StandardCheckpointer`` (or its asynchronous form).
+    """Restores an optimizer state that Orbax saved, without anything else, with ``StandardCheckpointer``.
 
-    Whether the states of the warm-up are there is read from the checkpoint's metadata: a state that was saved after
-    `finish_warmup` comes back without them.  It may have been saved from other meshes.  States of other
-    transformations, those of `quantize_state` too, come back with it or alone.
+    It may have been saved on another mesh.  A state that was saved after `finish_warmup` comes back without the states
+    of the warm-up.  States of other transformations, also of `quantize_state`, are restored with it or alone.
 
     Args:
-        path: the directory that was given to ``save``; absolute.
+        path: the absolute path of the directory that was given to ``save``.
         tx: the transformation whose state it is.
         params: tree of arrays or of ``jax.ShapeDtypeStruct``, with the shardings that the parameters have now.
         mesh: as in `abstract_state`.
         finished: drop the states of the warm-up if they were saved.
 
     Returns:
-        The state, in the structure of ``tx.init(params)`` or in that of `finish_warmup`.
+        The state, in the structure of ``tx.init(params)``, or of its `finish_warmup`.
 
     Raises:
         ImportError: Orbax is not installed.
@@ -69,20 +66,20 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
         if not isinstance(part, ScaleByCameampState):
             return part
         fields = _at(saved, keys)
-        if not isinstance(fields, Mapping) or not {"lr_scale", "exp_avg", *_WARM_UP} <= set(fields):
+        if not isinstance(fields, Mapping) or not {"lr_scale", "exp_avg", "s", "last_polarity"} <= set(fields):
             place = keystr(keys) or "its root"
             raise ValueError(
                 f"{path} holds no ScaleByCameampState at {place}: save the state of the same transformation by itself"
             )
-        # A state whose arrays are all masked has a tree of nothing there, and not nothing.
-        missing: dict[str, Any] = {name: None for name in _WARM_UP if fields[name] is None}
+        # If all arrays are masked, these fields are empty trees and not None.
+        missing: dict[str, Any] = {name: None for name in ("s", "last_polarity") if fields[name] is None}
         return part._replace(**missing)
 
     return jax.tree_util.tree_map_with_path(in_form, wanted, is_leaf=lambda x: isinstance(x, ScaleByCameampState))
 
 
 def _at(saved: Any, keys: tuple[Any, ...]) -> Any:
-    """What the metadata has under a path of the state; named tuples are mappings there.  None where it has nothing."""
+    """The metadata at a path of the state, where named tuples are mappings; None where there is none."""
     for key in keys:
         name = keystr((key,), simple=True)
         if isinstance(saved, Mapping):

@@ -1,10 +1,9 @@
-"""Rounding to 256 codebook values by table look-ups: one finds the place of |y|, two more the rounding's probability.
+"""Finds the nearest codebook value by looking it up in tables (`docs/algorithm.md`, sections 3.5 and 3.6).
 
-The thresholds at which rounding of |y| changes are the codebook's values and the borders between them.  Within a bin of
-float32 numbers that share their exponent and first bits of mantissa there is at most one threshold, so one word per bin
-says how many thresholds lie below the bin and where in it the next one is.  The count of thresholds below |y|, its half
-step, gives the nearest value (the code away from zero is half of it, rounded) and on which side of it |y| lies.  The
-signed map is symmetric about its zero, so both maps search |y| only.
+Thresholds are the codebook's values and the borders between them, in ascending order.  The number of thresholds ≤ |y|
+(the half steps) gives the nearest value and the side of it on which |y| lies.  A bin is all float32 numbers with the
+same exponent and first bits of the mantissa.  It contains at most one threshold, so one word says how many thresholds
+lie below the bin and where the next one is.  The signed codebook is symmetric about zero, so both search |y| only.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ import numpy as np
 from automagic_core import codebook_midpoints, dynamic_codebook
 
 _LOWEST = np.float32(2.0**-24)
-"""Every threshold lies above this, so all smaller values share the first bin."""
+"""All thresholds lie above this, so all smaller values share the first bin."""
 _COUNT_SHIFT = 17
-"""A bin's word holds the count above this bit and below it the place of the next threshold, at most 2¹⁶."""
+"""A bin's word: from this bit on the count; below it where in the bin the next threshold is, at most 2¹⁶."""
 
 
 class _Tables(NamedTuple):
-    dropped_bits: int  # of a float32, to name its bin
+    dropped_bits: int  # how many bits of a float32 do not count for its bin
     first_bin: int
-    bins: np.ndarray  # int32 (bins,): count of thresholds below, place of the next within the bin
+    bins: np.ndarray  # int32 (bins,): the words
     nearest: np.ndarray  # float32 (half steps,): the nearest value's magnitude
     gap: np.ndarray  # float32 (half steps,): between the two values around |y|
     top: int  # the largest distance from zero, in codes
@@ -38,7 +37,7 @@ def _tables(signed: bool) -> _Tables:
     zero = 127 if signed else 0
     dropped = 16 if signed else 15
     values, midpoints = dynamic_codebook(signed)[zero:], codebook_midpoints(signed)[zero:]
-    # A tie goes to the even code: where that is the lower one, the border is the next float.
+    # A tie goes to the even code.  Where that is the lower one, the border is the next float32.
     ties_up = (zero + np.arange(len(midpoints)) + 1) % 2 == 0
     thresholds = np.empty(2 * len(midpoints), np.float32)
     thresholds[0::2] = np.where(ties_up, midpoints, np.nextafter(midpoints, np.float32(2)))
@@ -67,7 +66,7 @@ def _tables(signed: bool) -> _Tables:
 
 
 def _half_steps(magnitude: jax.Array, tables: _Tables) -> jax.Array:
-    """How many thresholds are ≤ the magnitude: even from a value up to the border above it, odd beyond the border."""
+    """How many thresholds are ≤ the magnitude.  Even: it is at or above its nearest value; odd: below."""
     bits = jax.lax.bitcast_convert_type(magnitude, jnp.int32)
     index = jnp.clip((bits >> tables.dropped_bits) - tables.first_bin, 0, len(tables.bins) - 1)
     word = take(tables.bins, index)
@@ -78,12 +77,12 @@ def _half_steps(magnitude: jax.Array, tables: _Tables) -> jax.Array:
 def _code(distance: jax.Array, y: jax.Array, signed: bool) -> jax.Array:
     if not signed:
         return distance
-    # The negative side has no −1: its last value is −0.993, 127 codes below zero.
+    # The negative side ends at −0.993, 127 codes below zero.
     return 127 + jnp.where(y < 0, -jnp.minimum(distance, 127), distance)
 
 
 def nearest_code(y: jax.Array, signed: bool) -> jax.Array:
-    """The code of the codebook value nearest to y; a tie goes to the even code (section 3).
+    """The code of the codebook value nearest to y; a tie goes to the even code (section 3.5).
 
     Args:
         y: float32 values in [−1, 1], of any shape.
@@ -97,7 +96,7 @@ def nearest_code(y: jax.Array, signed: bool) -> jax.Array:
 
 
 def stochastic_code(y: jax.Array, signed: bool, random: jax.Array) -> jax.Array:
-    """The nearest code, or with probability |error| / gap its neighbour on the other side of y (section 3).
+    """The nearest code, or with probability |error| / gap its neighbour on the other side of y (section 3.6).
 
     Args:
         y, signed: as for `nearest_code`.
@@ -117,5 +116,5 @@ def stochastic_code(y: jax.Array, signed: bool, random: jax.Array) -> jax.Array:
 
 
 def take(table: np.ndarray, index: jax.Array) -> jax.Array:
-    """``table[index]`` for indices known to be in range, which spares the checks for each element."""
+    """``table[index]`` for indices that are in range.  It saves the check of each index."""
     return jnp.asarray(table).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)

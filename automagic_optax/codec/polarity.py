@@ -1,4 +1,4 @@
-"""`last_polarity`: the sign bits of the last gradient, 8 to a byte along the last axis, least significant first."""
+"""Packs and unpacks `last_polarity`, the sign bits of the last gradient (`docs/algorithm.md`, section 6.1)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import jax.numpy as jnp
 
 
 def pack_bits(bits: jax.Array) -> jax.Array:
-    """Packs booleans of shape (..., n) to uint8 of shape (..., ceil(n / 8)); a scalar to shape (1,)."""
-    bits = jnp.atleast_1d(bits)
-    return jnp.packbits(bits, axis=-1, bitorder="little")
+    """Packs booleans (..., n) into uint8 (..., ceil(n / 8)), least significant bit first; a scalar into (1,)."""
+    return jnp.packbits(jnp.atleast_1d(bits), axis=-1, bitorder="little")
 
 
 def unpack_bits(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The booleans of the given shape that `pack_bits` packed."""
+    """Undoes `pack_bits` of booleans of the given shape."""
     last = shape[-1] if shape else 1
     return jnp.unpackbits(packed, axis=-1, count=last, bitorder="little").astype(bool).reshape(shape)

@@ -1,4 +1,4 @@
-"""Blockwise dynamic 8-bit arrays, exact on every backend (section 3).
+"""`QuantizedArray`: an array in 8 bits, the same on every backend (`docs/algorithm.md`, section 3).
 
 Reference: Dettmers et al., *8-bit Optimizers via Block-wise Quantization*, arXiv 2110.02861.
 """
@@ -23,11 +23,11 @@ from automagic_optax.sharding.placement import devices_of, has_explicit_axes
 from automagic_optax.sharding.state_shardings import absmax_sharding
 
 RoundingRule = Callable[[jax.Array, bool, jax.Array | None], jax.Array]
-"""(y, signed, random) → int32 codes: y to nearest where random is None, else stochastically."""
+"""(y, signed, random) → int32 codes: rounds y to nearest if random is None, else stochastically."""
 
 
 def exact_rule(y: jax.Array, signed: bool, random: jax.Array | None) -> jax.Array:
-    """Section 3's rule, which is that of bitsandbytes' CUDA kernel."""
+    """The rounding of sections 3.5 and 3.6, which is that of bitsandbytes' CUDA kernel."""
     return nearest_code(y, signed) if random is None else stochastic_code(y, signed, random)
 
 
@@ -38,13 +38,13 @@ def exact_rule(y: jax.Array, signed: bool, random: jax.Array | None) -> jax.Arra
 )
 @dataclasses.dataclass(frozen=True)
 class QuantizedArray:
-    """An array stored as one 8-bit code per element and one scale per block.
+    """An array stored as one 8-bit code per element and one absmax per block.
 
     Attributes:
-        codes: uint8, in the shape of the array it stands for.
+        codes: uint8, in the shape of the array.
         absmax: float32, the largest magnitude of each block: (*shape[:-1], shape[-1] // block_size) where the blocks
             lie inside the last axis, else (ceil(size / block_size),); (1,) where block_size is None.
-        signed: which codebook the codes refer to (static).
+        signed: which codebook the codes belong to (static).
         block_size: elements per block in row-major order, or None for one block of the whole array (static).
     """
 
@@ -55,7 +55,7 @@ class QuantizedArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the array it stands for."""
+        """Shape of the array."""
         return self.codes.shape
 
     @property
@@ -64,15 +64,16 @@ class QuantizedArray:
         return self.codes.size
 
     def dequantize(self) -> jax.Array:
-        """codebook · absmax in float32, and no more: a companded state is squared by the layer above."""
+        """codebook · absmax in float32.  It does not square companded states; `codec.stored` does."""
         if has_explicit_axes(self.codes):
-            return untyped(QuantizedArray.dequantize, jax.typeof(self.codes).sharding)(self)
+            found: jax.Array = untyped(QuantizedArray.dequantize, jax.typeof(self.codes).sharding)(self)
+            return found
         values = take(dynamic_codebook(self.signed), self.codes.astype(jnp.int32))
         return values * per_element(self.absmax, self.shape, self.block_size, devices_of(self.codes))
 
 
 def dequantize(array: QuantizedArray) -> jax.Array:
-    """The float32 values that `array` stores; the function form of `QuantizedArray.dequantize`."""
+    """The float32 values of a stored array, as `QuantizedArray.dequantize`."""
     return array.dequantize()
 
 
@@ -90,9 +91,8 @@ def quantize(
         x: finite floating-point array of any shape; bfloat16, float16 and float64 are read as float32.  Negative
             values need the signed codebook.
         signed: the codebook from −0.993 to 1, or the one from 0 to 1.
-        block_size: elements per scale in row-major order, or None for one scale of the whole array.
-        random: r in [0, 1) for each element (`random_unit`) rounds stochastically: unbiased in expectation; None
-            rounds to nearest.
+        block_size: elements per block in row-major order, or None for one block of the whole array.
+        random: r in [0, 1) for each element (`random_unit`), for stochastic rounding; None rounds to nearest.
         rule: how y becomes a code.  The parity suite passes the rule of another implementation here.
 
     Returns:
@@ -106,25 +106,25 @@ def quantize(
     x = jnp.asarray(x)
     if has_explicit_axes(x):
         split: Any = jax.typeof(x).sharding
-        scales: Any = absmax_sharding(split, x.shape, block_size)
-        types = QuantizedArray(split, scales, signed, block_size)
+        absmax_split: Any = absmax_sharding(split, x.shape, block_size)
+        types = QuantizedArray(split, absmax_split, signed, block_size)
         make = functools.partial(quantize, signed=signed, block_size=block_size, rule=rule)
-        return untyped(lambda x, random: make(x, random=random), types)(x, random)
+        stored: QuantizedArray = untyped(lambda x, random: make(x, random=random), types)(x, random)
+        return stored
     x = x.astype(jnp.float32)
     absmax = block_absmax(x, block_size)
     absmax = jnp.where(absmax < np.float32(MIN_ABSMAX), np.float32(0), absmax)
     zero_block = absmax == 0
-    scale = jnp.where(zero_block, np.float32(0), np.float32(1) / jnp.where(zero_block, np.float32(1), absmax))
-    scale = per_element(scale, x.shape, block_size, devices_of(x))
-    y = x * scale
-    codes = jnp.where(scale == 0, 0, rule(y, signed, random)).astype(jnp.uint8)
+    factor = jnp.where(zero_block, np.float32(0), np.float32(1) / jnp.where(zero_block, np.float32(1), absmax))
+    factor = per_element(factor, x.shape, block_size, devices_of(x))
+    codes = jnp.where(factor == 0, 0, rule(x * factor, signed, random)).astype(jnp.uint8)
     return QuantizedArray(codes, absmax, signed, block_size)
 
 
 def zeros(shape: tuple[int, ...], signed: bool, block_size: int | None) -> QuantizedArray:
-    """The stored form of an array of zeros: every code and every scale 0."""
-    scales = jnp.zeros(absmax_shape(shape, block_size), jnp.float32)
-    return QuantizedArray(jnp.zeros(shape, jnp.uint8), scales, signed, block_size)
+    """An array of zeros in 8 bits: every code and every absmax is 0."""
+    absmax = jnp.zeros(absmax_shape(shape, block_size), jnp.float32)
+    return QuantizedArray(jnp.zeros(shape, jnp.uint8), absmax, signed, block_size)
 
 
 def block_absmax(x: jax.Array, block_size: int | None) -> jax.Array:
@@ -139,20 +139,20 @@ def block_absmax(x: jax.Array, block_size: int | None) -> jax.Array:
 
 
 def common_run(shape: tuple[int, ...], block_size: int, devices: int) -> int:
-    """How many neighbours are taken together before blocks are formed: a part of a block that no device border cuts.
+    """The length of runs: neighbours inside one block and on one device, which are reduced to one value first.
 
-    Where devices share a block, or blocks run over the ends of rows, forming blocks moves values between devices: then
-    it moves one for each run instead of one for each element.  A largest magnitude is exact in any order.
+    Where devices share a block, or blocks run over the ends of rows, forming blocks moves values between devices.  Runs
+    make that one value per run instead of one per element.
     """
     if devices == 1 or not shape or shape[-1] == 0:
         return 1
-    part = shape[-1] // math.gcd(shape[-1], devices)  # of the last axis, were it cut over as many devices as can be
+    part = shape[-1] // math.gcd(shape[-1], devices)  # of the last axis, if all devices split it
     run = math.gcd(part, block_size)
     return run if run > 1 else math.gcd(shape[-1], block_size)
 
 
 def per_element(per_block: jax.Array, shape: tuple[int, ...], block_size: int | None, devices: int) -> jax.Array:
-    """Broadcasts one value per block to one per element."""
+    """Broadcasts one value per block to its elements."""
     if block_size is None:
         return jnp.broadcast_to(per_block.reshape((1,) * len(shape)), shape)
     run = common_run(shape, block_size, devices)
@@ -167,7 +167,7 @@ def per_element(per_block: jax.Array, shape: tuple[int, ...], block_size: int | 
 
 
 def _as_blocks(x: jax.Array, block_size: int) -> jax.Array:
-    """(..., blocks, block_size), the last block padded with zeros where the size is no multiple."""
+    """x in shape (..., blocks, block_size); the last block is padded with zeros where it is short."""
     if _blocks_inside_last_axis(x.shape, block_size):
         return x.reshape(*x.shape[:-1], x.shape[-1] // block_size, block_size)
     flat = x.reshape(-1)

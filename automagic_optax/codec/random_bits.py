@@ -1,4 +1,4 @@
-"""The random numbers of section 3 in JAX: the bits of `automagic_core.random_unit`, under any sharding."""
+"""Random numbers computed from counters, the same under any sharding (`docs/algorithm.md`, section 3.7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from automagic_core.codec.random_bits import MIX_MULTIPLIERS, SLOT_MULTIPLIER, S
 
 
 def mix32(x: jax.Array) -> jax.Array:
-    """Scrambles uint32 words of any shape; bit for bit `automagic_core.mix32`."""
+    """Scrambles uint32 words of any shape, like `automagic_core.mix32`."""
     x = x ^ (x >> 16)
     x = x * np.uint32(MIX_MULTIPLIERS[0])
     x = x ^ (x >> 15)
@@ -23,7 +23,7 @@ def mix32(x: jax.Array) -> jax.Array:
 def element_index(shape: tuple[int, ...]) -> jax.Array:
     """Row-major index of every element, modulo 2³²: uint32 of the given shape.
 
-    A sum over axes rather than a reshaped count, so that a sharded array computes its own part and nothing moves.
+    It is a sum over axes and not a reshaped count, so that each device computes its own part and nothing moves.
     """
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
@@ -33,7 +33,7 @@ def element_index(shape: tuple[int, ...]) -> jax.Array:
 
 
 def random_unit(step: jax.Array | int, slot: int, shape: tuple[int, ...]) -> jax.Array:
-    """r in [0, 1) with 24 bits for each element.
+    """A random number r in [0, 1) with 24 bits for each element.
 
     Args:
         step: t ≥ 1, an integer scalar.

@@ -1,1 +1,1 @@
-"""The 8-bit moments of other transformations, which `quantize_state` keeps."""
+"""The 8-bit moments of other transformations, for `quantize_state` (`docs/algorithm.md`, section 12)."""

@@ -1,9 +1,8 @@
-"""An update that is computed array after array, so that only one array's float32 states are in memory at a time.
+"""Runs a wrapped update one array at a time, so that only one array is in float32.
 
-A wrapped transformation is called once, with all its states.  Left to itself XLA reads all of them before it uses one.
-Its computation is therefore recorded and carried out in parts: what one parameter's update needs, then what the states
-that were read for it become, and only when these are stored the next parameter.  Which operations are carried out does
-not change.
+A wrapped transformation is called once, with all its states, and XLA would read all of them before it uses one.  So
+its computation is recorded and done in parts.  A part computes one parameter's update, then the new values of the
+states that were read for it, and stores them.  Then the next part begins.  The operations stay the same.
 """
 
 from __future__ import annotations
@@ -19,42 +18,42 @@ class States(Protocol):
     """How states are read and written, by their positions."""
 
     def read(self, position: int) -> jax.Array:
-        """The state's values, to be computed after all that was written before."""
+        """The state's values, computed after everything that was written before."""
 
     def write(self, position: int, value: jax.Array) -> None:
-        """Stores the state's new values; it was read before."""
+        """Stores the new values of a state that was read before."""
 
 
 def in_turn(
     function: Callable[[list[Any]], tuple[list[Any], list[Any]]], shapes: Sequence[Any], states: States
 ) -> list[Any]:
-    """Calls `function` on the values of stored states and stores what they become.
+    """Calls `function` on the values of stored states and stores their new values.
 
     Args:
         function: from the states' values to results and the states' new values; it is traced.
         shapes: shape and dtype of each state's values.
-        states: reads and writes them; every state is read once and then written once.
+        states: reads and writes the states.  Every state is read once and then written once.
 
     Returns:
         The results, as if all states had been read, `function` called, and all written.
     """
     closed = jax.make_jaxpr(function)(list(shapes))
     parts = _Parts(closed, states)
-    if closed.effects:  # what is printed or sent must stay in its order
+    if closed.effects:  # prints and callbacks must keep their order
         parts.compute(range(len(closed.jaxpr.eqns)))
     split = len(closed.jaxpr.outvars) - len(shapes)
     results = []
     for target in closed.jaxpr.outvars[:split]:
         results.append(parts.value(target))
         parts.write_what_was_read()
-    for state in closed.jaxpr.invars:  # those that no result depends on
+    for state in closed.jaxpr.invars:  # also those on which no result depends
         parts.value(state)
         parts.write_what_was_read()
     return results
 
 
 class _Parts:
-    """A recorded computation of which some values are known."""
+    """A recorded computation, and the values that are known so far."""
 
     def __init__(self, closed: ClosedJaxpr, states: States) -> None:
         self.jaxpr, self.states = closed.jaxpr, states
@@ -65,7 +64,7 @@ class _Parts:
         self.targets = self.jaxpr.outvars[len(self.jaxpr.outvars) - len(self.position) :]
 
     def value(self, target: Any) -> Any:
-        """The value of one variable; computes what is missing for it, and reads states before that."""
+        """The value of one variable.  Reads the states and computes the values that it needs."""
         missing: set[int] = set()
         unread: set[int] = set()
         pending = [target]
@@ -82,7 +81,7 @@ class _Parts:
         return target.val if isinstance(target, Literal) else self.values[target]
 
     def compute(self, equations: Sequence[int], unread: Sequence[int] | None = None) -> None:
-        """Carries out some equations, given in their own order, after reading the states that they need."""
+        """Reads states, then carries out equations, which are given in their own order."""
         for position in range(len(self.position)) if unread is None else unread:
             self.values[self.jaxpr.invars[position]] = self.states.read(position)
             self.read.append(position)
@@ -102,7 +101,7 @@ class _Parts:
         self.values |= zip(made, jax.core.eval_jaxpr(part, [], *(self.values[v] for v in needed)), strict=True)
 
     def write_what_was_read(self) -> None:
-        """Stores the new values of every state in memory; to compute them may read further ones."""
+        """Stores the new values of all states that were read.  Computing them may read further states."""
         while self.read:
             position = self.read.pop(0)
             self.states.write(position, self.value(self.targets[position]))

@@ -1,4 +1,7 @@
-"""What the parameter-shaped states of optax's transformations are: signed, never negative, or not for 8 bits."""
+"""Decides which states of optax transformations can have 8 bits, and which are never negative.
+
+`docs/algorithm.md`, section 12.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 NONNEGATIVE_FIELDS = frozenset(
     {"nu", "nu_max", "v", "sum_of_squares", "exp_avg_sq", "exp_avg_res", "grad_sum_sq", "e_g", "e_x", "step_sizes"}
 )
-"""Names under which optax, and most of what is written for it, keeps means and sums of squares."""
+"""Names that optax, and most code written for it, gives to means and sums of squares."""
 
-_NONNEGATIVE_ALSO = {("ScaleByAdanState", "n"), ("ScaleBySimplifiedAdEMAMixState", "n")}
-_SIGNED_ALTHOUGH_NAMED_SO = {
+_ALSO_NONNEGATIVE = {("ScaleByAdanState", "n"), ("ScaleBySimplifiedAdEMAMixState", "n")}
+_SIGNED = {
     ("ScaleByAdanState", "v"),  # the mean of gradient differences
     ("SophiaState", "nu"),  # the mean of an estimated curvature
     ("ScaleBySM3State", "nu"),  # the momentum
@@ -22,17 +25,17 @@ _SIGNED_ALTHOUGH_NAMED_SO = {
 
 KEPT = frozenset(
     {
-        "ScaleByRStdDevState",  # takes the root of nu − mu², which two rounded states can make negative
+        "ScaleByRStdDevState",  # nu − mu² may become negative when both are rounded
         "ScaleByRStdDevWithCountState",
-        "MadgradState",  # the parameters are computed anew from its sums
+        "MadgradState",  # computes the parameters from its sums
         "COCOBState",
         "ScaleByLBFGSState",  # differences of successive parameters and gradients
-        "ScaleByBacktrackingLinesearchState",  # a gradient that is used again as it stands
+        "ScaleByBacktrackingLinesearchState",  # uses a gradient of the last step again
         "ScaleByZoomLinesearchState",
         "ZoomLinesearchState",
     }
 )
-"""Classes of states that stay as they are, because an error of 8 bits would be no mere noise in an update."""
+"""Classes of states that stay as they are: an error of 8 bits in them does more than add noise to an update."""
 
 
 def is_kept(owner: type | None) -> bool:
@@ -43,14 +46,14 @@ def is_kept(owner: type | None) -> bool:
 def is_nonnegative(owner: type | None, field: str) -> bool:
     """Whether a state is known to be never negative, by its name and the class that holds it."""
     name = (getattr(owner, "__name__", ""), field)
-    return name in _NONNEGATIVE_ALSO or (field in NONNEGATIVE_FIELDS and name not in _SIGNED_ALTHOUGH_NAMED_SO)
+    return name in _ALSO_NONNEGATIVE or (field in NONNEGATIVE_FIELDS and name not in _SIGNED)
 
 
 def begins_with_parameters(init: Callable[[Any], Any], params: Any) -> list[bool]:
     """Which arrays of a first state are computed from the values of the parameters.
 
-    A moment begins at a constant.  What begins with the parameters' values is a copy of them (the `z` of schedule-free,
-    the starting point of Prodigy, slow weights), and 8 bits are too few for parameters.
+    A moment begins at a constant.  A state that begins with the parameters' values is a copy of them (the `z` of
+    schedule-free, the starting point of Prodigy, slow weights), and 8 bits are too few for parameters.
 
     Args:
         init: a transformation's `init`; it is traced.

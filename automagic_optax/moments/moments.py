@@ -1,4 +1,4 @@
-"""All 8-bit states of a wrapped transformation, read and written one after another."""
+"""Reads and writes the 8-bit states of a wrapped transformation, one after another."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from automagic_optax.sharding.explicit_mesh import untyped
 from automagic_optax.sharding.placement import has_explicit_axes
 
 _FIRST_SLOT = 5
-"""Slots below are those of section 3; each state draws the bits of a slot of its own."""
+"""Lower slots belong to other states (`docs/algorithm.md`, section 3.7).  Each state has a slot of its own."""
 
 
 class Moments:
     """The states of one update, by their positions.
 
     Attributes:
-        stored: what each state is stored as; new ones take the place of old ones.
+        stored: the stored states; `write` replaces them.
     """
 
     def __init__(self, stored: Sequence[QuantizedMoment], writer: Writer) -> None:
-        """Takes the states as they were stored by the last update, and how they are written."""
         self.stored = list(stored)
         self._writer = writer
         self._values: dict[int, jax.Array] = {}
@@ -37,7 +36,7 @@ class Moments:
         return [jax.eval_shape(QuantizedMoment.read, moment) for moment in self.stored]
 
     def read(self, position: int) -> jax.Array:
-        """The state's values, which the compiler cannot compute before the state last written is stored."""
+        """The state's values.  The compiler must compute them after the state that was written last."""
         moment = self.stored[position]
         if self._last is not None:
             moment = dataclasses.replace(moment, codes=self._after(moment.codes, self._last))
@@ -52,19 +51,20 @@ class Moments:
         self._last = new.codes
 
     def _after(self, codes: jax.Array, last: jax.Array) -> jax.Array:
-        """The codes as they are, once `last` is there."""
+        """The codes, unchanged, after `last` was computed.  This saves memory: see `in_turn`."""
         if not isinstance(last, jax.core.Tracer):
             return codes
         if jax.default_backend() != "cpu":
-            return jax.lax.optimization_barrier((codes, last))[0]
-        # On a CPU barriers are dropped before the order is chosen.  The step is never negative, which the compiler
-        # cannot know: so this is always 0, but only the last codes tell.
+            codes, _ = jax.lax.optimization_barrier((codes, last))
+            return codes
+        later = _later
         if has_explicit_axes(codes) or has_explicit_axes(last):
-            types: Any = jax.typeof(codes).sharding
-            return untyped(_later, types)(codes, last, self._writer.step)
-        return _later(codes, last, self._writer.step)
+            later = untyped(_later, jax.typeof(codes).sharding)
+        return later(codes, last, self._writer.step)
 
 
 def _later(codes: jax.Array, last: jax.Array, step: jax.Array) -> jax.Array:
+    # On a CPU barriers are dropped before the order is chosen.  `nothing` is 0, since the step is never negative, but
+    # the compiler cannot know that and must compute `last` first.
     nothing = jnp.minimum(step, 0).astype(jnp.uint8) & last.reshape(-1)[0]
     return codes ^ nothing

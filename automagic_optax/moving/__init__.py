@@ -1,1 +1,1 @@
-"""Runs that come from, or go to, another optimizer, precision, framework or file."""
+"""Changes the form of a run, and carries it between frameworks (`docs/algorithm.md`, sections 10 and 11)."""

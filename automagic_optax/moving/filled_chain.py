@@ -1,4 +1,4 @@
-"""A new optimizer state that goes on with states found elsewhere: the array states, and those of the other stages."""
+"""Fills a fresh optimizer state with values taken from another run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.flax_variables import flatten_like, pure
-from automagic_optax.arrays.leaves import Leaf, leaf_name, leaves_of
+from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.cameamp.find_states import map_states, only_state
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
 from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, gather_states, scatter_states
@@ -25,13 +25,14 @@ _ALL = (ScaleByCameampState, RoundToParametersState, *_STAGES)
 
 
 class Template:
-    """What ``tx.init(params)`` returns, to be filled.
+    """The fresh state ``tx.init(params)``, which `filled` fills.
 
     Attributes:
-        opt_state: as `init` made it, without flax's Variables.
-        names: dotted, of every parameter.
-        params: the parameters, a flat list.
-        arrays: the states of every array as `init` made them.
+        tree: the parameters, without Variables.
+        names: the dotted name of every parameter.
+        opt_state: the fresh state, without Variables.
+        state: this optimizer's state in it.
+        arrays: the fresh states of every array.
 
     Raises:
         ValueError: `tx` has not exactly one of this optimizer's states, or that has other arrays than `params`.
@@ -39,15 +40,13 @@ class Template:
 
     def __init__(self, params: Any, tx: Any) -> None:
         self.tree = pure(params)
-        leaves: list[Leaf] = leaves_of(self.tree)
-        self.names = [leaf_name(leaf.path) for leaf in leaves]
-        self.params = [leaf.value for leaf in leaves]
+        self.names = [leaf_name(leaf.path) for leaf in leaves_of(self.tree)]
         self.opt_state = pure(tx.init(params))
         self.state = only_state(self.opt_state, "tx.init(params)")
         self.arrays = arrays_of(self.state, self.tree, "tx.init(params)")
 
     def filled(self, step: jax.Array, lr_scale: jax.Array, arrays: Sequence[ArrayState]) -> Any:
-        """The whole state with the array states in their place; parameters are rounded from the same step on."""
+        """The whole state with the given step, ℓ and states of arrays."""
         absent = frozenset(
             name
             for name in ArrayState._fields
@@ -63,7 +62,7 @@ class Template:
 
 
 def arrays_of(state: ScaleByCameampState, params: Any, where: str) -> list[ArrayState]:
-    """The states of every array, checked against the parameters."""
+    """The states of every array.  Raises a ValueError if they do not fit the parameters."""
     try:
         arrays = scatter_states(params, pure(state))
     except ValueError as error:
@@ -75,31 +74,31 @@ def arrays_of(state: ScaleByCameampState, params: Any, where: str) -> list[Array
     return arrays
 
 
-def carry_other_states(filled: Any, source: Any, notes: Notes) -> Any:
-    """The stages of section 4, and whatever is chained with this optimizer, with the values of the source.
+def take_over_other_states(filled: Any, source: Any, notes: Notes) -> Any:
+    """Takes over the states of the gradient stages, and of transformations chained with this optimizer.
 
-    A stage's state is carried where both have the stage and its arrays have one form; the states of other
-    transformations where all of them correspond.  What cannot be carried begins anew.
+    A stage's state is taken over if both sides have it with the same structure, shapes and dtypes.  The states of other
+    transformations are taken over if this holds for all of them.  All other states begin anew.
     """
     source = pure(source)
     theirs = {type(x): x for x in jax.tree.leaves(source, is_leaf=_is_ours) if isinstance(x, _STAGES)}
 
-    def carried(part: Any) -> Any:
+    def taken_over(part: Any) -> Any:
         if not isinstance(part, _STAGES):
             return part
         found = theirs.pop(type(part), None)
-        if found is not None and _form(found) == _form(part):
+        if found is not None and _types(found) == _types(part):
             return found
         notes.changed(f"{type(part).__name__} begins anew")
         return part
 
     leaves, structure = jax.tree.flatten(filled, is_leaf=_is_ours)
-    leaves = [carried(leaf) for leaf in leaves]
+    leaves = [taken_over(leaf) for leaf in leaves]
     for kind in theirs:
         notes.lost(f"{kind.__name__} is dropped: tx has no such stage")
     mine = [i for i, leaf in enumerate(leaves) if not isinstance(leaf, _ALL)]
     others = [x for x in jax.tree.leaves(source, is_leaf=_is_ours) if not isinstance(x, _ALL)]
-    if [_form(leaves[i]) for i in mine] == [_form(x) for x in others]:
+    if [_types(leaves[i]) for i in mine] == [_types(x) for x in others]:
         for i, other in zip(mine, others, strict=True):
             leaves[i] = other
     else:
@@ -108,7 +107,7 @@ def carry_other_states(filled: Any, source: Any, notes: Notes) -> Any:
 
 
 def mean_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Mean over the axes that are reduced in `shape`, dimensions kept."""
+    """Mean over the axes that have length 1 in `shape`, dimensions kept."""
     return jnp.mean(x, axis=tuple(axis for axis, n in enumerate(shape) if n == 1), keepdims=True)
 
 
@@ -139,6 +138,7 @@ def _is_ours(x: Any) -> bool:
     return isinstance(x, _ALL)
 
 
-def _form(x: Any) -> Any:
+def _types(x: Any) -> Any:
+    """Structure, shapes and dtypes of a tree."""
     leaves, structure = jax.tree.flatten(x)
     return structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]

@@ -1,4 +1,4 @@
-"""From Adam to this optimizer in the middle of a run."""
+"""`from_adam_state`: starts this optimizer from the moments of an Adam run (`docs/algorithm.md`, section 10.2)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from automagic_core.arrays.bias import stored_confidence, weight_seen
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.flax_variables import pure
+from automagic_optax.cameamp.find_states import parts_of
 from automagic_optax.cameamp.states import ArrayState
+from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer
 from automagic_optax.moving.filled_chain import Template, match, row_and_column
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
 
-LOGGER = "automagic_optax"
 f32 = np.float32
 
 
@@ -35,30 +36,30 @@ def from_adam_state(
     config: Config | None = None,
     restart_warmup: bool = True,
 ) -> tuple[Any, list[str]]:
-    """A state of `tx` that takes over the moments of an Adam run (sections 5 and 6).
+    """A state of `tx` that takes over the moments of an Adam run.
 
-    With Adam's bias-corrected moments m̂ and v̂ after t steps, and this optimizer's own βs:
+    m̂ and v̂ are Adam's bias-corrected moments after a steps.  The βs are this optimizer's own.
 
-        exp_avg     ← clip(m̂ / (√v̂ + eps), ± update_clip) · (1 − β₁ᵗ)     the first step goes on in Adam's direction
-        exp_avg_sq  ← v̂ · (1 − β₂ᵗ), or its row and column means
-        exp_avg_res ← 1 − β₃ᵗ                                             reads as r̂ = 1: no confidence yet
-        age         ← t
+        exp_avg     ← clip(m̂ / (√v̂ + eps), ± update_clip) · (1 − β₁ᵃ)     the first step goes on in Adam's direction
+        exp_avg_sq  ← v̂ · (1 − β₂ᵃ), or its row and column means
+        exp_avg_res ← 1 − β₃ᵃ                                             reads as r̂ = 1: no confidence yet
+        age         ← a
 
-    `last_polarity` gets the signs of m̂, `background_scale` the mean of √v̂; all else, the stages of section 4 and
-    whatever is chained with `tx` included, begins as in a new run.  States are rounded with the random bits of the new
-    state's step.  Call it outside ``jax.jit``.
+    `last_polarity` gets the signs of m̂, and `background_scale` the mean of √v̂.  All else begins as in a new run, also
+    the stages and whatever is chained with `tx`.  States are rounded with the random bits of the new state's step.
+    Call it outside ``jax.jit``.
 
     Args:
-        opt_state: holds one ``optax.ScaleByAdamState``, however it is wrapped: the state of ``optax.adamw``, say.
+        opt_state: holds one ``optax.ScaleByAdamState``, however it is wrapped, such as the state of ``optax.adamw``.
         params: the parameters.
         tx: ``automagic_8bit(...)``, alone or in a chain.
         b1, b2, eps: Adam's.
         config: the hyperparameters that `tx` was made with; `betas`, `update_clip` and `stochastic_rounding` matter.
-        restart_warmup: begin at step 0 and ℓ = 0, so that the mask searches for its rate while η ramps up again, and a
-            schedule begins again.  False goes on at Adam's count, with a mask that has found nothing.
+        restart_warmup: begin at step 0, so that ramp, rate search and schedule begin again.  False goes on at Adam's
+            count.  ℓ is 0 in both cases.
 
     Returns:
-        The state, and what was not carried over or begins anew, one sentence each; also logged by
+        The state, and what was not taken over or begins anew, one sentence each; also logged by
         ``automagic_optax``.  In ``nnx.Optimizer`` put it in place by
         ``nnx.update(optimizer.opt_state, nnx.state(state))``.
 
@@ -87,7 +88,7 @@ def from_adam_state(
         m_hat = m.astype(jnp.float32) / f32(weight_seen(b1, age))
         v_hat = v.astype(jnp.float32) / f32(weight_seen(b2, age))
         root = jnp.sqrt(jnp.maximum(v_hat, f32(SQUARE_FLOOR)))
-        # Adam's eps too: where it held an element back, 1 / √v̂ alone would let it jump.
+        # Adam's eps held some elements back.  Without it they would jump.
         u = jnp.clip(m_hat / (root + f32(eps)), -f32(config.update_clip), f32(config.update_clip))
         beta1, beta2, beta3 = config.betas
         confidence = jnp.full(m.shape, stored_confidence(1.0, beta3, age), jnp.float32)
@@ -98,8 +99,7 @@ def from_adam_state(
             exp_avg=writer.signed(u * f32(weight_seen(beta1, age)), like.exp_avg, Slot.exp_avg),
             exp_avg_sq=in_form(v_hat * f32(weight_seen(beta2, age)), like.exp_avg_sq, writer, Slot.exp_avg_sq),
             exp_avg_res=in_form(confidence, like.exp_avg_res, writer, Slot.exp_avg_res),
-            # Clear bits would make the array vote against a polarity that it never saw.  The sign of the averaged
-            # gradients is the best that is known of the last one, and serves for one vote at most.
+            # Clear bits would vote against signs that the array never saw.
             last_polarity=None if like.last_polarity is None else pack_bits(u < 0),
         )
 
@@ -115,10 +115,7 @@ def in_form(value: jax.Array, like: StoredMoment, writer: Writer, slot: Slot) ->
 
 
 def _only_adam(opt_state: Any) -> optax.ScaleByAdamState:
-    def is_adam(x: Any) -> bool:
-        return isinstance(x, optax.ScaleByAdamState)
-
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
+    found: list[optax.ScaleByAdamState] = parts_of(opt_state, optax.ScaleByAdamState)
     if len(found) != 1:
         raise ValueError(f"expected one ScaleByAdamState in the optimizer state, found {len(found)}")
     return found[0]
@@ -135,8 +132,7 @@ def _note_new_states(template: Template, restart_warmup: bool, notes: Notes) -> 
         for state, sentence in how.items():
             if getattr(array, state) is not None:
                 notes.changed(sentence, name)
-    parts = jax.tree.leaves(template.opt_state, is_leaf=lambda x: isinstance(x, SuppressEdgesState))
-    if any(isinstance(part, SuppressEdgesState) for part in parts):
+    if parts_of(template.opt_state, SuppressEdgesState):
         notes.changed("edge_history begins anew, with an age of its own")
     notes.changed(
         "Adam's hyperparameters, and states of transformations around it, are not taken over: those of tx hold"

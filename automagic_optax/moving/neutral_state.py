@@ -1,10 +1,10 @@
-"""The state of `automagic_8bit` and the neutral form of a run (`automagic_core.moving.neutral`)."""
+"""Converts the state of `automagic_8bit` to the neutral form of a run and back (`docs/algorithm.md`, section 11.1)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.flax_variables import flatten_like, pure, unflatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
+from automagic_optax.cameamp.find_states import only_state, parts_of
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
 from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, gather_states, scatter_states
 from automagic_optax.moving.torch_names import Names, torch_indices
@@ -26,7 +27,6 @@ from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
 
-Part = TypeVar("Part")
 RINGS = ("norm_history", "norm_position")
 
 
@@ -45,14 +45,14 @@ def continued(
     """The state of ``automagic_8bit(..., layout=layout)`` that goes on with a group.
 
     Args:
-        group: from anywhere.
+        group: the run in neutral form.
         params: the parameters in JAX.
         names: which leaf is which array (`torch_indices`).
         layout: of `params`.
         axes: permutations from the group's arrays to the leaves, by the leaves' dotted paths.
         lora, embedding: as for ``automagic_8bit``.
-        label: how errors call the group.
-        notes: gets what is lost.
+        label: the group's name in errors.
+        notes: collects what is lost.
 
     Raises:
         ValueError: something does not fit; the message names the leaf.
@@ -85,7 +85,7 @@ def group_of(
     Raises:
         ValueError: there is not exactly one such state.
     """
-    state = only_state(opt_state)
+    state = pure(only_state(opt_state, "opt_state"))
     warming = int(state.step) < fields["warmup_steps"]
     leaves = leaves_of(params)
     marks = zip(resolve_mark(embedding, params, "embedding"), resolve_mark(lora, params, "lora"), strict=True)
@@ -100,7 +100,7 @@ def group_of(
         for leaf, (is_embedding, is_lora), states in zip(leaves, marks, flat_states(opt_state, params), strict=True)
     ]
     shared = {"lr_scale": state.lr_scale}
-    for clipped in parts_of(opt_state, ClipByPercentileState):
+    for clipped in map(pure, parts_of(opt_state, ClipByPercentileState)):
         shared |= {name: getattr(clipped, name) for name in RINGS}
     return NeutralGroup(
         fields=fields,
@@ -113,30 +113,13 @@ def group_of(
 
 
 def flat_states(opt_state: Any, params: Any) -> list[dict[str, Any]]:
-    """The states of each array by their flat names, those of the gradient stages among them."""
-    found = [flat_fields(array) for array in scatter_states(params, only_state(opt_state))]
+    """The states of each array by their flat names, with `edge_history`."""
+    found = [flat_fields(array) for array in scatter_states(params, pure(only_state(opt_state, "opt_state")))]
     for edges in parts_of(opt_state, SuppressEdgesState):
         for fields, history in zip(found, flatten_like(params, edges.edge_history), strict=True):
             if history is not None:
                 fields["edge_history"] = history
     return found
-
-
-def parts_of(opt_state: Any, kind: type[Part]) -> list[Part]:
-    """The members of a chain's state that are of one type, however they are wrapped."""
-
-    def is_kind(x: Any) -> bool:
-        return isinstance(x, kind)
-
-    return [pure(x) for x in jax.tree.leaves(opt_state, is_leaf=is_kind) if is_kind(x)]
-
-
-def only_state(opt_state: Any) -> ScaleByCameampState:
-    """The one state of this optimizer."""
-    found = parts_of(opt_state, ScaleByCameampState)
-    if len(found) != 1:
-        raise ValueError(f"expected one ScaleByCameampState in the optimizer state, found {len(found)}")
-    return found[0]
 
 
 def _matched(
@@ -189,15 +172,8 @@ def _opt_state(group: NeutralGroup, params: Any, lora: Mark, embedding: Mark) ->
     def filled(part: Any) -> Any:
         if isinstance(part, ScaleByCameampState):
             return state
-        # What only tells of the last step starts anew.
+        # What describes only the last step begins anew.
         fresh = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), part)
         return fresh._replace(**stages[type(part)]) if type(part) in stages else fresh
 
     return tuple(filled(part) for part in template)
-
-
-def told_to(told: list[str] | None, notes: Notes, logger: str) -> None:
-    """Logs the notes, and adds them to the caller's list where there is one."""
-    sentences: Sequence[str] = notes.tell(logger)
-    if told is not None:
-        told.extend(sentences)

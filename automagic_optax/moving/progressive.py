@@ -1,4 +1,4 @@
-"""States that go from 32 to 8 bits in the course of a run."""
+"""Quantizes 32-bit states step by step while a run goes on (`docs/algorithm.md`, section 10.1)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import Any
 
 import jax
 
-from automagic_core import Config, Slot
+from automagic_core import Config
+from automagic_core.arrays.state_forms import COMPANDED, SLOTS
 from automagic_core.moving.progressive import progressive_min_8bit_size
-from automagic_optax.arrays.flax_variables import flatten_like, pure, unflatten_like
-from automagic_optax.arrays.leaves import nnx_class
+from automagic_optax.arrays.flax_variables import flatten_like, is_variable, pure, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import find_states, map_states
 from automagic_optax.cameamp.states import ScaleByCameampState
-from automagic_optax.codec import quantized_array as codec
+from automagic_optax.codec.quantized_array import QuantizedArray, zeros
 from automagic_optax.codec.stored import RowColumn, Writer
-
-_SLOTS = {"exp_avg": Slot.exp_avg, "exp_avg_sq": Slot.exp_avg_sq, "exp_avg_res": Slot.exp_avg_res, "s": Slot.s}
 
 
 def progressive_quantization(
@@ -29,32 +27,31 @@ def progressive_quantization(
     params: Any = None,
     embedding: Mark = None,
 ) -> Any:
-    """Moves states to 8 bits as a run goes on, the largest arrays first.
+    """Quantizes states while a run goes on, the largest arrays first.
 
-    The first 20 % of the steps nothing moves.  In the middle 60 % arrays of at least a threshold have 8 bits; it falls
-    geometrically from 8192 to 2048 elements.  The last 20 % every array has, but for embeddings under `stable_emb`.
-    An array moves once, by quantizing its states as they stand, with the random bits of the state's last step: the
-    codes are those that the array would have if that step had stored 8 bits.
+    In the first 20 % of the steps no array has 8 bits.  In the middle 60 % arrays from a threshold on have 8 bits, and
+    the threshold falls geometrically from 8192 to 2048 elements.  In the last 20 % all arrays have 8 bits, except
+    embeddings under `stable_emb`.  An array is quantized once, with the random bits of the state's last step: it
+    gets the codes that it would have if that step had stored 8 bits.
 
-    Begin with states in 32 bits: ``automagic_8bit(..., optim_bits=32)``.  Its update keeps every array in the form in
-    which it is, so the transformation stays the same throughout.
+    Begin with ``automagic_8bit(..., optim_bits=32)`` and keep this transformation: its update keeps the form of every
+    array.
 
-    Call it between jitted steps, not inside one.  A jitted step compiles once more each time that something moved,
-    and a call that moves nothing returns the arrays as they are.  Once every ``total_steps // 50`` steps is often
-    enough, and bounds the number of compilations; fewer sizes of arrays than that move fewer times.  To restore a
-    checkpoint, call it on ``tx.init(params)`` with the step of the last call: that gives the form that was saved.
+    Call it between jitted steps, not inside one.  A jitted step compiles once more after each call that quantized
+    something, so call it every ``total_steps // 50`` steps.  To restore a checkpoint, call it on ``tx.init(params)``
+    with the step of the last call: that gives the form that was saved.
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped, also that of an
             ``nnx.Optimizer``.
         step: how many steps are over, a Python integer.
-        total_steps: how many there will be.
+        total_steps: how many steps the run will have.
         config: the hyperparameters in use; `block_size`, `block_wise`, `stochastic_rounding` and `stable_emb` matter.
         params: the parameters; needed under `stable_emb` to find the embeddings.
         embedding: as for ``automagic_8bit``.
 
     Returns:
-        The state in the form of the phase.
+        The state in the form for this step.
 
     Raises:
         ValueError: the state holds none of this optimizer's states; a number outside its range; `params` missing.
@@ -69,46 +66,41 @@ def progressive_quantization(
     config = Config() if config is None else config
     find_states(opt_state)
     size = progressive_min_8bit_size(int(step), total_steps)
-    tables: Any = None
+    embeddings: Any = None
     if config.stable_emb:
         if params is None:
             raise ValueError("stable_emb keeps embeddings in 32 bits: params are needed to find them")
-        tables = unflatten_like(pure(params), resolve_mark(embedding, params, "embedding"))
+        embeddings = unflatten_like(pure(params), resolve_mark(embedding, params, "embedding"))
 
-    def moved(state: ScaleByCameampState) -> ScaleByCameampState:
+    def quantized(state: ScaleByCameampState) -> ScaleByCameampState:
         count = len(flatten_like(state.age, state.age))
-        # Where a mask has taken leaves out, the state's own tree lacks them.
-        stays = [False] * count if tables is None else resolve_mark(tables, state.age, "embedding")
+        # The tree of marks may have leaves that the state lacks, since a mask may have taken them out.
+        stays = [False] * count if embeddings is None else resolve_mark(embeddings, state.age, "embedding")
         writer = Writer(pure(state.step), config.stochastic_rounding)
-        # What an nnx.Optimizer holds its other arrays in.
-        holders = [x for x in jax.tree.leaves(state.age, is_leaf=_is_variable) if _is_variable(x)]
+        # An nnx.Optimizer holds arrays in Variables, so the new absmax needs one too.
+        holders = [x for x in jax.tree.leaves(state.age, is_leaf=is_variable) if is_variable(x)]
         hold: Callable[[Any], Any] = holders[0].replace if holders else lambda array: array
 
-        def one(stored: Any, stay: bool, slot: Slot) -> Any:
+        def one(stored: Any, stay: bool, name: str) -> Any:
             value = pure(stored)
             if stay or not isinstance(value, jax.Array) or not 0 < value.size >= size:
                 return stored
-            signed = slot in (Slot.exp_avg, Slot.s)
-            like = codec.zeros(value.shape, signed, config.absmax_block_size)
-            new: Any = (writer.signed if signed else writer.nonnegative)(value, like, slot)
-            codes = stored.replace(new.codes) if _is_variable(stored) else new.codes
-            return codec.QuantizedArray(codes, hold(new.absmax), new.signed, new.block_size)
+            signed = name not in COMPANDED
+            like = zeros(value.shape, signed, config.absmax_block_size)
+            new: Any = (writer.signed if signed else writer.nonnegative)(value, like, SLOTS[name])
+            codes = stored.replace(new.codes) if is_variable(stored) else new.codes
+            return QuantizedArray(codes, hold(new.absmax), new.signed, new.block_size)
 
         trees = {}
-        for name, slot in _SLOTS.items():
+        for name in SLOTS:
             leaves, structure = jax.tree.flatten(getattr(state, name), is_leaf=_is_stored)
             if leaves:
-                new = [one(leaf, stay, slot) for leaf, stay in zip(leaves, stays, strict=True)]
+                new = [one(leaf, stay, name) for leaf, stay in zip(leaves, stays, strict=True)]
                 trees[name] = jax.tree.unflatten(structure, new)
         return state._replace(**trees)
 
-    return map_states(moved, opt_state)
-
-
-def _is_variable(x: Any) -> bool:
-    variable = nnx_class("Variable")
-    return variable is not None and isinstance(x, variable)
+    return map_states(quantized, opt_state)
 
 
 def _is_stored(x: Any) -> bool:
-    return _is_variable(x) or isinstance(x, (codec.QuantizedArray, RowColumn))
+    return is_variable(x) or isinstance(x, (QuantizedArray, RowColumn))

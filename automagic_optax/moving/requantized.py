@@ -1,4 +1,7 @@
-"""A run of this optimizer goes on with other bits, other blocks or another `factored`."""
+"""`requantized`: continues a run with other bits, other blocks or another `factored`.
+
+`docs/algorithm.md`, section 10.3.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,20 @@ import optax
 
 from automagic_core import Config, Slot
 from automagic_core.arrays.bias import weight_seen
+from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.flax_variables import pure
 from automagic_optax.cameamp.find_states import only_state
 from automagic_optax.cameamp.states import ArrayState
+from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer, read_nonnegative, read_signed
-from automagic_optax.moving.filled_chain import Template, arrays_of, carry_other_states
-from automagic_optax.moving.migration import LOGGER, in_form
+from automagic_optax.moving.filled_chain import Template, arrays_of, take_over_other_states
+from automagic_optax.moving.migration import in_form
 
 f32 = np.float32
 _ROW_STATES = ("lr_mask", "spatial_variance")
-_WARM_UP = ("s", "last_polarity")
 
 
 def requantized(
@@ -31,11 +35,11 @@ def requantized(
 ) -> tuple[Any, list[str]]:
     """The state of a run of this optimizer in the form in which `tx` stores it.
 
-    Between 8 and 32 bits, to other block sizes, from single values to row and column means, and from these to their
-    product, which approximates single values.  `step`, `lr_scale`, `lr_mask`, ages and counters are those of the run,
-    and so are the states of the stages and of transformations in the chain where they correspond.  A state that stays
-    in its form keeps every bit; one that goes to 8 bits is rounded with the random bits of the run's last step.  The
-    βs of both are taken to be equal.  Call it outside ``jax.jit``.
+    The number of bits, the block size and `factored` may differ.  Single values become row and column means; back from
+    these they are a product, an approximation.  A state that keeps its form keeps every bit.  A state that goes to 8
+    bits is rounded with the random bits of the run's last step.  Step, ℓ, δ, ages and counters stay, and so do states
+    of stages and of other transformations in the chain if both sides have them.  Both sides must have the same `betas`.
+    Call it outside ``jax.jit``.
 
     Args:
         opt_state: state of ``automagic_8bit``, alone or in a chain.
@@ -63,15 +67,15 @@ def requantized(
         _check_rows(old, like, name)
     writer = Writer(source.step, config.stochastic_rounding)
     new = [
-        _converted(old, like, writer, config, name, notes)
+        _requantized(old, like, writer, config, name, notes)
         for name, old, like in zip(template.names, arrays, template.arrays, strict=True)
     ]
     filled = template.filled(source.step, source.lr_scale, new)
-    return carry_other_states(filled, opt_state, notes), notes.tell(LOGGER)
+    return take_over_other_states(filled, opt_state, notes), notes.tell(LOGGER)
 
 
 def _check_rows(old: ArrayState, like: ArrayState, name: str) -> None:
-    """Raises a ValueError where the rows are other axes: another layout, or another mark of an embedding."""
+    """Raises a ValueError if the rows are other axes, because of another layout or another mark."""
     for field in (*_ROW_STATES, "exp_avg_sq", "exp_avg_res"):
         ours, theirs = (_row_shape(getattr(array, field), field) for array in (like, old))
         if ours is not None and theirs is not None and ours != theirs:
@@ -84,7 +88,7 @@ def _row_shape(value: Any, field: str) -> tuple[int, ...] | None:
     return value.shape if field in _ROW_STATES and value is not None else None
 
 
-def _converted(
+def _requantized(
     old: ArrayState, like: ArrayState, writer: Writer, config: Config, name: str, notes: Notes
 ) -> ArrayState:
     _note_bits(old.exp_avg, like.exp_avg, name, notes)
@@ -96,17 +100,18 @@ def _converted(
     if isinstance(old.exp_avg_sq, RowColumn) and not isinstance(like.exp_avg_sq, RowColumn) and int(old.age) > 0:
         v_hat = _product(old.exp_avg_sq) / f32(weight_seen(config.betas[1], int(old.age)))
         new = new._replace(background_scale=jnp.mean(jnp.sqrt(jnp.maximum(v_hat, f32(SQUARE_FLOOR)))))
-    for field in (*_ROW_STATES, *_WARM_UP):
+    for field in (*_ROW_STATES, "s", "last_polarity"):
         was, wanted = getattr(old, field), getattr(like, field)
-        if was is not None and wanted is None:
+        if (was is None) == (wanted is None):
+            continue
+        if was is not None:
             notes.lost(f"{field} has no use with this tx: dropped", name)
-            nothing: Any = None
-            new = new._replace(**{field: nothing})
-        elif was is None and wanted is not None and field in _WARM_UP:
+        elif field in WARM_UP_ONLY:
             notes.changed(f"{field} stays away, as after finish_warmup", name)
-        elif was is None and wanted is not None:
+            continue
+        else:
             notes.changed(f"{field} begins at zero, as in a new run", name)
-            new = new._replace(**{field: wanted})
+        new = new._replace(**{field: wanted})
     if new.s is not None and like.s is not None:
         new = new._replace(s=_signed(new.s, like.s, writer, Slot.s))
     return new
@@ -130,7 +135,7 @@ def _moment(old: StoredMoment, like: StoredMoment, writer: Writer, slot: Slot, n
 
 
 def _product(moment: RowColumn) -> jax.Array:
-    """The array that row and column statistics stand for: R / mean R · C."""
+    """The elements that row and column means approximate: R / mean R · C."""
     return moment.row / jnp.maximum(jnp.mean(moment.row), f32(SQUARE_FLOOR)) * moment.column
 
 

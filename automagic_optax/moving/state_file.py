@@ -1,4 +1,4 @@
-"""The neutral file of `automagic_core.moving.state_file` in JAX: a run is carried without PyTorch."""
+"""Loads and saves the state file of a run, without PyTorch (`docs/algorithm.md`, section 11.3)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from automagic_core.moving.state_file import read_groups, write_groups
 from automagic_optax.arrays.flax_variables import flatten_like
 from automagic_optax.arrays.leaves import leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
-from automagic_optax.moving.migration import LOGGER
+from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.moving.neutral_state import continued, group_of
 from automagic_optax.moving.torch_names import Names, torch_indices
 
 
 class LoadedState(NamedTuple):
-    """What a neutral file holds.
+    """The contents of a state file.
 
     Attributes:
         opt_state: the state of ``automagic_8bit(lr, layout=..., **fields)`` that goes on with the run.
-        lr: the learning rate as it stood, which a scheduler may have set.
+        lr: the learning rate when the file was written, which a scheduler may have set.
         fields: all other hyperparameters.
         told: what was lost, one sentence each; also logged by ``automagic_optax``.
     """
@@ -46,13 +46,13 @@ def load_state_file(
     lora: Mark = None,
     embedding: Mark = None,
 ) -> LoadedState:
-    """Goes on with the run in a neutral file.
+    """Loads the run in a state file.
 
     Args:
         path: written by ``python -m automagic_core.convert`` or `save_state_file`.
         params: the parameters.
-        group, names, axes: as for `from_torch_state`; the file has PyTorch's names where it came from there.
-        layout: of `params`.  From another layout arrays are transposed and 8-bit states rounded again.
+        group, names, axes: as for `from_torch_state`; a file from PyTorch has PyTorch's names.
+        layout: of `params`.  From another layout arrays are transposed, and 8-bit states are rounded again.
         lora, embedding: as for ``automagic_8bit``.
 
     Raises:
@@ -86,21 +86,21 @@ def save_state_file(
     lora: Mark = None,
     embedding: Mark = None,
 ) -> None:
-    """Writes a run into a neutral file, every bit of it and in its own layout.
+    """Writes a run into a state file, with every bit and in its own layout.
 
     A state does not know its hyperparameters, so they come from `config` or from an earlier file of the run.  What only
     the warm-up needs must be there until `warmup_steps` steps are over, and is left out afterwards.
 
     Args:
-        path: ends in ``.safetensors``; a file that is there is replaced as a whole.
+        path: ends in ``.safetensors``; an existing file is replaced as a whole.
         opt_state: holds one state of ``automagic_8bit``.
         params: the parameters.
         config: the hyperparameters.  For a schedule as `lr` its value at the next step is written.
-        like: instead of `config`, or beside it: a neutral file whose parameter names, order and other entries are kept.
-            PyTorch loads parameters by position, so a run that goes back there needs its order.
-        group: which of several groups of `like` this is; the others are written as they are there.
-        names: what the parameters are called in `like`, or, without it, in the new file (a function or a tree of
-            names); None keeps dotted paths.
+        like: instead of `config`, or with it: a state file whose parameter names, order and other entries are kept.
+            PyTorch loads parameters by position, so a run that goes back to PyTorch needs its order.
+        group: which of several groups of `like` this is; the others are copied.
+        names: the names of the parameters in `like` or, without it, in the new file: a function or a tree of names.
+            None keeps dotted paths.
         layout, lora, embedding: as for ``automagic_8bit``.
 
     Raises:
@@ -111,9 +111,12 @@ def save_state_file(
     earlier = one_group(groups, group, str(like)) if like is not None else None
     if earlier is None and group is not None:
         raise ValueError(f"group = {group!r} is one of the groups of an earlier file: give like=")
-    if config is None and earlier is None:
+    if config is not None:
+        fields: Mapping[str, Any] = config.__dict__
+    elif earlier is not None:
+        fields = earlier.fields
+    else:
         raise ValueError("the state does not know its hyperparameters: give config= or like=")
-    fields: Mapping[str, Any] = config.__dict__ if config is not None else earlier.fields  # type: ignore[union-attr]
     ours = group_of(opt_state, params, fields, layout, lora=lora, embedding=embedding)
     if callable(fields["lr"]):
         ours = dataclasses.replace(ours, fields={**fields, "lr": float(fields["lr"](ours.step))})
@@ -127,16 +130,17 @@ def save_state_file(
 def _compare_marks(
     group: NeutralGroup, params: Any, names: Names, layout: Layout, lora: Mark, embedding: Mark, notes: Notes
 ) -> None:
-    """An embedding's rows are others in Flax's layout, so both sides must agree on it; an adapter's are not.
+    """Raises a ValueError if both sides disagree on an embedding; notes where they disagree on an adapter.
 
-    PyTorch's layout has the rows of either on one axis, and a checkpoint has no marks: there the tree may know better.
+    In Flax's layout the mark of an embedding decides which axis its rows are.  In PyTorch's layout it does not, and a
+    checkpoint has no marks, so there `params` may have a mark that the file lacks.
     """
     positions = torch_indices(params, [array.name for array in group.arrays], group.named, names)
-    tables, adapters = resolve_mark(embedding, params, "embedding"), resolve_mark(lora, params, "lora")
-    for position, table, adapter, leaf in zip(positions, tables, adapters, leaves_of(params), strict=True):
+    embeddings, adapters = resolve_mark(embedding, params, "embedding"), resolve_mark(lora, params, "lora")
+    for position, here_embedding, adapter, leaf in zip(positions, embeddings, adapters, leaves_of(params), strict=True):
         array = group.arrays[position]
-        if array.embedding != table and len(leaf.shape) > 1 and (array.embedding or group.layout == "flax"):
-            there, here = ("no", "an") if table else ("an", "no")
+        if array.embedding != here_embedding and len(leaf.shape) > 1 and (array.embedding or group.layout == "flax"):
+            there, here = ("no", "an") if here_embedding else ("an", "no")
             raise ValueError(
                 f"{array.name} is {there} embedding in the file and {here} embedding in params: embedding= says which "
                 "of params are"
@@ -146,7 +150,7 @@ def _compare_marks(
 
 
 def _named(group: NeutralGroup, params: Any, names: Names) -> NeutralGroup:
-    """The group under the names that the caller gives."""
+    """The group with its arrays under the names that the caller gives."""
     if names is None:
         return group
     given = [names(array.name) for array in group.arrays] if callable(names) else flatten_like(params, names)

@@ -1,4 +1,4 @@
-"""Which leaf of a JAX tree is which parameter of a PyTorch optimizer."""
+"""Matches JAX leaves with PyTorch parameters by name."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def torch_indices(params: Any, torch_names: Sequence[str], named: bool, names: N
     Args:
         params: tree of arrays.
         torch_names: of all parameters in PyTorch, in its order.
-        named: these are names; else they only count the parameters.
-        names: PyTorch names or positions of the leaves; None matches dotted paths with `torch_names`, and otherwise
-            takes the leaves of a list or tuple by position.
+        named: whether these are real names, or only as many strings as there are parameters.
+        names: PyTorch names or positions of the leaves.  None matches dotted paths with `torch_names`; if they differ,
+            the leaves of a list or tuple are taken by position.
 
     Raises:
         ValueError: leaves and parameters do not correspond one to one.
@@ -60,11 +60,10 @@ def torch_indices(params: Any, torch_names: Sequence[str], named: bool, names: N
 
 
 def peft_name(path: str, *, adapter: str = "default", prefix: str = "base_model.model.") -> str:
-    """What PEFT calls a leaf of a Flax tree.
+    """The PEFT name of a leaf of a Flax tree.
 
-    ``h.0.attn.lora_a`` is ``base_model.model.h.0.attn.lora_A.default.weight``; a `kernel`, a norm's `scale` and an
-    `embedding` are a `weight`; any other name stays.  ``nnx.LoRALinear`` keeps its factors in a module `lora`, which
-    PEFT does not have.
+    ``h.0.attn.lora_a`` is ``base_model.model.h.0.attn.lora_A.default.weight``.  A `kernel`, a norm's `scale` and an
+    `embedding` are a `weight`, and any other name stays.  The module `lora` of ``nnx.LoRALinear`` is left out.
 
     Args:
         path: dotted, as `from_torch_state` passes it to ``names=``.

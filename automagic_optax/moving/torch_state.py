@@ -1,9 +1,4 @@
-"""Carries an optimizer state from PyTorch to JAX and back.
-
-In one layout every bit is kept: states are taken in the form in which they are stored, 8 or 32 bits, with or without
-what only the warm-up needs.  From one layout to the other arrays are transposed; 8-bit states are then rounded again,
-because their blocks follow memory order.
-"""
+"""Carries an optimizer state from PyTorch to JAX and back (`docs/algorithm.md`, sections 11.1 and 11.2)."""
 
 from __future__ import annotations
 
@@ -17,11 +12,9 @@ from automagic_core.moving.notes import Notes
 from automagic_core.moving.torch_dict import neutral_groups
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark
-from automagic_optax.moving.migration import LOGGER
-from automagic_optax.moving.neutral_state import RINGS, continued, flat_states, group_of, only_state, parts_of, told_to
+from automagic_optax.cameamp.verbose import LOGGER
+from automagic_optax.moving.neutral_state import RINGS, continued, group_of
 from automagic_optax.moving.torch_names import Names, torch_indices
-
-__all__ = ["flat_states", "from_torch_state", "only_state", "parts_of", "to_torch_state"]
 
 
 def from_torch_state(
@@ -38,28 +31,27 @@ def from_torch_state(
 ) -> Any:
     """The state of ``automagic_8bit`` that continues a PyTorch run.
 
-    Where `layout` is not the state dict's, dense and convolution kernels are transposed (section 1); embeddings, 1-D
-    and 0-d arrays stay.  Float32 states, row and column statistics, sign bits and scalars move exactly.  8-bit states
+    In the same layout every bit of every state is kept.  With another `layout` dense and convolution kernels are
+    transposed; embeddings and arrays with fewer than two axes stay.  All states move exactly, except that 8-bit states
     are rounded again, with the random bits of the run's last step.
 
     Args:
         state_dict: ``optimizer.state_dict()`` of an `AutomagicCameAMP8bit`.
-        params: the parameters in JAX; of several parameter groups those of one.
-        group: which parameter group, where there are several; its parameters alone are named and counted.  A group is
-            a transformation of its own in JAX, such as ``optax.partition`` puts together.
+        params: the parameters in JAX, of one parameter group.
+        group: which parameter group, where there are several; `names` and positions are those inside it.  In JAX each
+            group is a transformation of its own; ``optax.partition`` puts them together.
         names: a tree like `params` of PyTorch names or positions, or a function from a leaf's dotted path to them, such
             as `peft_name`.  Without it dotted paths are matched with the names of an optimizer that was built from
             named parameters, and a list of arrays is taken by position.
-        layout: of `params`; None where it is the state dict's.
+        layout: of `params`; None for the layout of the state dict.
         axes: for leaves that are no dense or convolution kernels, by dotted path: axis k of the leaf is axis
             ``axes[path][k]`` of the PyTorch array.
         lora, embedding: as for ``automagic_8bit``.
-        told: a list to which what was lost is added, one sentence each: the relative error of every array and state
-            that was rounded again.  It is logged by ``automagic_optax`` too.
+        told: a list to which is added what was lost, one sentence each, such as the relative error of every state that
+            was rounded again.  It is also logged by ``automagic_optax``.
 
     Returns:
-        What ``automagic_8bit(lr, layout=..., **fields).init(params)`` returns for the state's own hyperparameters, with
-        its values.
+        The state of ``automagic_8bit(lr, layout=..., **fields)`` with the run's own hyperparameters.
 
     Raises:
         ValueError: the state does not fit; the message names the parameter, the state and what differs.
@@ -79,7 +71,7 @@ def from_torch_state(
         label="the state dict",
         notes=notes,
     )
-    told_to(told, notes, LOGGER)
+    _tell(notes, told)
     return opt_state
 
 
@@ -100,15 +92,15 @@ def to_torch_state(
     Args:
         opt_state: state of ``automagic_8bit``.
         params: the parameters in JAX.
-        like: ``optimizer.state_dict()`` of the PyTorch optimizer that is to go on: its group keeps its hyperparameters
-            and layout and takes over `step` and `lr_scale`.
-        group: which of several parameter groups; the others stay as they are in `like`, so what is returned for one is
+        like: ``optimizer.state_dict()`` of the PyTorch optimizer that is to go on.  Its group keeps its hyperparameters
+            and layout, and takes over step, ℓ and the ring of stage 1.
+        group: which of several parameter groups.  The others stay as they are in `like`, so the result for one group is
             `like` for the next.
-        layout: of `params`; None where it is the PyTorch optimizer's.
-        names, axes, embedding, told: as in `from_torch_state`; `axes` too are those from PyTorch to JAX.
+        layout: of `params`; None for the layout of the PyTorch optimizer.
+        names, axes, embedding, told: as for `from_torch_state`; `axes` also go from PyTorch to JAX.
 
     Returns:
-        For ``optimizer.load_state_dict``, which checks it as a whole before it takes anything over.
+        A state dict for ``optimizer.load_state_dict``, which checks it before it takes anything over.
 
     Raises:
         ValueError: leaves and parameters do not correspond, there is not exactly one state of this optimizer, or it
@@ -124,8 +116,8 @@ def to_torch_state(
     if ours.layout != theirs.layout or axes:
         check_group(ours, "the JAX state")
         ours, _ = in_layout(ours, theirs.layout, _back(axes, params), notes)
-    told_to(told, notes, LOGGER)
-    # A copy of the bytes: torch does not share memory with an immutable JAX array.
+    _tell(notes, told)
+    # `torch.tensor` copies: torch must not share memory with an immutable JAX array.
     groups = list(like["param_groups"])
     new = groups[group or 0] = dict(groups[group or 0])
     new["step"] = ours.step
@@ -145,3 +137,10 @@ def _back(axes: Axes | None, params: Any) -> Axes:
         name: inverse_axes(check_axes(order, ndims[name], name)) if name in ndims else order
         for name, order in (axes or {}).items()
     }
+
+
+def _tell(notes: Notes, told: list[str] | None) -> None:
+    """Logs the notes, and adds them to the caller's list."""
+    sentences = notes.tell(LOGGER)
+    if told is not None:
+        told += sentences

@@ -1,4 +1,4 @@
-"""One array's states under flat names (`automagic_core.arrays.state_forms`), and as an `ArrayState`."""
+"""Converts the states of one array between flat names and `ArrayState` (`docs/algorithm.md`, section 6.1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from automagic_optax.codec.stored import RowColumn
 
 
 def flat_fields(array: ArrayState) -> dict[str, Any]:
-    """Every stored array by its flat name."""
+    """The states of one array by their flat names."""
     fields: dict[str, Any] = {}
     for name, value in array._asdict().items():
         if isinstance(value, QuantizedArray):
@@ -32,10 +32,14 @@ def array_state(states: Mapping[str, np.ndarray], plan: StatePlan, warming: bool
     """The states of one array, copied.
 
     Args:
+<<<<<<< HEAD
         states: by flat name, as `automagic_core.arrays.state_forms.check_forms` accepts them; none before the first
+=======
+        states: by flat name, as `automagic_core.arrays.state_forms.check_states` accepts them; empty before the first
+>>>>>>> wwords2
             step.
-        plan: the array's states; 8 or 32 bits is what `states` holds.
-        warming: what only the warm-up needs is kept.
+        plan: the array's plan; `states` decides between 8 and 32 bits.
+        warming: whether the run is warming up; used where `states` is empty.
     """
     if not states:
         array = initial_state(plan)

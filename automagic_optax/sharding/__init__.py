@@ -1,1 +1,1 @@
-"""How arrays are split over a mesh, and their states with them."""
+"""How arrays and their states are split over a mesh (`docs/algorithm.md`, section 9.2)."""

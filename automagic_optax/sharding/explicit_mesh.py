@@ -1,8 +1,4 @@
-"""Meshes with Explicit axes, where an array's type says how it is split and every operation must say what it gives.
-
-An update gives what it got: its states are split as they were, its updates as the parameters.  So only the borders of a
-transformation need types; inside, the compiler splits the work as on a mesh with Auto axes.
-"""
+"""Makes functions work on meshes with Explicit axes, where an array's type says how it is split."""
 
 from __future__ import annotations
 
@@ -14,11 +10,11 @@ from jax.sharding import auto_axes
 
 
 def untyped(function: Callable[..., Any], shardings: Any) -> Callable[..., Any]:
-    """The function, inside of which types do not tell how arrays are split; its results are split as told.
+    """The function, run as on a mesh with Auto axes; its results then get the given shardings.
 
     Args:
-        function: of trees, of which leaves that are no arrays are passed as they are.
-        shardings: a tree of the structure of what it returns.
+        function: takes trees.  Leaves that are no arrays are passed as they are.
+        shardings: a tree in the structure of what it returns.
     """
 
     def call(*arguments: Any) -> Any:

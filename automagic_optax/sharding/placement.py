@@ -1,7 +1,7 @@
-"""Where arrays live: the mesh of an array, how it is split over it, and states that are split as their parameter.
+"""Finds out how arrays are split over a mesh, and makes states that are split alike.
 
-An array tells its mesh wherever it is seen.  How it is split it tells outside ``jax.jit``, and inside of it only over
-the Explicit axes of a mesh; over Auto axes the compiler decides that later.
+The mesh of an array is always known.  How the array is split is known outside ``jax.jit``.  Inside, it is known only
+over Explicit axes; over Auto axes the compiler decides it later.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 
 def devices_of(x: Any) -> int:
-    """How many devices the array may be split over: 1 where it lives on one, or inside ``jax.shard_map``."""
+    """How many devices the array may be split over: 1 where it is on one device, or inside ``jax.shard_map``."""
     mesh = _mesh_of(x)
     return 1 if mesh is None else mesh.size
 
 
 def _mesh_of(x: Any) -> Mesh | AbstractMesh | None:
     sharding = getattr(x, "sharding", None) if isinstance(x, jax.ShapeDtypeStruct) else _sharding_type(x)
-    mesh = getattr(sharding, "mesh", None)
+    mesh: Mesh | AbstractMesh | None = getattr(sharding, "mesh", None)
     if mesh is None or mesh.empty or AxisType.Manual in mesh.axis_types:
         return None
     return mesh
@@ -48,7 +48,7 @@ def known_sharding(x: Any) -> NamedSharding | None:
 
 
 def replicated_like(tree: Any) -> NamedSharding | None:
-    """Whole on every device of the mesh on which the tree's arrays are known to be; None without one."""
+    """The sharding of an array that is whole on every device of the tree's mesh; None where no mesh is known."""
     for leaf in jax.tree.leaves(tree):
         sharding = known_sharding(leaf)
         if sharding is not None:
@@ -57,7 +57,7 @@ def replicated_like(tree: Any) -> NamedSharding | None:
 
 
 def full(shape: tuple[int, ...], value: Any, dtype: Any, sharding: NamedSharding | None = None) -> jax.Array:
-    """An array of one value, split as told; on the default device without a sharding."""
+    """An array filled with one value, with the given sharding; on the default device without one."""
     if sharding is None:
         return jnp.full(shape, value, dtype)
     if isinstance(sharding.mesh, AbstractMesh):
@@ -66,18 +66,18 @@ def full(shape: tuple[int, ...], value: Any, dtype: Any, sharding: NamedSharding
 
 
 def scalar_like(tree: Any, value: Any, dtype: Any) -> jax.Array:
-    """A scalar on every device on which the tree's arrays are known to be."""
+    """A scalar on every device of the tree's mesh; on the default device where no mesh is known."""
     return full((), value, dtype, replicated_like(tree))
 
 
 def zeros_following(x: jax.Array) -> jax.Array:
-    """float32 zeros in the array's shape which the compiler splits as it splits the array."""
-    # No simplification sees through this before the compiler has split the program.
+    """float32 zeros in the array's shape, which the compiler splits as it splits the array."""
+    # The compiler simplifies this only after it has split the program.
     return jnp.where(x == x, jnp.zeros(x.shape, jnp.float32), jnp.zeros(x.shape, jnp.float32))
 
 
 def following(value: jax.Array, x: Any) -> jax.Array:
-    """The value, an array of the shape of `x`, which the compiler splits as it splits `x` where only it knows how."""
+    """A value in the shape of `x`.  Where only the compiler knows how `x` is split, it splits the value alike."""
     if devices_of(x) == 1 or known_sharding(x) is not None:
         return value
     return jnp.where(x == x, value, value)
@@ -92,24 +92,25 @@ def statistic_zeros(parameter: Any, shape: tuple[int, ...]) -> jax.Array:
 
 
 def statistic_sharding(parameter: NamedSharding, whole: tuple[int, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """How a statistic of the given shape is split whose parameter has the shape `whole`."""
+    """How a statistic of the given shape is split, if its parameter has the shape `whole`."""
     spec = [*parameter.spec, *[None] * (len(whole) - len(parameter.spec))]
     kept = [entry if n == m else None for entry, n, m in zip(spec, shape, whole, strict=True)]
     return NamedSharding(parameter.mesh, PartitionSpec(*kept))
 
 
 def zeros_in_shape(zeros: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Zeros in the shape of a row or column statistic, split as `zeros` along the axes that it keeps."""
+    """Zeros in the shape of a row or column statistic, split like `zeros` along the axes that they share."""
     axes = tuple(axis for axis, (n, kept) in enumerate(zip(zeros.shape, shape, strict=True)) if n != kept)
     return jnp.max(zeros, axis=axes, keepdims=True, initial=0)
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """The array gathered on every device, for what needs all of it at once."""
+    """The array, gathered on every device."""
     mesh = _mesh_of(x)
     if mesh is None or mesh.size == 1 or not isinstance(x, jax.core.Tracer) or has_explicit_axes(x):
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+    gathered: jax.Array = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+    return gathered
 
 
 def parts(spec_entry: Any, mesh: Mesh | AbstractMesh) -> int:

@@ -1,8 +1,4 @@
-"""How the states of an array are split over a mesh: as their parameter is, along every axis that they share.
-
-A state that is shorter than its parameter along an axis (scales, one for each block; sign bits, one byte for eight) is
-split there only where every part of the parameter has whole blocks or whole bytes; else it is whole on every device.
-"""
+"""Decides how the states of an array are split over a mesh (`docs/algorithm.md`, section 9.2)."""
 
 from __future__ import annotations
 
@@ -13,14 +9,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from automagic_core import StatePlan
 from automagic_core.codec.blocks import Shape, absmax_shape
-from automagic_optax.sharding.placement import parts, statistic_sharding
+from automagic_optax.sharding.placement import parts
 
 
 class StateShardings:
     """The shardings of one array's states.
 
     Args:
-        parameter: how the parameter is split; None where nothing is known, and then every sharding is None.
+        parameter: how the parameter is split; None where that is unknown, and then every sharding is None.
         plan: the array's states.
     """
 
@@ -30,7 +26,7 @@ class StateShardings:
 
     @property
     def elementwise(self) -> NamedSharding | None:
-        """Of what has one value for each element."""
+        """Of a state with one value per element."""
         return self._parameter
 
     @property
@@ -40,7 +36,7 @@ class StateShardings:
 
     @property
     def absmax(self) -> NamedSharding | None:
-        """Of the scales of a quantized state."""
+        """Of the absmax of an 8-bit state."""
         return self._parameter and absmax_sharding(self._parameter, self._plan.shape, self._plan.block_size)
 
     @property
@@ -54,13 +50,9 @@ class StateShardings:
             entries[-1] = None
         return NamedSharding(self._parameter.mesh, PartitionSpec(*entries))
 
-    def statistic(self, shape: Shape) -> NamedSharding | None:
-        """Of a row or column statistic of the given shape."""
-        return self._parameter and statistic_sharding(self._parameter, self._plan.shape, shape)
-
 
 def absmax_sharding(parameter: NamedSharding, shape: Shape, block_size: int | None) -> NamedSharding:
-    """Of the scales of an array of the given shape that is split as `parameter` says."""
+    """How the absmax of an array of the given shape is split, if the array is split as `parameter` says."""
     entries = _entries(parameter, shape)
     if block_size is None or not shape:
         entries = []
@@ -68,7 +60,7 @@ def absmax_sharding(parameter: NamedSharding, shape: Shape, block_size: int | No
         if not cuts_evenly(entries[-1], shape[-1] // block_size, parameter):
             entries[-1] = None
     else:
-        # Blocks that run over the ends of rows follow the first axis, where its parts hold whole blocks.
+        # Blocks that run over the ends of rows are split along the first axis, if its parts are whole blocks.
         whole_blocks = math.prod(shape) % block_size == 0 and not any(entries[1:])
         (blocks,) = absmax_shape(shape, block_size)
         entries = entries[:1] if whole_blocks and cuts_evenly(entries[0], blocks, parameter) else []

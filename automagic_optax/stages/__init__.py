@@ -1,1 +1,1 @@
-"""The gradient stages, one optax transformation each (section 4)."""
+"""The gradient stages, one optax transformation each (`docs/algorithm.md`, section 4)."""

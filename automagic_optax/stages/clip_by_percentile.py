@@ -1,4 +1,7 @@
-"""Stage 1: gradients far above their recent norms are scaled down (section 4)."""
+"""Stage 1, `clip_by_percentile`: scales down gradients whose norm is far above the recent ones.
+
+`docs/algorithm.md`, section 4.1.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ class ClipByPercentileState(NamedTuple):
     """The norms of the last 100 recorded steps.
 
     Attributes:
-        norm_history: float32 (100,), a ring of n² = Σ g² over all arrays; zeros before the first.
-        norm_position: int32 scalar, where the next one goes.
-        energy_removed: float32 scalar, the share of Σ g² that the last step took away.
+        norm_history: float32 (100,), a ring of n² = Σ g² over all arrays; zeros before the first recorded step.
+        norm_position: int32 scalar, where the next value goes.
+        energy_removed: float32 scalar, the share of Σ g² that the stage removed in the last step.
     """
 
     norm_history: jax.Array
@@ -33,22 +36,22 @@ class ClipByPercentileState(NamedTuple):
 
 
 def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtraArgs:
-    """Scales all gradients down to the P-th smallest of their last 100 norms when they are above it.
+    """Scales all gradients down when their norm is above the P-th smallest of the last 100 norms.
 
-    With n² = Σ g² over all arrays and threshold² the P-th entry, counted from 0, of the sorted ring of the last 100
-    values of n², this one included:  g ← g · √(threshold² / n²) where n² > threshold².  The first recorded step fills
-    the ring.  A step is not recorded and nothing is clipped where n² is 0 or an element is not finite.
+    n² is Σ g² over all arrays.  The threshold is entry P, counted from 0, of the sorted ring of the last 100 values of
+    n², the current one included.  Where n² is above it,  g ← g · √(threshold / n²).  The first recorded step fills the
+    ring.  When n² is 0 or an element is not finite, nothing is recorded and nothing is clipped.
 
     Args:
         percentile: P in [1, 100]; 100 never clips.
 
     Returns:
-        A transformation of any gradients; it does not need params.
+        A transformation of any gradients.  It does not need `params`.
 
     Raises:
         ValueError: `percentile` outside its range.
 
-    Reference: section 4; percentile clipping in bitsandbytes.
+    Reference: section 4.1; percentile clipping in bitsandbytes.
 
     Example:
         >>> tx = optax.chain(clip_by_percentile(95), optax.adam(1e-3))
@@ -67,19 +70,19 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
     ) -> tuple[Any, ClipByPercentileState]:
         del params, extra_args
         batched, leave = enter(updates, updates)
-        before = batched.map(lambda g, form: energy(g))
+        before = batched.map(energy)
         n2 = accurate_total(before)
         records = jnp.isfinite(n2) & (n2 > 0)
         history = state.norm_history
-        # Recorded values are positive: a zero in the ring means that there was none yet.
-        place = (jnp.arange(NORM_HISTORY) == state.norm_position) | (history == 0)
-        history = jnp.where(records & place, n2, history)
+        # Recorded values are positive, so a zero in the ring means that no step was recorded yet.
+        written = (jnp.arange(NORM_HISTORY) == state.norm_position) | (history == 0)
+        history = jnp.where(records & written, n2, history)
         position = jnp.where(records, (state.norm_position + 1) % NORM_HISTORY, state.norm_position)
         threshold = jnp.sort(history)[jnp.minimum(percentile, NORM_HISTORY - 1)]
         clips = records & (n2 > threshold) & (jnp.asarray(percentile) < 100)
         factor = jnp.where(clips, jnp.sqrt(threshold / n2), np.float32(1))
-        zero = jnp.minimum(state.norm_position, 0)  # which the compiler cannot know
-        clipped = batched.map(lambda g, form: rounded(g.astype(jnp.float32) * factor, zero).astype(g.dtype))
+        zero = jnp.minimum(state.norm_position, 0)  # always 0, but the compiler cannot know that
+        clipped = batched.map(lambda g: rounded(g.astype(jnp.float32) * factor, zero).astype(g.dtype))
         removed = jnp.where(clips, 1 - jnp.square(factor), np.float32(0))
         return leave(batched.replace(clipped)), ClipByPercentileState(history, position, removed)
 

@@ -1,4 +1,4 @@
-"""Stage 4: adapters feel the tail of their singular values (section 4)."""
+"""Stage 4: shrinks the weak singular directions of adapters (`docs/algorithm.md`, section 4.4)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from automagic_optax.arrays.means import accurate_sum
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import full, replicated_like, whole
 from automagic_optax.stages.energy import energy, removed_share
-from automagic_optax.stages.spectrum import effective_rank, power_of_two_above, spectrum, tail_and_strong
+from automagic_optax.stages.spectrum import effective_rank, scaled, spectrum, tail_and_strong
 
 
 class EncourageLowRankState(NamedTuple):
-    """What the stage has seen, for dashboards; it remembers nothing else.
+    """What the stage saw in the last step, for dashboards.  The stage needs only which arrays are adapters.
 
     Attributes:
-        effective_rank: tree of float32 scalars, exp of the entropy of each adapter's normalised singular values at the
+        effective_rank: tree of float32 scalars, exp of the entropy of each adapter's normalized singular values at the
             last step (0 before the first); None for every other array.
-        energy_removed: float32 scalar, the share of Σ g² that the last step took away; negative where it added.
+        energy_removed: float32 scalar, the share of Σ g² that the stage removed in the last step.
     """
 
     effective_rank: Any
@@ -39,27 +39,27 @@ def encourage_low_rank(
 ) -> optax.GradientTransformationExtraArgs:
     """Pulls the weak singular directions of adapters towards zero and favours the strong ones.
 
-    With W the parameter divided by its largest magnitude, shorter side first, W Wᵀ = Q diag(λ) Qᵀ, λ̄ the mean of λ,
-    δ² = 10⁻² · max λ and wᵢ = 1 / (1 + (λᵢ / λ̄)²):
+    W is the parameter with its shorter side first, W Wᵀ = Q diag(λ) Qᵀ, λ̄ is the mean of λ, δ² = 10⁻² · max λ and
+    ωᵢ = 1 / (1 + (λᵢ / λ̄)²).  Then
 
-        T = Q diag(wᵢ / √(λᵢ + δ²)) Qᵀ W,    P = Q diag(1 − wᵢ) Qᵀ
+        T = Q diag(ωᵢ / √(λᵢ + δ²)) Qᵀ W,    P = Q diag(1 − ωᵢ) Qᵀ
         g ← g + (ε − 1) · P g + ρ · (‖g‖ / ‖T‖) · T
 
     Args:
         strength: ρ in [0, 1).
         emphasis: ε ≥ 1.
-        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
+        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1.1).
         lora: which arrays are adapters: a predicate on (path, leaf), a tree of booleans, or None for those found by
-            type and name.  Only arrays with two axes are.
+            type and name.  Only arrays with two axes can be adapters.
 
     Returns:
-        A transformation whose update needs `params`.  Arrays that are no adapters are left alone; an array with an
-        element that is not finite passes as it is, and so does one whose parameter is zero or not finite.
+        A transformation whose update needs `params`.  It passes on arrays that are no adapters, gradients with an
+        element that is not finite, and gradients of a parameter that is zero or not finite.
 
     Raises:
         ValueError: a strength outside its range; params missing in update.
 
-    Reference: section 4.
+    Reference: section 4.4.
 
     Example:
         >>> tx = optax.chain(encourage_low_rank(0.01), optax.adam(1e-3))
@@ -77,17 +77,17 @@ def encourage_low_rank(
         ]
         return EncourageLowRankState(unflatten_like(params, ranks), full((), 0, jnp.float32, everywhere))
 
-    def one(g: jax.Array, w: jax.Array, rank: jax.Array | None, form: Any) -> tuple[Any, ...]:
-        del form
+    def one(g: jax.Array, w: jax.Array, rank: jax.Array | None) -> tuple[Any, ...]:
         before = energy(g)
         if rank is None:
             return g, None, before, before
-        new, new_rank = _encouraged(g.astype(jnp.float32), w.astype(jnp.float32), strength, emphasis, _turned(w.shape))
-        new = jnp.where(jnp.isfinite(before), new, g.astype(jnp.float32))
+        gradient, weight = g.astype(jnp.float32), w.astype(jnp.float32)
+        new, new_rank = _encouraged(gradient, weight, strength, emphasis, transposes(w.shape))
+        new = jnp.where(jnp.isfinite(before), new, gradient)
         return new.astype(g.dtype), new_rank, before, energy(new)
 
-    def _turned(shape: tuple[int, ...]) -> bool:
-        # A tie: the row axis first.  An embedding is never an adapter.
+    def transposes(shape: tuple[int, ...]) -> bool:
+        # If the sides are equal, the row axis is first.  An embedding is never an adapter.
         return shape[1] < shape[0] or (shape[0] == shape[1] and row_axis(2, layout) == 1)
 
     def update(
@@ -96,11 +96,10 @@ def encourage_low_rank(
         del extra_args
         check_params(params)
         weights = jax.tree.leaves(params)
-        # The marks of `init`, which saw the types that flax hides from `update`.
+        # `init` found the adapters: it saw types that flax hides from `update`.
         ranks = flatten_like(params, state.effective_rank)
-
-        forms = [(w.dtype, rank is not None) for w, rank in zip(weights, ranks, strict=True)]
-        batched, leave = enter(updates, params, forms)
+        kinds = [(w.dtype, rank is not None) for w, rank in zip(weights, ranks, strict=True)]
+        batched, leave = enter(updates, params, kinds)
         results = batched.map(one, weights, ranks)
         return leave(batched.replace([result[0] for result in results])), EncourageLowRankState(
             unflatten_like(params, batched.spread([result[1] for result in results], ranks)),
@@ -110,23 +109,19 @@ def encourage_low_rank(
     return with_types(optax.GradientTransformationExtraArgs(init, update))
 
 
-def _encouraged(g: jax.Array, w: jax.Array, strength: Any, emphasis: Any, turned: bool) -> tuple[jax.Array, jax.Array]:
+def _encouraged(
+    g: jax.Array, w: jax.Array, strength: Any, emphasis: Any, transposed: bool
+) -> tuple[jax.Array, jax.Array]:
     """The new gradient and the effective rank of w."""
-    W = w.T if turned else w
-    gradient = g.T if turned else g
-    W, gradient = whole(W), whole(gradient)
-    scale = power_of_two_above(jnp.max(jnp.abs(W)))
-    usable = (scale > 0) & jnp.isfinite(scale)
-    # Where there is nothing to decompose an identity stands in, so that no NaN is made.
-    identity = jnp.eye(W.shape[0], W.shape[1], dtype=jnp.float32)
-    W = jnp.where(usable, W / jnp.where(usable, scale, np.float32(1)), identity)
+    gradient = whole(g.T if transposed else g)
+    W, usable = scaled(whole(w.T if transposed else w))
     of_w = spectrum(W)
     T, P_g = tail_and_strong(of_w, gradient)
     pull = jnp.asarray(strength, jnp.float32) * _norm(gradient) / _norm(T)
     new = gradient + (jnp.asarray(emphasis, jnp.float32) - 1) * P_g + pull * T
     new = whole(jnp.where(usable, new, gradient))
     rank = jnp.where(usable, effective_rank(of_w.values), np.float32(0))
-    return new.T if turned else new, rank
+    return new.T if transposed else new, rank
 
 
 def _norm(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""How much of the gradients' energy a stage takes, for dashboards."""
+"""Measures how much of the gradients' energy a stage removes (`docs/algorithm.md`, section 13)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from automagic_optax.arrays.means import accurate_sum, accurate_total
 
 
 def energy(g: jax.Array) -> jax.Array:
-    """Σ g² in float32: finite if and only if the array can be used (its elements are at most about 10¹⁵)."""
+    """Σ g² in float32.  It is finite exactly where the array can be used."""
     return accurate_sum(jnp.square(g.astype(jnp.float32)))
 
 
 def removed_share(before: Sequence[jax.Array], after: Sequence[jax.Array]) -> jax.Array:
-    """1 − Σ after / Σ before over all arrays that can be used; negative where a stage adds energy, 0 without any.
+    """1 − Σ after / Σ before over all usable arrays: negative where a stage adds energy, 0 without usable arrays.
 
     Args:
         before, after: Σ g² of every array or batch of arrays.

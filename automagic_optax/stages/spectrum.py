@@ -1,4 +1,7 @@
-"""The singular-value decomposition of W at the cost of its short side, in float32 and exact for weak directions too."""
+"""A singular-value decomposition in float32 that stays accurate for weak directions.
+
+`docs/algorithm.md`, section 4.4.  Its cost is that of the short side of the matrix.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from automagic_core.config.constants import LOW_RANK_FLOOR
 from automagic_optax.sharding.placement import whole
 
 f32 = np.float32
-_HIGHEST = jax.lax.Precision.HIGHEST  # an accelerator would otherwise multiply in fewer bits
+_HIGHEST = jax.lax.Precision.HIGHEST  # otherwise an accelerator multiplies in fewer bits
 
 
 class Spectrum(NamedTuple):
@@ -34,18 +37,18 @@ class Spectrum(NamedTuple):
 def spectrum(W: jax.Array) -> Spectrum:
     """Decomposes W of shape (n, m), n ≤ m, |W| ≤ 1.
 
-    eigh of the Gram matrix leaves some 10⁻⁷ of the strong directions in the weak ones, and so would a float32 product
-    QᵀW.  Stage 4 gives weak directions up to ten times the weight of the strongest, whose own may be little more than
-    1 / n²: for n = 64 the noise would be a third of T.  So the rows QᵀW are made more exactly than float32, and what
-    they then show of strong directions in weak ones (they should be orthogonal) is taken out.
+    `eigh` of the Gram matrix leaves some 10⁻⁷ of the strong directions in the weak ones, and so does a float32 product
+    QᵀW.  That is too much: stage 4 may weight the strongest direction by as little as 1 / n² and weak ones by 1, and
+    for n = 64 the noise would be a third of T.  So the rows QᵀW are computed more exactly than float32.  They should
+    be orthogonal, so what is left of strong directions in weak ones shows in their products and is subtracted.
     """
     _, Q = eigh(product(W, W.T))
     rows = exact_product(Q.T, W)
     overlap = product(rows, rows.T)
     lengths = jnp.diagonal(overlap)
     gap = lengths[None, :] - lengths[:, None]
-    # Directions of about one length may stay mixed, and so may those too weak for eigh to tell apart: stage 4 does
-    # about the same to all of them.
+    # Directions of about the same length may stay mixed, and so may those too weak for eigh to tell apart: stage 4
+    # treats them almost alike.
     longer = jnp.maximum(lengths[None, :], lengths[:, None])
     leak = (jnp.abs(gap) > f32(0.5) * longer) & (longer > f32(_RESOLVED) * jnp.max(lengths))
     turn = jnp.where(leak, overlap / jnp.where(leak, gap, f32(1)), f32(0))
@@ -63,9 +66,9 @@ def eigh(symmetric: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @eigh.def_vmap
 def _eigh_of_batch(size: int, batched: list[bool], symmetric: jax.Array) -> Any:
-    # On a CPU jaxlib's eigh of several matrices occupies one thread of XLA's pool until other threads of the pool have
-    # worked for it: as many such calls as there are threads wait for each other for ever.  One matrix at a time needs
-    # no other thread, and takes no longer.
+    # On a CPU jaxlib's eigh of several matrices occupies one thread of XLA's pool while it waits for other threads of
+    # the pool, so as many such calls as there are threads block each other for ever.  One matrix at a time needs no
+    # other thread, and takes no longer.
     del size, batched
     found = lax.platform_dependent(
         symmetric,
@@ -76,25 +79,33 @@ def _eigh_of_batch(size: int, batched: list[bool], symmetric: jax.Array) -> Any:
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a · b in full float32, on a mesh made whole on every device: in parts it would be summed in another order."""
+    """a · b in full float32, whole on every device of a mesh: in parts it would be summed in another order."""
     return whole(jnp.matmul(a, b, precision=_HIGHEST))
 
 
 def power_of_two_above(x: jax.Array) -> jax.Array:
-    """The power of two that takes |x| into [1/2, 1) when x is divided by it; 0 for |x| < 10⁻³⁸, infinite for huge x.
-
-    What is divided by it keeps every bit; divided by x itself, a W of a single direction would gain noise in all
-    others.  Nothing of stage 4 depends on the scale of W.
-    """
+    """The power of two p with |x| / p in [1/2, 1): 0 for |x| < 10⁻³⁸, infinite for huge x."""
     bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.uint32) & np.uint32(0x7F800000)
     return 2 * jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def exact_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a · b with an absolute error of about 2⁻³⁶, for float32 matrices of elements of at most 1 in magnitude.
+def scaled(W: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """W divided by a power of two so that |W| < 1, and whether W is usable: finite and not zero.
 
-    Both are cut into slices of so few bits that the products of two slices add up without any rounding; those of the
-    highest places cancel before the lower ones join them.
+    Division by a power of two is exact.  Divided by its largest magnitude itself, a W of a single direction would gain
+    noise in all others.  An identity takes the place of an unusable W, so that no NaN is made.
+    """
+    scale = power_of_two_above(jnp.max(jnp.abs(W)))
+    usable = (scale > 0) & jnp.isfinite(scale)
+    identity = jnp.eye(W.shape[0], W.shape[1], dtype=jnp.float32)
+    return jnp.where(usable, W / jnp.where(usable, scale, f32(1)), identity), usable
+
+
+def exact_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a · b with an absolute error of about 2⁻³⁶, for float32 matrices whose elements are at most 1 in magnitude.
+
+    Both are cut into slices of so few bits that the product of two slices is summed without any rounding.  Products
+    are added from the highest binary places down, so large terms cancel before small ones are added.
 
     Reference: Ozaki et al., *Error-free transformations of matrix multiplication by using fast routines of matrix
     multiplication*, Numerical Algorithms 59 (2012).
@@ -110,9 +121,9 @@ def exact_product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 _RESOLVED = 1e-5
-"""λ relative to the largest above which eigh of a float32 Gram matrix tells a direction from weaker ones."""
+"""From this share of the largest λ on, eigh of a float32 Gram matrix tells a direction from weaker ones."""
 _PLACES = 36
-"""Binary places of `exact_product`."""
+"""How many binary places `exact_product` computes."""
 
 
 def _slices(x: jax.Array, bits: int, count: int) -> list[jax.Array]:
@@ -126,7 +137,7 @@ def _slices(x: jax.Array, bits: int, count: int) -> list[jax.Array]:
 
 
 def tail_and_strong(of_w: Spectrum, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """T and P g of section 4, both (n, m)."""
+    """T and P g, both (n, m)."""
     values = of_w.values
     floor = f32(LOW_RANK_FLOOR) * jnp.max(values)
     weak = 1 / (1 + jnp.square(values / jnp.mean(values)))
@@ -136,7 +147,7 @@ def tail_and_strong(of_w: Spectrum, g: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def effective_rank(values: jax.Array) -> jax.Array:
-    """exp of the entropy of the normalised singular values √λ: between 1 and their number, 0 where all are 0."""
+    """exp of the entropy of the normalized singular values √λ: between 1 and their number, 0 where all are 0."""
     sigma = jnp.sqrt(values)
     share = sigma / jnp.where(jnp.sum(sigma) > 0, jnp.sum(sigma), f32(1))
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, f32(1))), f32(0)))

@@ -1,4 +1,4 @@
-"""Stage 2: a step of diffusion where a gradient is rougher than its row usually is (section 4)."""
+"""Stage 2: smooths gradients where they are rougher than their row usually is (`docs/algorithm.md`, section 4.2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import optax
 
 from automagic_core import MAX_STEP, Layout, check_field, check_layout, decay, picture_axes, row_shape
 from automagic_core.config.constants import EDGE_DECAY
-from automagic_optax.arrays.averages import average, remainder
+from automagic_optax.arrays.averages import ema, one_minus_power
 from automagic_optax.arrays.batches import enter
 from automagic_optax.arrays.flax_variables import flatten_like, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
@@ -27,7 +27,7 @@ class SuppressEdgesState(NamedTuple):
         age: tree of int32 scalars, the steps that each array with a history took.
         edge_history: tree of float32 row statistics, the moving average of the row means of |L|; None for arrays that
             the stage leaves alone.
-        energy_removed: float32 scalar, the share of Σ g² that the last step took away.
+        energy_removed: float32 scalar, the share of Σ g² that the stage removed in the last step.
     """
 
     age: Any
@@ -40,28 +40,28 @@ def suppress_edges(
 ) -> optax.GradientTransformationExtraArgs:
     """Smooths gradients where they are rougher than their row usually is, by as much as they are rougher.
 
-    With L the 5-point Laplacian of g over the spatial axes, borders replicated, and `edge_history` the moving average
-    of its row means of |L|, bias-corrected:
+    L is the 5-point Laplacian of g over the spatial axes, with copies of the borders beyond them.  ĥ is the
+    bias-corrected moving average of the row means of |L|.  Then
 
-        g ← g + λ · sign(L) · max(|L| − (1 + θ) · edge_history, 0)
+        g ← g + λ · sign(L) · max(|L| − (1 + θ) · ĥ, 0)
 
-    No element becomes larger in magnitude than the largest before, and a constant gradient does not change.
+    No element grows beyond the largest magnitude before, and a constant gradient does not change.
 
     Args:
         penalty: λ in [0, 0.2].
         threshold: θ ≥ 0.
-        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
+        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1.1).
         embedding: which arrays are embeddings, whose rows are axis 0 in both layouts: a predicate on (path, leaf), a
             tree of booleans, or None for those found by name.
 
     Returns:
-        A transformation of any gradients.  Arrays without two spatial axes of length 3 or more are left alone; an
-        array with an element that is not finite passes as it is and its state stays.
+        A transformation of any gradients.  It passes on arrays without two spatial axes of length 3 or more, and
+        arrays with an element that is not finite, whose states stay.
 
     Raises:
         ValueError: a strength outside its range.
 
-    Reference: section 4; Osher et al., *Laplacian Smoothing Gradient Descent*, arXiv 1806.06317.
+    Reference: section 4.2; Osher et al., *Laplacian Smoothing Gradient Descent*, arXiv 1806.06317.
 
     Example:
         >>> tx = optax.chain(suppress_edges(0.1), optax.adam(1e-3))
@@ -93,11 +93,11 @@ def suppress_edges(
         ages = flatten_like(state.age, state.age)
         histories = flatten_like(state.age, state.edge_history)
 
-        def one(g: jax.Array, age: jax.Array, history: jax.Array | None, form: Any) -> Any:
+        def one(g: jax.Array, age: jax.Array, history: jax.Array | None) -> Any:
             before = energy(g)
             if history is None:
                 return g, age, None, before, before
-            # Whatever axes the history has lost are the columns: so embeddings need no mark here.
+            # The history has length 1 along the columns, so embeddings need no mark here.
             columns = tuple(axis for axis in range(g.ndim) if history.shape[axis] == 1)
             new, new_age, new_history = _smoothed(g, age, history, columns)
             usable = jnp.isfinite(before)
@@ -129,8 +129,8 @@ def suppress_edges(
         L = laplacian(g, axes)
         beta = decay(EDGE_DECAY)
         age = jnp.minimum(age, MAX_STEP - 1) + 1
-        history = average(beta, history, accurate_mean(jnp.abs(L), columns))
-        usual = history * ((1 + jnp.asarray(threshold, jnp.float32)) / remainder(beta, age.astype(jnp.float32)))
+        history = ema(beta, history, accurate_mean(jnp.abs(L), columns))
+        usual = history * ((1 + jnp.asarray(threshold, jnp.float32)) / one_minus_power(beta, age.astype(jnp.float32)))
         # sign(L) · max(|L| − usual, 0)
         excess = L - jnp.clip(L, -usual, usual)
         return g + jnp.asarray(penalty, jnp.float32) * excess, age, history
@@ -139,11 +139,8 @@ def suppress_edges(
 
 
 def laplacian(x: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """The 5-point Laplacian over two axes; beyond a border stands a copy of the border.  Constants give exact zeros."""
-    total = jnp.zeros_like(x)
-    for axis in axes:
-        total = total + _second_difference(x, axis)
-    return total
+    """The 5-point Laplacian over two axes, with copies of the borders beyond them.  Constants give exact zeros."""
+    return jnp.zeros_like(x) + _second_difference(x, axes[0]) + _second_difference(x, axes[1])
 
 
 def _second_difference(x: jax.Array, axis: int) -> jax.Array:
@@ -151,7 +148,7 @@ def _second_difference(x: jax.Array, axis: int) -> jax.Array:
         edge = [(0, 0)] * x.ndim
         edge[axis] = (1, 1)
         return jnp.diff(jnp.pad(jnp.diff(x, axis=axis), edge), axis=axis)
-    # The same in one shape throughout: where devices hold parts, each then exchanges a single row with its neighbours.
+    # On a mesh the shape never changes, so that each device exchanges only a single row with its neighbours.
     place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
     to_next = jnp.where(place == x.shape[axis] - 1, 0, _shifted(x, axis, -1) - x)
     from_last = jnp.where(place == 0, 0, x - _shifted(x, axis, 1))
@@ -159,7 +156,7 @@ def _second_difference(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _shifted(x: jax.Array, axis: int, places: int) -> jax.Array:
-    """x moved along an axis, zeros behind it."""
+    """x shifted along an axis, with zeros behind it."""
     edges = [(0, 0, 0)] * x.ndim
     edges[axis] = (places, -places, 0)
     return jax.lax.pad(x, jnp.zeros([], x.dtype), edges)

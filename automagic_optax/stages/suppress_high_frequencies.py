@@ -1,4 +1,4 @@
-"""Stage 3: what changes faster than 0.3 cycles per sample is damped (section 4)."""
+"""Stage 3: damps what changes faster than 0.3 cycles per sample (`docs/algorithm.md`, section 4.3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from automagic_optax.stages.energy import energy, removed_share
 
 
 class SuppressHighFrequenciesState(NamedTuple):
-    """`energy_removed`: float32 scalar, the share of Σ g² that the last step took away; nothing else is kept."""
+    """`energy_removed`: float32 scalar, the share of Σ g² that the stage removed in the last step."""
 
     energy_removed: jax.Array
 
@@ -25,24 +25,24 @@ class SuppressHighFrequenciesState(NamedTuple):
 def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -> optax.GradientTransformationExtraArgs:
     """Damps the part of each gradient that changes faster than 0.3 cycles per sample.
 
-    Over the spatial axes of lengths n₁, n₂, with G = rfft2(g) and H = 1 where √(f₁² + f₂²) > 0.3:
+    G is rfft2(g) over the spatial axes.  H is 1 for frequencies with √(f₁² + f₂²) > 0.3, else 0.  Then
 
         g ← irfft2((1 − μ · H) · G)
 
-    The energy above the cutoff is multiplied by (1 − μ)², the rest stays.
+    The energy above the cutoff is multiplied by (1 − μ)², and the rest is untouched.
 
     Args:
         penalty: μ in [0, 1].
-        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1).
+        layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1.1).
 
     Returns:
-        A transformation of any gradients.  Arrays without two spatial axes of length 3 or more are left alone; an
-        array with an element that is not finite passes as it is.
+        A transformation of any gradients.  It passes on arrays without two spatial axes of length 3 or more, and
+        arrays with an element that is not finite.
 
     Raises:
         ValueError: `penalty` outside its range.
 
-    Reference: section 4.
+    Reference: section 4.3.
 
     Example:
         >>> tx = optax.chain(suppress_high_frequencies(0.05), optax.adam(1e-3))
@@ -50,8 +50,7 @@ def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -
     check_field("frequency_penalty", penalty)
     check_layout(layout)
 
-    def one(g: jax.Array, form: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        del form
+    def one(g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         before = energy(g)
         axes = picture_axes(g.shape, layout)
         if axes is None:
@@ -79,7 +78,7 @@ def _damped(g: jax.Array, axes: tuple[int, int], penalty: Any) -> jax.Array:
     is_high = np.arange(n2 // 2 + 1) > last_kept_frequency(n1, n2)[:, None]
     is_high = is_high.reshape(is_high.shape + (1,) * (g.ndim - 1 - axes[1]))
     factors = jnp.asarray(penalty, jnp.float32) * is_high.astype(np.float32)
-    # A transform needs the whole array on one device: gathered once here, rather than between its steps.
+    # An FFT needs the whole array: it is gathered once here, and not again between the steps of the FFT.
     high = whole(jnp.fft.rfft2(whole(g), axes=axes) * factors)
-    # What is to go is taken from g, rather than g made anew: its rounding is then as small as itself.
+    # Only the damped part is transformed and subtracted, so the rounding errors are as small as that part.
     return g - whole(jnp.fft.irfft2(high, s=(n1, n2), axes=axes))

@@ -1,1 +1,1 @@
-"""What people look at: metrics, health, memory, speed."""
+"""Reports for people: metrics, health, memory, speed."""

@@ -1,4 +1,4 @@
-"""`benchmark_optimizer`: what a jitted update costs, without changing parameters or state."""
+"""`benchmark_optimizer`: times a jitted update without changing parameters or state."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from automagic_optax.arrays.leaves import nnx_class
+from automagic_optax.arrays.leaves import is_nnx
+from automagic_optax.cameamp.memory_report import bytes_of
 
 WARM_UP_STEPS = 3
-"""Load the program and fill the allocator's cache."""
+"""Updates that are not timed: they load the program and fill the allocator's cache."""
 
 
 def benchmark_optimizer(params: Any, tx: Any, num_steps: int = 10) -> dict[str, Any]:
     """Times jitted updates, ``tx.update`` and ``optax.apply_updates``, on synthetic gradients.
 
-    They are done on copies, which the update may overwrite, as a training step that donates its arguments does; a
-    second copy of parameters and state is held while it runs.
+    It works on copies of parameters and state, which the updates overwrite like a training step that donates its
+    arguments.  So the memory for a second copy is needed.
 
     Args:
         params: a tree of arrays, or an ``nnx`` model.
-        tx: any optax transformation; with a model its ``nnx.Optimizer``, whose state is then gone on with (the
+        tx: any optax transformation; for a model its ``nnx.Optimizer``, from whose state the updates go on (the
             overhead of ``nnx`` itself is not measured).
-        num_steps: updates that are timed, at least 1, after three that are not; all results are waited for after each.
+        num_steps: how many updates are timed, at least 1, after three that are not.  Each waits for all its results.
 
     Returns:
         ``"mean_ms"``, ``"median_ms"``, ``"min_ms"`` per update; ``"compile_ms"``; ``"num_steps"``; ``"parameters"``,
@@ -48,11 +49,11 @@ def benchmark_optimizer(params: Any, tx: Any, num_steps: int = 10) -> dict[str, 
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    jitted, seconds, compile_seconds, form = jax.jit(step, donate_argnums=(0, 1)), [], 0.0, None
+    jitted, seconds, compile_seconds, structure = jax.jit(step, donate_argnums=(0, 1)), [], 0.0, None
     for i in range(WARM_UP_STEPS + num_steps):
-        if form != _form(params, state):
-            # Again after the first update where that gives the state another structure.
-            form, started = _form(params, state), time.perf_counter()
+        if structure != _structure(params, state):
+            # It compiles again where the first update gives the state another structure.
+            structure, started = _structure(params, state), time.perf_counter()
             compiled = jitted.lower(params, state, gradients).compile()
             compile_seconds += time.perf_counter() - started
         started = time.perf_counter()
@@ -66,28 +67,23 @@ def benchmark_optimizer(params: Any, tx: Any, num_steps: int = 10) -> dict[str, 
         "compile_ms": 1e3 * compile_seconds,
         "num_steps": num_steps,
         "parameters": elements,
-        "state_bytes": sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        "state_bytes": bytes_of(state),
         "peak_memory_bytes": _peak(compiled.memory_analysis()),
     }
 
 
 def _copies(params: Any, tx: Any) -> tuple[Any, Any, Any]:
-    """The transformation, its parameters and its state, safe to be overwritten."""
-    if _is_nnx(params, "Module"):
-        if not _is_nnx(tx, "Optimizer"):
+    """The transformation, and copies of its parameters and its state."""
+    if is_nnx(params, "Module"):
+        if not is_nnx(tx, "Optimizer"):
             raise ValueError(f"an nnx model needs its nnx.Optimizer, not {type(tx).__name__}")
         from flax import nnx
 
-        # What nnx.Optimizer.update itself passes on.
+        # nnx.Optimizer.update passes the same on.
         as_pure = getattr(nnx, "as_pure", None) or nnx.pure
         return tx.tx, _copy(as_pure(nnx.state(params, tx.wrt))), _copy(as_pure(tx.opt_state))
     params = _copy(params)
     return tx, params, _copy(tx.init(params))
-
-
-def _is_nnx(x: Any, name: str) -> bool:
-    found = nnx_class(name)
-    return found is not None and isinstance(x, found)
 
 
 def _copy(tree: Any) -> Any:
@@ -101,7 +97,7 @@ def _gradients(params: Any) -> Any:
     return jax.block_until_ready(jax.tree.unflatten(structure, made))
 
 
-def _form(*trees: Any) -> Any:
+def _structure(*trees: Any) -> Any:
     leaves, structure = jax.tree.flatten(trees)
     return structure, [(x.shape, x.dtype, x.weak_type) for x in leaves]
 

@@ -1,4 +1,4 @@
-"""What JAX tells of a device, and the configuration that follows from it."""
+"""Chooses a configuration for a device from its memory and compute capability."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from automagic_core import Config
 from automagic_core.config.hardware import adaptive_config, hardware_optimized_config
 
 DEFAULT_MEMORY_FRACTION = 0.75
-"""The part of a GPU's memory that JAX manages unless told otherwise."""
+"""The part of a GPU's memory that JAX manages by default."""
 
 
 def get_adaptive_config(device: Any = None, **fields: Any) -> Config:
@@ -19,11 +19,11 @@ def get_adaptive_config(device: Any = None, **fields: Any) -> Config:
 
     Args:
         device: a ``jax.Device``, by default the first local one.  A CPU counts as no accelerator.
-        **fields: of `Config`; they win over what is decided.  Give `lr` here, or to `automagic_8bit`.
+        **fields: of `Config`; they win over what is chosen.  Give `lr` here, or to `automagic_8bit`.
 
     Returns:
-        A `Config`: `memory_optimized` below 8 GB (10⁹ bytes), `balanced` below 16 GB, else `quality_optimized`; without
-        an accelerator, or with one that tells nothing of itself, `memory_optimized` in 32 bits.
+        A `Config`: `memory_optimized` below 8 GB (10⁹ bytes), `balanced` below 16 GB, else `quality_optimized`.
+        Without an accelerator, or if its memory is unknown, `memory_optimized` in 32 bits.
 
     Example:
         >>> fields = dict(get_adaptive_config().__dict__)
@@ -47,10 +47,10 @@ def get_hardware_optimized_config(device: Any = None, **fields: Any) -> Config:
 
 
 def device_facts(device: Any = None) -> tuple[int | None, tuple[int, int] | None]:
-    """Memory in bytes and compute capability (major, minor) of a device; None for what it does not tell.
+    """Memory in bytes and compute capability (major, minor) of a device; None for what is unknown.
 
-    Of a GPU, JAX tells the part that it manages itself (``XLA_CLIENT_MEM_FRACTION``, 0.75 by default); the whole
-    follows from it, so that a card gives the same configuration here and in PyTorch.
+    For a GPU, JAX knows only the memory that it manages, a part of the whole (``XLA_CLIENT_MEM_FRACTION``, 0.75 by
+    default).  The whole is computed from it, so that a card gives the same configuration as in PyTorch.
     """
     device = jax.local_devices()[0] if device is None else device
     if device.platform == "cpu":
@@ -65,13 +65,14 @@ def device_facts(device: Any = None) -> tuple[int | None, tuple[int, int] | None
 def memory_stats(device: Any) -> dict[str, int] | None:
     """``device.memory_stats()``, or None where the device has none."""
     try:
-        return device.memory_stats()
+        stats: dict[str, int] | None = device.memory_stats()
+        return stats
     except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
         return None
 
 
 def device_memory_use() -> float | None:
-    """What is in use of the fullest local device's ``bytes_limit``, as a part of it; None where that is not known."""
+    """The share of memory in use (of ``bytes_limit``) on the fullest local device; None where it is unknown."""
     stats = [found for device in jax.local_devices() if (found := memory_stats(device))]
     used = [found["bytes_in_use"] / found["bytes_limit"] for found in stats if found.get("bytes_limit")]
     return max(used, default=None)
@@ -83,6 +84,6 @@ def _memory_fraction() -> float:
 
 
 def _compute_capability(device: Any) -> tuple[int, int] | None:
-    # "9.0" on CUDA; other makers' GPUs name an architecture there, other accelerators have no such attribute.
+    # "9.0" on CUDA.  Other GPUs name an architecture there, and other accelerators have no such attribute.
     major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
     return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None

@@ -1,4 +1,4 @@
-"""`check_training_health` for an optax state."""
+"""`check_training_health`: judges whether a run is healthy."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from automagic_optax.watching.run_facts import losses_to_host, progress, run_rat
 def check_training_health(
     optimizer: Any, losses: Sequence[Any], threshold_ratio: float = 0.1, *, config: Config | None = None
 ) -> TrainingHealth:
-    """Judges a run by its losses, its optimizer state and its device: `automagic_core.training_health`.
+    """Judges a run by its losses, its optimizer state and its device, with `automagic_core.training_health`.
 
     Args:
         optimizer: an optimizer state that contains a `ScaleByCameampState`, however it is wrapped, or an
             ``nnx.Optimizer`` or a ``TrainState``.
-        losses: of the stretch to be judged, in order: numbers, or arrays of one element.
-        threshold_ratio: in (0, 1).  From the first half of `losses` to the second, a rise by more than this part of the
-            loss is divergence (critical) and a fall by less a stall (warning), both only where noise does not explain
-            it.  0.1 suits a whole run, 0.01 its last few hundred steps.
-        config: the hyperparameters in use, with `lr`, for suggestions in numbers.
+        losses: the losses to be judged, in order: numbers, or arrays of one element.
+        threshold_ratio: in (0, 1).  The second half of `losses` is compared with the first.  A rise by more than this
+            share of the loss is divergence (critical), and a fall by less is a stall (warning), both only if noise
+            does not explain it.  0.1 suits a whole run, 0.01 its last few hundred steps.
+        config: the hyperparameters in use, with `lr`, for suggestions with numbers.
 
     Returns:
         A dictionary with ``"status"`` (``"healthy"``, ``"warning"``, ``"critical"``), ``"issues"`` (names as in

@@ -1,25 +1,23 @@
-"""`analyze_memory_usage` for an optax state."""
+"""`analyze_memory_usage`: a table of the memory that an optimizer state holds."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-import jax
-
 from automagic_core import Config
 from automagic_core.watching.memory_table import HeldStates, memory_table
 from automagic_optax.cameamp.find_states import find_states, opt_state_of
-from automagic_optax.cameamp.memory_report import memory_report
+from automagic_optax.cameamp.memory_report import bytes_of, memory_report
 
 OTHERS = "other transformations"
 
 
 def analyze_memory_usage(optimizer: Any, show: bool = False, *, config: Config | None = None) -> str:
-    """A table of what an optimizer state holds, against Adam's, with a verdict.
+    """A table of what an optimizer state holds, compared with Adam's, with a verdict.
 
-    Below 30 % of parameters with 8-bit states the verdict warns, above 80 % it praises; where none is in 8 bits and
-    `config` does not tell whether it was meant so, it names the two reasons that there can be.
+    The verdict warns below 30 % of parameters with 8-bit states, and praises above 80 %.  If no state has 8 bits, it
+    says why; without `config` it names both possible reasons.
 
     Args:
         optimizer: an optimizer state that contains a `ScaleByCameampState`, however it is wrapped, or an
@@ -45,7 +43,7 @@ def held_states(opt_state: Any, config: Config | None = None) -> HeldStates:
     by_name: Counter[str] = Counter()
     for state in find_states(opt_state):
         for name, tree in state._asdict().items():
-            by_name[name] += sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+            by_name[name] += bytes_of(tree)
     by_name[OTHERS] = report["state_bytes"] - sum(by_name.values())
     kept_in_32 = None
     if config is None:

@@ -1,4 +1,4 @@
-"""`metrics(opt_state)`: statistics of an optax state for dashboards."""
+"""`metrics`: statistics of an optimizer state for dashboards (`docs/algorithm.md`, section 13)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from automagic_core.watching.metrics import ArrayFacts, NextStep
 from automagic_optax.arrays.flax_variables import pure
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
-from automagic_optax.cameamp.find_states import find_states, opt_state_of
+from automagic_optax.cameamp.find_states import find_states, opt_state_of, parts_of
 from automagic_optax.cameamp.memory_report import memory_report
 from automagic_optax.cameamp.states import scatter_states
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
 from automagic_optax.stages.encourage_low_rank import EncourageLowRankState
-from automagic_optax.stages.spectrum import effective_rank, power_of_two_above, spectrum
+from automagic_optax.stages.spectrum import effective_rank, scaled, spectrum
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
 from automagic_optax.stages.suppress_high_frequencies import SuppressHighFrequenciesState
 
-_STAGES: Mapping[str, type] = dict(
+_STAGES: Mapping[str, type[Any]] = dict(
     zip(
         core.STAGES,
         (ClipByPercentileState, SuppressEdgesState, SuppressHighFrequenciesState, EncourageLowRankState),
@@ -42,24 +42,25 @@ def metrics(
     params: Any = None,
     lora: Mark = None,
 ) -> dict[str, float]:
-    """Rates, torque, energy taken by the stages, effective ranks, skipped steps and bytes, as floats.
+    """Rates, torque, energy removed by the stages, effective ranks, skipped steps and bytes, as floats.
 
-    Call it outside jit and before a step that donates the state; it waits for the device once.
+    Call it outside jit, and before a step that donates the state.  It waits for the device once.
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped, an ``nnx.Optimizer`` or a
             ``TrainState``.
         learning_rate: η₀, a number or a schedule; by default ``config.lr``.
-        config: the hyperparameters in use, which a state does not know.  Without them there are no ``rate/…``, only
-            ``rate_factor/…``, what the votes made of the rate.
-        params: the parameters as they are now.  With them the effective ranks are theirs, also where stage 4 is off.
-            Without, they are those that stage 4 saw in its last step, before it changed the parameters.
+        config: the hyperparameters in use, which a state does not know.  Without them there is ``rate_factor/…`` but no
+            ``rate/…``.
+        params: the current parameters.  With them the effective ranks are theirs, also where stage 4 is off.  Without
+            them the ranks are those that stage 4 saw in the last step, before the update.
         lora: which arrays are adapters, as for `automagic_8bit`; used with `params` only.
 
     Returns:
-        The names of `automagic_core.watching.metrics.metrics`.  Rates are those of the next step; before the first step
-        there is no torque, energy or rank that a stage has seen.  ``effective_rank/<name>`` has the parameter's path,
-        ``layer.lora_a``.  Where several transformations have a stage (``optax.partition``), its share is their mean.
+        The names of `automagic_core.watching.metrics.metrics`.  Rates are those of the next step.  Before the first
+        step there is no torque and no energy, and without `params` no rank.  ``effective_rank/<name>`` has the
+        parameter's path, such as ``layer.lora_a``.  If several transformations have a stage (``optax.partition``), its
+        energy is the mean of theirs.
 
     Raises:
         ValueError: the state holds none of this optimizer's states; `learning_rate` without `config`; a state that is
@@ -83,7 +84,7 @@ def metrics(
             "shared": shared,
             "arrays": [{name: getattr(array, name) for name in _READ} for _, array in arrays],
             "energy": {
-                name: [pure(s.energy_removed) for s in _found(opt_state, kind)] for name, kind in _STAGES.items()
+                name: [pure(s.energy_removed) for s in parts_of(opt_state, kind)] for name, kind in _STAGES.items()
             },
             "ranks": _seen_ranks(opt_state) if params is None else _ranks_now(params, lora),
         }
@@ -95,27 +96,17 @@ def metrics(
         size = int(jax.tree.leaves(array.exp_avg)[0].size)
         if size > 0:
             next_step = None if config is None else NextStep.of(config, lr, int(step))
-            facts.append(ArrayFacts(size, float(lr_scale), next_step=next_step, **_plain(values)))
+            values |= {"torque_mean": float(values["torque_mean"]), "skipped_steps": int(values["skipped_steps"])}
+            facts.append(ArrayFacts(size, float(lr_scale), next_step=next_step, **values))
     started = any(int(step) > 0 for step, _ in read["shared"])
     energy = {stage: float(np.mean(shares)) for stage, shares in read["energy"].items() if shares and started}
     ranks = read["ranks"] if started or params is not None else {}
     return core.metrics(facts, energy, ranks, memory_report(opt_state)["state_bytes"])
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    torque_mean, skipped_steps = float(values["torque_mean"]), int(values["skipped_steps"])
-    return {**values, "torque_mean": torque_mean, "skipped_steps": skipped_steps}
-
-
-def _found(opt_state: Any, kind: type) -> list[Any]:
-    """Every state of a kind inside an optimizer state."""
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
-    return [leaf for leaf in leaves if isinstance(leaf, kind)]
-
-
 def _seen_ranks(opt_state: Any) -> dict[str, Any]:
-    """What stage 4 last saw, by the parameter's path."""
-    states = _found(opt_state, EncourageLowRankState)
+    """The ranks that stage 4 saw last, by the parameter's path."""
+    states = parts_of(opt_state, EncourageLowRankState)
     return {leaf_name(leaf.path): leaf.value for state in states for leaf in leaves_of(state.effective_rank)}
 
 
@@ -129,10 +120,5 @@ def _ranks_now(params: Any, lora: Mark) -> dict[str, Any]:
 def _rank(w: jax.Array) -> jax.Array:
     """The effective rank of a matrix; 0 where it is zero or not finite."""
     W = w.astype(jnp.float32)
-    W = W.T if W.shape[0] > W.shape[1] else W
-    scale = power_of_two_above(jnp.max(jnp.abs(W)))
-    usable = (scale > 0) & jnp.isfinite(scale)
-    W = jnp.where(
-        usable, W / jnp.where(usable, scale, np.float32(1)), jnp.eye(W.shape[0], W.shape[1], dtype=jnp.float32)
-    )
+    W, usable = scaled(W.T if W.shape[0] > W.shape[1] else W)
     return jnp.where(usable, effective_rank(spectrum(W).values), np.float32(0))

@@ -1,4 +1,4 @@
-"""`AdaptiveTrainingMonitor` for an optax state."""
+"""`AdaptiveTrainingMonitor`: watches a run for divergence, stalls, skipped steps and memory pressure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 from automagic_core import Config
 from automagic_core.watching.monitor import TrainingMonitor
 from automagic_core.watching.suggestions import RunRates
-from automagic_optax.arrays.leaves import nnx_class
+from automagic_optax.arrays.leaves import is_nnx
 from automagic_optax.cameamp.find_states import opt_state_of
 from automagic_optax.cameamp.state_sums import count, state_sums
 from automagic_optax.watching.hardware import device_memory_use
@@ -18,19 +18,19 @@ from automagic_optax.watching.run_facts import check_loss, losses_to_host, progr
 
 
 class AdaptiveTrainingMonitor(TrainingMonitor):
-    """Watches the losses of a run, and what its optimizer state and its device say: `automagic_core.TrainingMonitor`.
+    """Watches the losses, the optimizer state and the device of a run, with `automagic_core.TrainingMonitor`.
 
-    `update` never waits for the device; losses are kept where they are and brought to the host together when a verdict
-    is asked for.  Of the optimizer state only sums are kept, so a training step may donate it.
+    `update` never waits for the device.  Losses stay on the device and are fetched together when a verdict is asked
+    for.  Of the optimizer state only sums are kept, so a training step may donate it.
 
     Args:
         optimizer: an optimizer state that contains a `ScaleByCameampState`, however it is wrapped, a ``TrainState``, or
             an ``nnx.Optimizer``, which is read as it changes.
         window_size: how many losses are judged, at least 10.
         config: the hyperparameters in use, with `lr`; an optimizer state does not know them.  Without them suggestions
-            about the learning rate are texts only.
-        memory_use: the part of the device's memory in use; by default ``bytes_in_use`` over ``bytes_limit`` of the
-            fullest local device.
+            about the learning rate have no numbers.
+        memory_use: returns the share of the device's memory in use; by default ``bytes_in_use`` over ``bytes_limit`` of
+            the fullest local device.
 
     Raises:
         ValueError: a `window_size` that is no integer of at least 10; a state that is not this optimizer's.
@@ -55,8 +55,7 @@ class AdaptiveTrainingMonitor(TrainingMonitor):
         memory_use: Callable[[], float | None] | None = None,
     ) -> None:
         self.config = config
-        nnx_optimizer = nnx_class("Optimizer")
-        self._live = optimizer if nnx_optimizer is not None and isinstance(optimizer, nnx_optimizer) else None
+        self._live = optimizer if is_nnx(optimizer, "Optimizer") else None
         self._read(optimizer)
         super().__init__(window_size, memory_use or device_memory_use)
 
@@ -65,8 +64,8 @@ class AdaptiveTrainingMonitor(TrainingMonitor):
 
         Args:
             loss: a number or an array of one element.
-            opt_state: the state after the step.  Without it skipped steps go unseen, but for an ``nnx.Optimizer``.  It
-                is read in steps of a tenth of the window.
+            opt_state: the state after the step, read once in a tenth of the window.  Without it skipped steps are not
+                seen, unless the monitor was made with an ``nnx.Optimizer``.
 
         Raises:
             ValueError: a loss of more than one element or without a value yet; a state that is not this optimizer's.

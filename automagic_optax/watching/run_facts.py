@@ -1,6 +1,6 @@
-"""What a monitor reads of an optimizer state: skipped steps and rates, and losses on their way to the host.
+"""What the monitor reads from an optimizer state, and how it fetches losses.
 
-A training step may donate its state, so what is to be read later is computed from it at once, without waiting.
+A training step may donate its state.  So what is read later is computed from the state at once, without waiting.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def check_loss(loss: Any) -> Any:
 
 
 def progress(opt_state: Any) -> list[tuple[jax.Array, jax.Array]]:
-    """t and ℓ of every `ScaleByCameampState`, as copies that outlive the state."""
+    """t and ℓ of every `ScaleByCameampState`, as copies that remain when the state is donated."""
     states = find_states(opt_state)
     return [(jnp.max(jnp.asarray(state.step)), jnp.max(jnp.asarray(state.lr_scale))) for state in states]
 
 
 def run_rates(progressed: Sequence[tuple[jax.Array, jax.Array]], config: Config | None) -> RunRates | None:
-    """The rates of the transformation that is fastest.
+    """The rates of the transformation with the highest rate; None without `config`.
 
     Args:
-        progressed: what `progress` gave.
-        config: the hyperparameters with which the transformations were made; without them the rates are not known.
+        progressed: the result of `progress`.
+        config: the hyperparameters with which the transformations were made.
     """
     if config is None:
         return None

@@ -1,4 +1,4 @@
-"""What an optimizer state costs on a mesh: bytes on each device, and arrays whose blocks are cut between devices."""
+"""`sharding_report`: what an optimizer state costs on a mesh (`docs/algorithm.md`, section 9.2)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from automagic_optax.sharding.state_shardings import blocks_are_whole
 
 
 def sharding_report(params: Any, opt_state: Any) -> dict[str, Any]:
-    """Where an optimizer state lives and what an update has to move for it besides sums.
+    """How an optimizer state is split over devices, and what an update must exchange besides sums.
 
     Args:
         params: the parameters, on their mesh.
@@ -28,14 +28,14 @@ def sharding_report(params: Any, opt_state: Any) -> dict[str, Any]:
     Returns:
         A dictionary of
 
-        ``devices``: on how many the parameters are;
-        ``state_bytes``: of the whole state, each array counted once;
-        ``state_bytes_per_device``: on the device that holds most;
-        ``cut_blocks``: name → bytes, the arrays with 8-bit states of which a border between devices cuts a block (the
-        last axis, or a device's part of it, is no multiple of the block size), and what each device must gather for
-        their scales and sign bits in one update.  Their states are right; splitting another axis avoids it;
-        ``gathered_bytes``: the sum of those;
-        ``misplaced``: names of arrays whose states are not split as they are.
+        ``devices``: how many devices hold the parameters;
+        ``state_bytes``: bytes of the whole state, each array counted once;
+        ``state_bytes_per_device``: bytes on the device that holds most;
+        ``cut_blocks``: name → bytes, for arrays with an 8-bit block that a border between devices cuts: what each
+        device gathers for their absmax and sign bits in one update.  Their states are right, but splitting another axis
+        is cheaper;
+        ``gathered_bytes``: the sum of these bytes;
+        ``misplaced``: names of arrays whose states are not split like the array.
 
     Raises:
         ValueError: there is not exactly one state of this optimizer, or its arrays are not those of `params`.
@@ -50,9 +50,8 @@ def sharding_report(params: Any, opt_state: Any) -> dict[str, Any]:
         held = array.exp_avg.codes if isinstance(array.exp_avg, QuantizedArray) else array.exp_avg
         if not held.sharding.is_equivalent_to(sharding, held.ndim):
             misplaced.append(name)
-        moved = _gathered(array, sharding) if isinstance(sharding, NamedSharding) else 0
-        if moved:
-            cut[name] = moved
+        if isinstance(sharding, NamedSharding) and (gathered := _gathered(array, sharding)):
+            cut[name] = gathered
     leaves = jax.tree.leaves(pure(opt_state))
     return {
         "devices": max((len(leaf.sharding.device_set) for leaf in flatten_like(tree, tree)), default=1),

@@ -1,4 +1,4 @@
-"""A callback that writes an optax state's metrics for TensorBoard and for `python -m automagic_core.plot`."""
+"""`MetricsLogger`: writes metrics for TensorBoard and for `python -m automagic_core.plot`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from automagic_optax.watching.run_facts import losses_to_host
 
 
 class MetricsLogger(RunLog):
-    """Writes `metrics` and scalars of your own into a run's folder: `automagic_core.watching.run_log.RunLog`.
+    """Writes `metrics` and your own scalars into a run's folder.
 
     Args:
         run_dir: the folder; ``metrics.jsonl`` and TensorBoard's event files go there.  In a distributed run only one
@@ -42,7 +42,7 @@ class MetricsLogger(RunLog):
         self.config = config
 
     def log(self, step: int, opt_state: Any, *, params: Any = None, **scalars: Any) -> dict[str, float] | None:
-        """Writes one record if one is due, outside jit; else nothing is read and nothing waits.
+        """Writes one record if one is due, outside jit.  If none is due, it reads nothing and does not wait.
 
         Args:
             step: how many steps are over.  The first call writes, then every multiple of `every`.
@@ -51,7 +51,7 @@ class MetricsLogger(RunLog):
             **scalars: numbers, or arrays of one element, such as ``loss=loss``.
 
         Returns:
-            What was written, without the step; None where nothing was due.
+            The record without the step; None if none was due.
 
         Raises:
             ValueError: as `metrics`; a scalar of more than one element.

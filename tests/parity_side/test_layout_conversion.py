@@ -11,7 +11,8 @@ import torch
 
 from automagic_core import axes_between
 from automagic_optax import QuantizedArray, automagic_8bit, dequantize, from_torch_state, peft_name, to_torch_state
-from automagic_optax.moving.neutral_state import flat_states, parts_of
+from automagic_optax.cameamp.find_states import parts_of
+from automagic_optax.moving.neutral_state import flat_states
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
 from automagic_torch import AutomagicCameAMP8bit
 

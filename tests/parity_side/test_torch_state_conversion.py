@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from automagic_optax import QuantizedArray, ScaleByCameampState, automagic_8bit, from_torch_state, to_torch_state
-from automagic_optax.moving.torch_state import parts_of
+from automagic_optax.cameamp.find_states import parts_of
 from automagic_torch import AutomagicCameAMP8bit
 
 FIELDS = {"force_8bit": True, "min_8bit_size": 512, "warmup_steps": 4, "torque_decay": 0.5}

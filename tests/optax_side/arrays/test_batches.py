@@ -30,18 +30,18 @@ def leaves() -> list[Any]:
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in SHAPES]
 
 
-def test_arrays_of_one_shape_dtype_and_form_are_together() -> None:
+def test_arrays_of_one_shape_dtype_and_kind_are_together() -> None:
     arrays: list[Any] = [*leaves(), None]
     arrays[6] = arrays[6].astype(jnp.bfloat16)
-    forms = ["b" if position == 8 else "a" for position in range(len(arrays))]
-    batched = in_batches(arrays, forms)
+    kinds = ["b" if position == 8 else "a" for position in range(len(arrays))]
+    batched = in_batches(arrays, kinds)
     assert batched.positions == ((0, 4, 9), (1,), (2, 7), (3,), (5,), (6,), (8,), (11,))
     assert [array.shape for array in batched.arrays[:4]] == [(3, 16, 96), (5,), (2, 96, 16), (4, 3, 3, 3)]
-    assert batched.forms == ("a",) * 6 + ("b", "a")
+    assert batched.kinds == ("a",) * 6 + ("b", "a")
     assert_same_bits(batched.flat(), arrays)
     # The way in and the way back through a tree.
     tree = {"x": arrays[:6], "y": tuple(arrays[6:])}
-    found, leave = enter(tree, {"x": leaves()[:6], "y": (*leaves()[6:], 0.0)}, forms)
+    found, leave = enter(tree, {"x": leaves()[:6], "y": (*leaves()[6:], 0.0)}, kinds)
     assert found.positions == batched.positions
     assert_same_bits(leave(found), tree)
 
@@ -52,7 +52,7 @@ def test_a_stage_finds_its_batches_ready_or_makes_them_anew() -> None:
     assert enter(batched, arrays)[0] is batched
     same, leave = enter(batched, arrays, [x.shape[:1] for x in arrays])
     assert all(ours is theirs for ours, theirs in zip(same.arrays, batched.arrays, strict=True))
-    assert same.forms[0] == (16,)
+    assert same.kinds[0] == (16,)
     assert leave(same) is same
     other, _ = enter(batched, arrays, [i == 4 for i in range(len(arrays))])
     assert other.positions[:2] == ((0, 9), (1, 6))

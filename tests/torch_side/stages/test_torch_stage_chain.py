@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from test_torch_oracle import differences, distance
+from tests.torch_side.cameamp.test_torch_oracle import differences, distance
 
 from automagic_torch import (
     AutomagicCameAMP8bit,
