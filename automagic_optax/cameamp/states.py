@@ -8,10 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from automagic_core import StatePlan
-<<<<<<< HEAD
-from automagic_core.codec.blocks import Shape
-=======
->>>>>>> wwords2
 from automagic_optax.arrays.flax_variables import flatten_like, unflatten_like
 from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.quantized_array import QuantizedArray, quantize

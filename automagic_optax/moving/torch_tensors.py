@@ -32,11 +32,7 @@ def array_state(states: Mapping[str, np.ndarray], plan: StatePlan, warming: bool
     """The states of one array, copied.
 
     Args:
-<<<<<<< HEAD
-        states: by flat name, as `automagic_core.arrays.state_forms.check_forms` accepts them; none before the first
-=======
-        states: by flat name, as `automagic_core.arrays.state_forms.check_states` accepts them; empty before the first
->>>>>>> wwords2
+        states: by flat name, as `automagic_core.arrays.state_forms.check_forms` accepts them; empty before the first
             step.
         plan: the array's plan; `states` decides between 8 and 32 bits.
         warming: whether the run is warming up; used where `states` is empty.

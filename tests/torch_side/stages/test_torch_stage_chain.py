@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tests.torch_side.cameamp.test_torch_oracle import differences, distance
 
 from automagic_torch import (
     AutomagicCameAMP8bit,
@@ -17,6 +16,7 @@ from automagic_torch import (
 )
 from tests.oracle.cameamp import CameampOracle
 from tests.oracle.settings import STAGES, STAGES_OFF
+from tests.torch_side.cameamp.test_torch_oracle import differences, distance
 from tests.torch_side.torch_helpers import SMALL, run, same, set_gradients, snapshot, through_a_file
 
 ON = {
