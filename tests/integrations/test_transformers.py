@@ -1,0 +1,114 @@
+"""`Trainer` given an optimizer or `optimizer_cls_and_kwargs`; gradient accumulation, bfloat16, clipping; resumed from its checkpoint"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from automagic_torch import AutomagicCameAMP8bit, mark_lora
+from tests.integrations.torch_runs import FIELDS
+from tests.torch_side.torch_helpers import same, snapshot
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+pytest.importorskip("peft")
+from tests.torch_side.adapter_models import adapted_model, tokens  # noqa: E402
+
+DISTRIBUTIONS = ("transformers", "accelerate")
+STEPS = 8
+
+WAYS = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
+    "bfloat16 autocast": {"bf16": True, "lr_scheduler_type": "cosine"},
+    "one cycle": {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}},
+}
+
+
+def train(folder: Path, checkpoint: Path | None = None, other: bool = False, **changes: Any) -> AutomagicCameAMP8bit:
+    model = adapted_model(other_adapters=other)
+    mark_lora(model)
+    fields = {"per_device_train_batch_size": 4, "max_steps": STEPS, "save_strategy": "steps", "save_steps": 3}
+    arguments = transformers.TrainingArguments(
+        str(folder), use_cpu=True, report_to=[], disable_tqdm=True, learning_rate=FIELDS["lr"], **fields | changes
+    )
+    trainer = transformers.Trainer(
+        model, arguments, train_dataset=tokens(), optimizer_cls_and_kwargs=(AutomagicCameAMP8bit, dict(FIELDS))
+    )
+    with warnings.catch_warnings(action="ignore"):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, way: str) -> None:
+    undisturbed = train(tmp_path, **WAYS[way])
+    assert [group["step"] for group in undisturbed.param_groups] == [STEPS] * len(undisturbed.param_groups)
+    for saved_at in (3, 6):
+        resumed = train(tmp_path / "again", tmp_path / f"checkpoint-{saved_at}", other=True, **WAYS[way])
+        assert same(snapshot(resumed), snapshot(undisturbed))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_accelerate_autocasts(precision: str) -> None:
+    """`Accelerator.prepare`, `autocast` and, for float16, the loss scaled by a `GradScaler` of one's own."""
+    model = adapted_model()
+    mark_lora(model)
+    optimizer = AutomagicCameAMP8bit([p for p in model.parameters() if p.requires_grad], **FIELDS)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=precision == "fp16")
+    ids = torch.stack([row["input_ids"] for row in tokens()])[:8]
+    losses = []
+    for _ in range(STEPS):
+        with torch.autocast("cpu", dtype):
+            loss = model(input_ids=ids, labels=ids).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert optimizer.param_groups[0]["step"] == STEPS
+
+
+SCHEDULES = [
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.2])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_is_that_of_adamw(name: str, gain: float) -> None:
+    """`get_scheduler` changes the rate and nothing else."""
+    further = {"cosine_with_min_lr": {"min_lr": 1e-5}, "cosine_warmup_with_min_lr": {"min_lr": 1e-5}}
+    further |= {"warmup_stable_decay": {"num_decay_steps": 2}}
+    weight = torch.nn.Parameter(torch.ones(8, 16))
+
+    def begin(make: Any, **fields: Any) -> tuple[torch.optim.Optimizer, Any]:
+        optimizer = make([torch.nn.Parameter(weight.detach().clone())], lr=1e-3, **fields)
+        arguments = {"num_warmup_steps": 2, "num_training_steps": STEPS}
+        return optimizer, transformers.get_scheduler(
+            name, optimizer, **arguments, scheduler_specific_kwargs=further.get(name)
+        )
+
+    reference, due = begin(torch.optim.AdamW)
+    fields = {key: value for key, value in FIELDS.items() if key != "lr"} | {"lr_mask_gain": gain}
+    ours, scheduler = begin(AutomagicCameAMP8bit, **fields)
+    by_hand = AutomagicCameAMP8bit([torch.nn.Parameter(weight.detach().clone())], lr=1e-3, **fields)
+    for step in range(STEPS):
+        (rate,) = (group["lr"] for group in reference.param_groups)
+        assert ours.param_groups[0]["lr"] == rate
+        by_hand.param_groups[0]["lr"] = rate
+        gradient = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
+        for optimizer in (reference, ours, by_hand):
+            optimizer.param_groups[0]["params"][0].grad = gradient.clone()
+            optimizer.step()
+        due.step()
+        scheduler.step()
+    assert same(snapshot(ours)[0], snapshot(by_hand)[0])
+    assert same(ours.state_dict()["state"], by_hand.state_dict()["state"])
