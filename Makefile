@@ -6,7 +6,7 @@ SOURCES := automagic_core automagic_torch automagic_optax parity benchmarks exam
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint parity bench memory rates evidence soak gpu gpu-wheels clean
+.PHONY: demo test test-all test-integrations lint parity bench memory rates evidence soak gpu gpu-wheels clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
@@ -26,10 +26,28 @@ lint: .venv/installed
 # compile with it, as users do.
 test: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false
 test: lint  ## lint, format check, type check and every test but the slow ones
-	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not slow'
+	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not slow and not integrations'
 
 test-all: lint  ## the slow ones too
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not integrations'
+
+# A second environment, which sees .venv and holds only what .venv lacks, so that .venv stays as constraints.txt says.
+# Without dependencies: constraints-integrations.txt names all that is imported, and no library can bring another torch
+# or jax.
+BESIDE := .venv-integrations
+.venv-integrations/installed: .venv/installed constraints-integrations.txt
+	$(RUN) -m venv --clear --without-pip $(BESIDE)
+	$(RUN) -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+		> $$($(BESIDE)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/beside.pth
+	$(BESIDE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-integrations.txt
+	touch $@
+
+# Eight simulated devices, for haliax and Linen on a mesh.
+test-integrations: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8
+test-integrations: .venv-integrations/installed  ## real libraries around the optimizers; writes docs/integrations.md
+	status=0; $(BESIDE)/bin/python -m pytest -n 2 --dist loadfile --junitxml=out/integrations.xml tests/integrations \
+		|| status=$$?; \
+	$(BESIDE)/bin/python -m tests.integrations.table out/integrations.xml docs/integrations.md && exit $$status
 
 parity: .venv/installed  ## PyTorch against JAX; writes out/parity/report.md
 	$(RUN) -m parity
@@ -66,4 +84,4 @@ gpu-wheels:  ## the optimizers that `make gpu` compares with, into .whl; needs a
 	$(PYTHON) -m benchmarks.gpu.wheels .whl
 
 clean:
-	rm -rf .venv out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-integrations out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

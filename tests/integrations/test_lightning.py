@@ -1,4 +1,4 @@
-"""a `LightningModule` with `configure_optimizers` and a scheduler, gradient accumulation and clipping; resumed from its checkpoint"""
+"""a `LightningModule` with a scheduler, accumulation, clipping, bfloat16; resumed from its checkpoint; a backbone unfrozen"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA, DoRA, LoHa, LoKr and QLoRA from `get_peft_model`, marked by `mark_lora`; adapters saved by peft, then resumed"""
+"""LoRA, DoRA, LoHa, LoKr and QLoRA from `get_peft_model`, all parameters given; resumed from peft's files; merged"""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,6 +29,7 @@ def train(folder: Path, checkpoint: Path | None = None) -> AutomagicCameAMP8bit:
     model = sentence_transformers.SentenceTransformer(os.path.join(package, "model"), device="cpu")
     for name, p in model.named_parameters():
         p.requires_grad_("layer.5." in name)
+    columns = {"anchor": [pair[0] for pair in PAIRS], "positive": [pair[1] for pair in PAIRS]}
     arguments = sentence_transformers.SentenceTransformerTrainingArguments(
         str(folder), max_steps=8, per_device_train_batch_size=4, save_strategy="steps", save_steps=3,
         use_cpu=True, report_to=[], disable_tqdm=True, learning_rate=1e-5,
@@ -38,7 +38,7 @@ def train(folder: Path, checkpoint: Path | None = None) -> AutomagicCameAMP8bit:
     trainer = sentence_transformers.SentenceTransformerTrainer(
         model,
         arguments,
-        train_dataset=datasets.Dataset.from_dict(dict(zip(("anchor", "positive"), zip(*PAIRS, strict=True)))),
+        train_dataset=datasets.Dataset.from_dict(columns),
         loss=losses.MultipleNegativesRankingLoss(model),
         optimizers=(AutomagicCameAMP8bit([p for p in model.parameters() if p.requires_grad], **fields), None),
     )

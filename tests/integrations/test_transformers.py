@@ -1,4 +1,4 @@
-"""`Trainer` given an optimizer or `optimizer_cls_and_kwargs`; gradient accumulation, bfloat16, clipping; resumed from its checkpoint"""
+"""`Trainer` with `optimizer_cls_and_kwargs`, accumulation, bfloat16; resumed from its checkpoint; every schedule; float16"""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ WAYS = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
     "bfloat16 autocast": {"bf16": True, "lr_scheduler_type": "cosine"},
-    "one cycle": {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}},
+    "warm-up, stable, decay": {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": 2},
+    },
 }
 
 
@@ -54,8 +57,8 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_accelerate_autocasts(precision: str) -> None:
-    """`Accelerator.prepare`, `autocast` and, for float16, the loss scaled by a `GradScaler` of one's own."""
+def test_a_loop_with_autocast(precision: str) -> None:
+    """And for float16 a loss scaled by a `GradScaler`: accelerate has float16 on accelerators alone."""
     model = adapted_model()
     mark_lora(model)
     optimizer = AutomagicCameAMP8bit([p for p in model.parameters() if p.requires_grad], **FIELDS)
