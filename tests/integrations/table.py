@@ -22,11 +22,10 @@ states with an uninterrupted run. It wrote this table, with torch {torch}, jax {
 FOOTER = """
 - timm imports torchvision, which needs a build of its own for every build of torch. A stand-in takes its place where it
   is absent; the schedulers, parameter groups, Lookahead and vision transformer of the tests never call it.
-- haliax 1.3, its last release, cannot be imported with this jax; the version tried is a development
-  release.
+- haliax 1.3, its last release, cannot be imported with this jax; the version tried is a development release.
 - google-tunix asks for an older safetensors than `.venv` has, and trains with this one. Version 0.1.5, which goes with
   it, does not save the optimizer's state.
-- Not tried: Levanter, MaxText and EasyDeL, which pin other versions of jax, and every library that needs a GPU.
+- Not tried: Levanter, MaxText and EasyDeL, and whatever needs a GPU, as accelerate's own float16 does.
 """
 
 

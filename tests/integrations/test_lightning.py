@@ -1,4 +1,4 @@
-"""a `LightningModule` with a scheduler, accumulation, clipping, bfloat16; resumed from its checkpoint; a backbone unfrozen"""
+"""`LightningModule`: a scheduler, accumulation, clipping, bfloat16; resumed from its checkpoint; a backbone unfrozen"""
 
 from __future__ import annotations
 

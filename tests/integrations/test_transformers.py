@@ -1,4 +1,4 @@
-"""`Trainer` with `optimizer_cls_and_kwargs`, accumulation, bfloat16; resumed from its checkpoint; every schedule; float16"""
+"""`Trainer` makes the optimizer; accumulation, bfloat16; resumed from its checkpoint; ten schedules; float16"""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ SCHEDULES = [
 
 @pytest.mark.parametrize("gain", [0.0, 0.2])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_schedule_is_that_of_adamw(name: str, gain: float) -> None:
+def test_a_schedule_is_that_of_adamw(name: str, gain: float) -> None:
     """`get_scheduler` changes the rate and nothing else."""
     further = {"cosine_with_min_lr": {"min_lr": 1e-5}, "cosine_warmup_with_min_lr": {"min_lr": 1e-5}}
     further |= {"warmup_stable_decay": {"num_decay_steps": 2}}
