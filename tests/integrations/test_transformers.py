@@ -50,7 +50,7 @@ def train(folder: Path, checkpoint: Path | None = None, other: bool = False, **c
 @pytest.mark.parametrize("way", WAYS)
 def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, way: str) -> None:
     undisturbed = train(tmp_path, **WAYS[way])
-    assert [group["step"] for group in undisturbed.param_groups] == [STEPS] * len(undisturbed.param_groups)
+    assert any(state["exp_avg"].dtype == torch.uint8 for state in undisturbed.state.values())
     for saved_at in (3, 6):
         resumed = train(tmp_path / "again", tmp_path / f"checkpoint-{saved_at}", other=True, **WAYS[way])
         assert same(snapshot(resumed), snapshot(undisturbed))
@@ -75,7 +75,6 @@ def test_a_loop_with_autocast(precision: str) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert optimizer.param_groups[0]["step"] == STEPS
 
 
 SCHEDULES = [
