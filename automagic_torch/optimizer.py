@@ -160,6 +160,7 @@ class AutomagicCameAMP8bit(Optimizer):
             for batch in call.batches:
                 update_batch(batch, opened.energy, self._on_update)
             call.count_votes()
+            call.end()
             self._drop_what_only_the_warm_up_needs(call)
         if self.state_device is not None:
             wait_for_copies({batch.params[0].device for batch in batches})

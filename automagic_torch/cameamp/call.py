@@ -57,6 +57,11 @@ class Call:
         self.group["step"] = self.step
         self.group["lr_scale"] = to_device(self.group["lr_scale"], device_of(self.group))
 
+    def end(self) -> None:
+        """Lets go of the arrays.  Else the cycle of calls and batches would keep states that the next step replaces."""
+        self.batches.clear()
+        self.votes.clear()
+
     def rates(self, device: torch.device) -> Rates:
         """The rates on a device, formed once for each."""
         if device not in self._rates:
