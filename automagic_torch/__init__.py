@@ -3,6 +3,7 @@
 from automagic_core import Config, OptimizationProfiles
 from automagic_torch.arrays.marks import found_marks, mark_embeddings, mark_lora
 from automagic_torch.codec.quantized_tensor import BITSANDBYTES_AVAILABLE
+from automagic_torch.gradient_release import release_gradients
 from automagic_torch.moving.migration import load_adam_state
 from automagic_torch.moving.progressive import ProgressiveQuantization
 from automagic_torch.moving.requantized import load_requantized
@@ -48,6 +49,7 @@ __all__ = [
     "mark_embeddings",
     "mark_lora",
     "metrics",
+    "release_gradients",
     "suppress_edges",
     "suppress_high_frequencies",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from copy import copy
 from typing import Any
 
@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from automagic_core import MAX_STEP, ArrayMemory, StatePlan, memory_report
+from automagic_core import ArrayMemory, StatePlan, memory_report
 from automagic_core.arrays.state_forms import SHARED_STATES, WARM_UP_ONLY
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
-from automagic_torch.arrays.marks import held_marks, is_embedding, is_lora, set_marks
-from automagic_torch.arrays.stacked import to_device
+from automagic_torch.arrays.marks import held_marks, set_marks
 from automagic_torch.cameamp.array_step import update_batch
-from automagic_torch.cameamp.batches import agree_on_gradients, has_room, kind
-from automagic_torch.cameamp.call import Batch, Call
+from automagic_torch.cameamp.batches import agree_on_gradients, has_room, kind, new_batch
+from automagic_torch.cameamp.call import Batch, Call, OpenStep
 from automagic_torch.cameamp.groups import (
-    can_store_8bit,
     default_fields,
+    device_of,
     group_config,
     group_fields,
     parameter_name,
     plan_of,
+    reason_for_32_bits,
     refuse_dtypes,
     refuse_placements,
     refuse_sparse,
@@ -35,10 +35,6 @@ from automagic_torch.cameamp.verbose import tell_step
 from automagic_torch.checkpoints.loading import checked_state
 from automagic_torch.checkpoints.placeholders import with_placeholders
 from automagic_torch.codec import quantized_tensor
-from automagic_torch.codec.stored import state_forms
-from automagic_torch.sharding.extent_of import extent_of
-from automagic_torch.stages.chain import StageArrays
-from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.stages.norm_history import add_norm_history, has_norm_history
 from automagic_torch.watching.metrics import metrics
 
@@ -79,6 +75,12 @@ class AutomagicCameAMP8bit(Optimizer):
     _stage_energy: dict[str, tuple[Tensor, Tensor]]
     """For each stage that is on, Σ g² of all gradients before and after it in the last step, 0-d."""
 
+    _open_step: OpenStep | None = None
+    """The step that a backward pass began and the next call of `step` will close."""
+
+    _gradient_release: Any = None
+    """The `automagic_torch.gradient_release.GradientRelease` in force."""
+
     def __init__(
         self,
         params: Any,
@@ -101,6 +103,7 @@ class AutomagicCameAMP8bit(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
+        self._refuse_open_step("a group cannot be added")
         try:
             fields = group_fields(param_group, self.defaults)
         except ValueError as error:
@@ -110,12 +113,14 @@ class AutomagicCameAMP8bit(Optimizer):
         try:
             refuse_dtypes(group, len(self.param_groups) - 1)
             refuse_placements(group, len(self.param_groups) - 1)
+            if self._gradient_release is not None:
+                self._gradient_release.watch()
         except ValueError:
             self.param_groups.pop()
             raise
         group["step"] = 0
-        group["lr_scale"] = torch.zeros((), dtype=torch.float32, device=_device_of(group))
-        add_norm_history(group, group_config(group), _device_of(group))
+        group["lr_scale"] = torch.zeros((), dtype=torch.float32, device=device_of(group))
+        add_norm_history(group, group_config(group), device_of(group))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -138,47 +143,53 @@ class AutomagicCameAMP8bit(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._gradient_release is not None:
+            self._gradient_release.before_close()
         for index, group in enumerate(self.param_groups):
             refuse_sparse(group, index)
-        calls = [Call(group, group_config(group), min(group["step"] + 1, MAX_STEP)) for group in self.param_groups]
-        for index, call in enumerate(calls):
-            self._form_batches(call, index)
-        batches = [batch for call in calls for batch in call.batches]
-        if is_rehearsal(calls):
+        opened = self._open_step or OpenStep(self.param_groups)
+        for index, call in enumerate(opened.calls):
+            self._form_batches(call, index, range(len(call.group["params"])))
+        batches = [batch for call in opened.calls for batch in call.batches]
+        if is_rehearsal(opened.calls):
             return loss
         agree_on_gradients(batches)
-        energy = StageEnergy(call.config for call in calls)
-        for call in calls:
-            call.group["step"] = call.step
-            call.group["lr_scale"] = to_device(call.group["lr_scale"], _device_of(call.group))
+        for call in opened.calls:
+            call.begin()
             call.clip()
             for batch in call.batches:
-                update_batch(batch, energy, self._on_update)
+                update_batch(batch, opened.energy, self._on_update)
             call.count_votes()
+            call.end()
             self._drop_what_only_the_warm_up_needs(call)
         if self.state_device is not None:
             wait_for_copies({batch.params[0].device for batch in batches})
-        self._stage_energy = energy.totals()
+        self._stage_energy = opened.energy.totals()
+        self._open_step = None
+        if self._gradient_release is not None:
+            self._gradient_release.after_close()
         tell_step(self)
         return loss
 
-    def _form_batches(self, call: Call, group_index: int) -> None:
-        """Puts the arrays of a group that take part into the call's batches; a new array gets its states."""
+    def _form_batches(self, call: Call, group_index: int, indices: Iterable[int]) -> None:
+        """Puts those of a group's arrays that take part into the call's batches; a new array gets its states."""
         if call.group["step"] == 0:
-            add_norm_history(call.group, call.config, _device_of(call.group))
+            add_norm_history(call.group, call.config, device_of(call.group))
         elif has_norm_history(call.group) != call.config.clips_by_percentile:
             raise RuntimeError(
                 f"the state of group {group_index} does not fit its percentile_clipping: "
                 "stage 1 cannot be turned on or off after the first step"
             )
+        call.batches = []
         open_batches: dict[Hashable, Batch] = {}
-        for index, p in enumerate(call.group["params"]):
+        for index in indices:
+            p = call.group["params"][index]
             if p.grad is None or p.numel() == 0:
                 continue
             key = kind(p)
             batch = open_batches.get(key)
             if batch is None or not has_room(batch):
-                batch = open_batches[key] = self._new_batch(call, p, self.state_device)
+                batch = open_batches[key] = new_batch(call, p, self.state_device)
             state = self.state.get(p)
             if not state:
                 self._tell_about_fallback(p, batch.plan, call)
@@ -194,18 +205,6 @@ class AutomagicCameAMP8bit(Optimizer):
             batch.params.append(p)
             batch.states.append(state)
 
-    @staticmethod
-    def _new_batch(call: Call, p: Tensor, state_device: torch.device | None) -> Batch:
-        plan = plan_of(p, call.config, call.group["layout"], eight_bit=can_store_8bit(p, call.config))
-        batch = Batch(
-            call,
-            extent_of(p, plan, state_device),
-            frozenset(state_forms(plan, call.warming)),
-            StageArrays(plan, call.config, call.group["layout"], is_embedding(p), is_lora(p)),
-        )
-        call.batches.append(batch)
-        return batch
-
     def _drop_what_only_the_warm_up_needs(self, call: Call) -> None:
         if call.step >= call.config.warmup_steps:
             for p in call.group["params"]:
@@ -215,6 +214,7 @@ class AutomagicCameAMP8bit(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The usual state dict; with a process group it also has `automagic_torch.checkpoints.placeholders`."""
+        self._refuse_open_step("no state can be saved")
         return with_placeholders(super().state_dict(), self.param_groups, self.state_device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -230,6 +230,7 @@ class AutomagicCameAMP8bit(Optimizer):
             replaced = pre_hook(self, loaded)
             loaded = loaded if replaced is None else replaced
         groups, states = checked_state(self.param_groups, loaded, state_device=self.state_device)
+        self._open_step = None
         self.__setstate__({"state": states, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -255,6 +256,7 @@ class AutomagicCameAMP8bit(Optimizer):
         return metrics(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._refuse_open_step("the optimizer cannot be copied")
         # A copy of a parameter has no marks, but the copied states need them.
         return {**super().__getstate__(), "marks": held_marks(self.param_groups), "state_device": self.state_device}
 
@@ -267,17 +269,17 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__dict__.setdefault("_stage_energy", {})
         set_marks(self.param_groups, marks)
 
+    def _refuse_open_step(self, what: str) -> None:
+        if self._open_step is not None:
+            raise RuntimeError(f"{what} between a backward pass that released its gradients and the call of step()")
+
     def _tell_about_fallback(self, p: Tensor, plan: StatePlan, call: Call) -> None:
         """Warns once that states have 32 bits which were meant to have 8."""
         wanted = plan_of(p, call.config, call.group["layout"], eight_bit=True)
         if self._told_about_fallback or plan.quantized or not wanted.quantized:
             return
         self._told_about_fallback = True
-        if not quantized_tensor.BITSANDBYTES_AVAILABLE:
-            reason = "bitsandbytes is not installed"
-        else:
-            reason = f"the parameters are on {p.device.type}; force_8bit=True stores 8 bits there too"
-        warnings.warn(f"optimizer states are stored in 32 bits: {reason}", stacklevel=2)
+        warnings.warn(f"optimizer states are stored in 32 bits: {reason_for_32_bits(p)}", stacklevel=2)
 
 
 def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **overrides: Any) -> AutomagicCameAMP8bit:
@@ -292,7 +294,3 @@ def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **ov
 
 
 Automagic_CameAMP_Improved_8Bit = AutomagicCameAMP8bit
-
-
-def _device_of(group: Mapping[str, Any]) -> torch.device:
-    return group["params"][0].device if group["params"] else torch.device("cpu")

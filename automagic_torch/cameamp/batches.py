@@ -9,7 +9,11 @@ from torch import Tensor
 
 from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.arrays.marks import is_embedding, is_lora
-from automagic_torch.cameamp.call import Batch
+from automagic_torch.cameamp.call import Batch, Call
+from automagic_torch.cameamp.groups import can_store_8bit, plan_of
+from automagic_torch.codec.stored import state_forms
+from automagic_torch.sharding.extent_of import extent_of
+from automagic_torch.stages.chain import StageArrays
 
 ARRAY_LIMIT = {"cpu": 2**16, "other": 2**20}
 """Arrays with more elements go alone.
@@ -58,3 +62,16 @@ def arrays_in_batch(size: int, device: torch.device) -> int:
 def has_room(batch: Batch) -> bool:
     """Whether the batch can hold another array."""
     return len(batch.params) < arrays_in_batch(batch.extent.elements_computed(batch.arrays), batch.params[0].device)
+
+
+def new_batch(call: Call, p: Tensor, state_device: torch.device | None) -> Batch:
+    """Adds a batch for arrays of the kind of p to a call."""
+    plan = plan_of(p, call.config, call.group["layout"], eight_bit=can_store_8bit(p, call.config))
+    batch = Batch(
+        call,
+        extent_of(p, plan, state_device),
+        frozenset(state_forms(plan, call.warming)),
+        StageArrays(plan, call.config, call.group["layout"], is_embedding(p), is_lora(p)),
+    )
+    call.batches.append(batch)
+    return batch

@@ -1,21 +1,24 @@
-"""`Call` and `Batch`: one step of one parameter group, and its arrays in batches (docs/algorithm.md, section 8)."""
+"""One step: its groups (`Call`), and their arrays in batches (`Batch`; docs/algorithm.md, section 8)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from automagic_core import Config, Slot, StatePlan, rounding_key
+from automagic_core import MAX_STEP, Config, Slot, StatePlan, rounding_key
 from automagic_torch.arrays.stacked import square_norm, to_device
 from automagic_torch.arrays.usable import are_usable, gradients, raw_gradients
+from automagic_torch.cameamp.groups import device_of, group_config
 from automagic_torch.cameamp.learning_rate import Rates, Vote, new_lr_mask, new_lr_scale, pooled, rates
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageArrays
 from automagic_torch.stages.clip_by_percentile import clipping_factor, recorded, total
+from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.stages.norm_history import HISTORY, POSITION
 
 
@@ -48,6 +51,16 @@ class Call:
     def voting(self) -> bool:
         """Votes are cast in this step."""
         return self.warming and self.step >= 2 and self.config.lr_mask_gain > 0
+
+    def begin(self) -> None:
+        """Counts the step."""
+        self.group["step"] = self.step
+        self.group["lr_scale"] = to_device(self.group["lr_scale"], device_of(self.group))
+
+    def end(self) -> None:
+        """Lets go of the arrays.  Else the cycle of calls and batches would keep states that the next step replaces."""
+        self.batches.clear()
+        self.votes.clear()
 
     def rates(self, device: torch.device) -> Rates:
         """The rates on a device, formed once for each."""
@@ -82,6 +95,19 @@ class Call:
                     batch.states, "lr_mask", new_lr_mask(lr_mask, vote, a_hat, batch.plan, self.config)
                 )
         group["lr_scale"] = new_lr_scale(group["lr_scale"], a_hat, any_counts, group["lr"], self.config)
+
+
+class OpenStep:
+    """A step of all groups that has begun.
+
+    Attributes:
+        calls: one for every group.
+        energy: what the gradient stages did so far.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        self.calls = [Call(group, group_config(group), min(group["step"] + 1, MAX_STEP)) for group in groups]
+        self.energy = StageEnergy(call.config for call in self.calls)
 
 
 @dataclass

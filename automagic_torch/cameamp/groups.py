@@ -79,6 +79,18 @@ def can_store_8bit(p: Tensor, config: Config) -> bool:
     return quantized_tensor.BITSANDBYTES_AVAILABLE and (p.is_cuda or config.force_8bit)
 
 
+def reason_for_32_bits(p: Tensor) -> str:
+    """Why p has 32-bit states where `can_store_8bit` is False."""
+    if not quantized_tensor.BITSANDBYTES_AVAILABLE:
+        return "bitsandbytes is not installed"
+    return f"the parameters are on {p.device.type}; force_8bit=True stores 8 bits there too"
+
+
+def device_of(group: Mapping[str, Any]) -> torch.device:
+    """Where the tensors of a group are kept: with its first parameter."""
+    return group["params"][0].device if group["params"] else torch.device("cpu")
+
+
 def parameter_name(group: Mapping[str, Any], group_index: int, index: int) -> str:
     """The name of a parameter in error messages."""
     if "param_names" in group:
