@@ -25,7 +25,12 @@ def finish_warmup(opt_state: Any) -> Any:
         The same state without them.
     """
     find_states(opt_state)
-    return map_states(lambda state: state._replace(**dict.fromkeys(WARM_UP_ONLY)), opt_state)
+    return map_states(without_warmup, opt_state)
+
+
+def without_warmup(state: ScaleByCameampState) -> ScaleByCameampState:
+    """The state without what only the warm-up needs."""
+    return state._replace(**dict.fromkeys(WARM_UP_ONLY))
 
 
 def opt_state_of(optimizer: Any) -> Any:
