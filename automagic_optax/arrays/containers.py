@@ -87,25 +87,32 @@ def unflatten_like(params: Any, values: Sequence[Any]) -> Any:
 
 def _filled(tree: Any, around: tuple[Any, ...], rest: Iterator[Any]) -> Any:
     nodes, structure = jax.tree.flatten(tree, is_leaf=is_container)
-    return jax.tree.unflatten(
-        structure,
-        [
-            _filled(content(node), (*around, node), rest) if is_container(node) else _held(next(rest), node, around)
-            for node in nodes
-        ],
-    )
+
+    def one(node: Any) -> Any:
+        if not is_container(node):
+            return _held(next(rest), node, around)
+        inside = content(node)
+        leaves = jax.tree.leaves(inside)
+        values = [next(rest) for _ in leaves]
+        if not around and all(_fits(value, leaf) for value, leaf in zip(values, leaves, strict=True)):
+            return refilled(node, unflatten_like(inside, values))  # also a container that optax.masked emptied
+        return _filled(inside, (*around, node), iter(values))
+
+    return jax.tree.unflatten(structure, [one(node) for node in nodes])
+
+
+def _fits(value: Any, parameter: Any) -> bool:
+    """Whether what a container says of the parameter holds for the value."""
+    return not isinstance(value, QuantizedArray) and getattr(value, "shape", None) == parameter.shape
 
 
 def _held(value: Any, parameter: Any, around: tuple[Any, ...]) -> Any:
-    """The value in the containers around its parameter, if it has the parameter's shape."""
-    if not around:
-        return value
+    """The value, or its codes, in the containers around its parameter, if it fits."""
     if isinstance(value, QuantizedArray):
         return dataclasses.replace(value, codes=_held(value.codes, parameter, around))
-    if getattr(value, "shape", None) != parameter.shape:
-        return value
-    for container in reversed(around):
-        value = refilled(container, value)
+    if around and _fits(value, parameter):
+        for container in reversed(around):
+            value = refilled(container, value)
     return value
 
 
@@ -123,6 +130,7 @@ def _held_below(old: Any, new: Any) -> Any:
     """`held_like` for a bare `new`.  Where the structures differ, `new` stays as it is."""
     if is_container(old):
         return refilled(old, _held_below(content(old), new))
+    structure: Any
     ours, structure = jax.tree.flatten(old, is_leaf=lambda x: x is not old)
     theirs, other = jax.tree.flatten(new, is_leaf=lambda x: x is not new)
     if structure != other or jax.tree_util.treedef_is_leaf(structure):

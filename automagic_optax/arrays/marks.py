@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 
@@ -78,6 +78,6 @@ def resolve_decay_mask(mask: Any | Callable[[Any], Any] | None, params: Any) -> 
     return resolve_mark(mask(params) if is_function(mask) else mask, params, "weight_decay_mask", default=True)
 
 
-def is_function(mark: Any) -> bool:
+def is_function(mark: Any) -> TypeGuard[Callable[..., Any]]:
     """Whether a mark is to be called.  A tree of booleans may be callable too, as a module of Equinox is."""
     return callable(mark) and (isinstance(mark, functools.partial) or all(map(callable, jax.tree.leaves(mark))))

@@ -43,7 +43,8 @@ def load_either_form(load: Callable[[Any], Loaded], like: Any) -> Loaded:
         return load(like)
     except Exception as first:
         finished = _finished(like)
-        if jax.tree.structure(finished) == jax.tree.structure(like):
+        structure: Any = jax.tree.structure(finished)
+        if structure == jax.tree.structure(like):
             raise
         try:
             return load(finished)

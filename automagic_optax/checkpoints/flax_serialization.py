@@ -56,7 +56,9 @@ def in_one_form(target: ScaleByCameampState, state: dict[str, Any]) -> tuple[Sca
 
     Without it in the file the votes have ended; without it in the target nothing says what form it has.
     """
-    dropped = {name: None for name in WARM_UP_ONLY if state.get(name) is None or getattr(target, name) is None}
+    dropped: dict[str, Any] = {
+        name: None for name in WARM_UP_ONLY if state.get(name) is None or getattr(target, name) is None
+    }
     return target._replace(**dropped), state | dropped
 
 

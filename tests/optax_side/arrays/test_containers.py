@@ -136,6 +136,46 @@ def test_what_stands_in_a_container_has_the_shape_of_its_parameter(name: str, co
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_masks_and_labels_empty_containers(name: str, container: str) -> None:
+    def matrices(params: Any) -> Any:
+        return jax.tree.map(lambda x: x.ndim == 2, params)
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda x: "train" if x.ndim == 2 else "freeze", params)
+
+    tx = TRANSFORMATIONS[name]
+    groups = {"train": tx, "freeze": optax.set_to_zero()}
+    for outer in (optax.masked(tx, matrices), optax.partition(groups, labels)):
+        weights, state, first = steps(outer, wrapped(numbers(0), container), lambda tree: wrapped(tree, container))
+        assert jax.tree.structure(state) == jax.tree.structure(first)
+        bare_weights, bare_state, _ = steps(outer, numbers(0), lambda tree: tree)
+        assert_same_bits((pure(weights), pure(state)), (bare_weights, bare_state))
+
+
+def test_a_container_around_several_arrays() -> None:
+    params = {"layer": nnx.Param({"a": jnp.ones((16, 256)), "b": jnp.ones(3)})}
+    tx = TRANSFORMATIONS["automagic_8bit"]
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    bare = pure(params)
+    assert_same_bits(pure(updates), tx.update(bare, tx.init(bare), bare)[0])
+
+
+def test_haliax() -> None:
+    hax = pytest.importorskip("haliax")
+    axes = hax.Axis("embed", 16), hax.Axis("mlp", 256)
+    weights = {"kernel": hax.ones(axes), "bias": hax.ones(axes[1:])}
+    for name, tx in TRANSFORMATIONS.items():
+        tx = optax.masked(tx, lambda params: jax.tree.map(lambda x: x.ndim == 2, params))
+        state = hax.named_jit(tx.init, axis_resources={})(weights)
+        updates, new = hax.named_jit(tx.update, axis_resources={})(weights, state, weights)
+        assert jax.tree.structure((updates, new)) == jax.tree.structure((weights, state)), name
+        nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=hax.is_named_array)
+        assert all(hax.is_named_array(x) for path, x in nodes if ".codes" in jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_marks_and_names(container: str) -> None:
     weights = {
         "layer": wrapped(numbers(0), container),
