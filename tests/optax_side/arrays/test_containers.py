@@ -166,10 +166,11 @@ def test_haliax() -> None:
     hax = pytest.importorskip("haliax")
     axes = hax.Axis("embed", 16), hax.Axis("mlp", 256)
     weights = {"kernel": hax.ones(axes), "bias": hax.ones(axes[1:])}
-    for name, tx in TRANSFORMATIONS.items():
-        tx = optax.masked(tx, lambda params: jax.tree.map(lambda x: x.ndim == 2, params))
-        state = hax.named_jit(tx.init, axis_resources={})(weights)
-        updates, new = hax.named_jit(tx.update, axis_resources={})(weights, state, weights)
+    for name, inner in TRANSFORMATIONS.items():
+        tx = optax.masked(inner, lambda params: jax.tree.map(lambda x: x.ndim == 2, params))
+        with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+            state = hax.named_jit(tx.init, axis_resources={"embed": "data"})(weights)
+            updates, new = hax.named_jit(tx.update, axis_resources={"embed": "data"})(weights, state, weights)
         assert jax.tree.structure((updates, new)) == jax.tree.structure((weights, state)), name
         nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=hax.is_named_array)
         assert all(hax.is_named_array(x) for path, x in nodes if ".codes" in jax.tree_util.keystr(path))
