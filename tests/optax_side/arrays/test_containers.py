@@ -135,12 +135,13 @@ def test_what_stands_in_a_container_has_the_shape_of_its_parameter(name: str, co
     assert codes >= 2
 
 
+def matrices(params: Any) -> Any:
+    return jax.tree.map(lambda x: x.ndim == 2, params)
+
+
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_masks_and_labels_empty_containers(name: str, container: str) -> None:
-    def matrices(params: Any) -> Any:
-        return jax.tree.map(lambda x: x.ndim == 2, params)
-
     def labels(params: Any) -> Any:
         return jax.tree.map(lambda x: "train" if x.ndim == 2 else "freeze", params)
 
@@ -167,7 +168,7 @@ def test_haliax() -> None:
     axes = hax.Axis("embed", 16), hax.Axis("mlp", 256)
     weights = {"kernel": hax.ones(axes), "bias": hax.ones(axes[1:])}
     for name, inner in TRANSFORMATIONS.items():
-        tx = optax.masked(inner, lambda params: jax.tree.map(lambda x: x.ndim == 2, params))
+        tx = optax.masked(inner, matrices)
         with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
             state = hax.named_jit(tx.init, axis_resources={"embed": "data"})(weights)
             updates, new = hax.named_jit(tx.update, axis_resources={"embed": "data"})(weights, state, weights)
