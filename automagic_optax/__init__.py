@@ -14,6 +14,7 @@ from automagic_optax.cameamp.round_to_parameters import (
 from automagic_optax.cameamp.states import ScaleByCameampState
 from automagic_optax.cameamp.transformation import scale_by_cameamp
 from automagic_optax.checkpoints.abstract_state import abstract_state, state_specs
+from automagic_optax.checkpoints.either_form import load_either_form
 from automagic_optax.checkpoints.flax_serialization import register as _register_with_flax
 from automagic_optax.checkpoints.restore import restore
 from automagic_optax.codec.nearest import nearest_code
@@ -72,6 +73,7 @@ __all__ = [
     "from_torch_state",
     "get_adaptive_config",
     "get_hardware_optimized_config",
+    "load_either_form",
     "load_state_file",
     "memory_report",
     "metrics",

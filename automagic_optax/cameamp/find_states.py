@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from automagic_optax.cameamp.states import ScaleByCameampState
+from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
 
 Part = TypeVar("Part")
 
@@ -15,8 +15,13 @@ Part = TypeVar("Part")
 def finish_warmup(opt_state: Any) -> Any:
     """Drops `s` and `last_polarity`, which only the warm-up needs (`docs/algorithm.md`, section 6.3).
 
-    Call it once after `warmup_steps` steps; a jitted step then compiles once more.  Called earlier it ends the votes,
-    and the learning rate stays as it was found so far.
+    It saves one bit per parameter that votes, and one byte more where the torque is on: 11 % of the state with the
+    profile ``"memory_optimized"``, 6 % with ``"balanced"``.  A run need not call it; the structure of the state then
+    stays the same from `init` to the last step.  Call it once after `warmup_steps` steps; a jitted step then compiles
+    once more.  Called earlier it ends the votes, and the learning rate stays as it was found so far.
+
+    A state saved after it loads into a fresh run: as it is from a pickle or with `flax.serialization`, with `restore`
+    from Orbax, and with `load_either_form` where a file needs a template of its own form.
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, as in `memory_report`.
@@ -25,7 +30,13 @@ def finish_warmup(opt_state: Any) -> Any:
         The same state without them.
     """
     find_states(opt_state)
-    return map_states(lambda state: state._replace(s=None, last_polarity=None), opt_state)
+    return map_states(without_warmup, opt_state)
+
+
+def without_warmup(state: ScaleByCameampState) -> ScaleByCameampState:
+    """The state without what only the warm-up needs."""
+    gone: dict[str, Any] = dict.fromkeys(WARM_UP_ONLY)
+    return state._replace(**gone)
 
 
 def opt_state_of(optimizer: Any) -> Any:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr
 
 from automagic_optax.cameamp.find_states import finish_warmup
-from automagic_optax.cameamp.states import ScaleByCameampState
+from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
 from automagic_optax.checkpoints.abstract_state import abstract_state
 
 
@@ -66,13 +66,13 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
         if not isinstance(part, ScaleByCameampState):
             return part
         fields = _at(saved, keys)
-        if not isinstance(fields, Mapping) or not {"lr_scale", "exp_avg", "s", "last_polarity"} <= set(fields):
+        if not isinstance(fields, Mapping) or not {"lr_scale", "exp_avg", *WARM_UP_ONLY} <= set(fields):
             place = keystr(keys) or "its root"
             raise ValueError(
                 f"{path} holds no ScaleByCameampState at {place}: save the state of the same transformation by itself"
             )
         # If all arrays are masked, these fields are empty trees and not None.
-        missing: dict[str, Any] = {name: None for name in ("s", "last_polarity") if fields[name] is None}
+        missing: dict[str, Any] = {name: None for name in WARM_UP_ONLY if fields[name] is None}
         return part._replace(**missing)
 
     return jax.tree_util.tree_map_with_path(in_form, wanted, is_leaf=lambda x: isinstance(x, ScaleByCameampState))
