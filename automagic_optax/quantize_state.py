@@ -14,6 +14,7 @@ from jax.tree_util import tree_flatten_with_path
 from automagic_core import MAX_STEP, Config
 from automagic_optax.arrays.flax_variables import is_variable, pure
 from automagic_optax.arrays.leaves import Path
+from automagic_optax.arrays.own_rules import under_own_rules
 from automagic_optax.arrays.parameter_places import Place, parameter_places
 from automagic_optax.codec.stored import Writer
 from automagic_optax.moments.in_turn import in_turn
@@ -158,7 +159,7 @@ def quantize_state(
             new[i] = dataclasses.replace(moment, codes=_held_like(leaves[i].codes, moment.codes))
         return new_updates, QuantizedState(step, structure.unflatten(new))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return under_own_rules(optax.GradientTransformationExtraArgs(init, update))
 
 
 def _flatten_as_before(structure: Any, state: Any) -> list[Any]:

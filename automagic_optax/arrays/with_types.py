@@ -14,6 +14,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from automagic_optax.arrays.alike import remembered_shardings
+from automagic_optax.arrays.own_rules import under_own_rules
 from automagic_optax.sharding.explicit_mesh import untyped
 from automagic_optax.sharding.placement import has_explicit_axes
 
@@ -23,7 +24,7 @@ def with_types(
     anew: Callable[[Any], optax.GradientTransformationExtraArgs] | None = None,
     hyperparameters: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation, for arrays with or without types that say how they are split.
+    """The transformation, for arrays with or without types that say how they are split, under `own_rules`.
 
     After an update every leaf of the state has the type that it had before, and an update has the type of its parameter
     (of its gradient, where no parameters are given).
@@ -49,7 +50,7 @@ def with_types(
                 (_types(like, arguments), _types(state, arguments)),
             )(*arguments)
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    return under_own_rules(optax.GradientTransformationExtraArgs(tx.init, update))
 
 
 def _in_place_of(params: Any, updates: Any) -> Any:

@@ -100,7 +100,8 @@ def torque(
 def spatial_factor(spatial_variance: jax.Array) -> jax.Array:
     """κ from the row variances before this step (section 5.5); 1 where their mean is 0, and so at the first step."""
     mean = accurate_mean(spatial_variance)
-    ratio = jnp.sqrt(mean / jnp.maximum(spatial_variance, f32(constants.SPATIAL_FLOOR)))
+    # The root has no derivative at 0.
+    ratio = jnp.sqrt(jnp.where(mean == 0, f32(1), mean) / jnp.maximum(spatial_variance, f32(constants.SPATIAL_FLOOR)))
     low, high = constants.SPATIAL_LIMITS
     return jnp.where(mean == 0, f32(1), jnp.clip(ratio, f32(low), f32(high)))
 

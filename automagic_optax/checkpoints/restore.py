@@ -73,6 +73,8 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
             )
         # If all arrays are masked, these fields are empty trees and not None.
         missing: dict[str, Any] = {name: None for name in ("s", "last_polarity") if fields[name] is None}
+        # Version 0.1.0 saved no `learning_rate`.
+        missing |= {} if "learning_rate" in fields else {"learning_rate": None}
         return part._replace(**missing)
 
     return jax.tree_util.tree_map_with_path(in_form, wanted, is_leaf=lambda x: isinstance(x, ScaleByCameampState))

@@ -159,7 +159,8 @@ def _opt_state(group: NeutralGroup, params: Any, lora: Mark, embedding: Mark) ->
     absent = frozenset(
         name for name in ArrayState._fields if arrays and all(getattr(array, name) is None for array in arrays)
     )
-    state = gather_states(params, step, jnp.array(group.shared["lr_scale"]), arrays, absent)
+    lr_scale, rate = jnp.array(group.shared["lr_scale"]), jnp.zeros([], jnp.float32)
+    state = gather_states(params, step, lr_scale, arrays, absent, rate)
     stages = {
         SuppressEdgesState: {"age": state.age, "edge_history": unflatten_like(params, edge_history)},
         ClipByPercentileState: {name: jnp.array(group.shared[name]) for name in RINGS if name in group.shared},
