@@ -12,7 +12,7 @@ import optax
 from jax.tree_util import tree_flatten_with_path
 
 from automagic_core import MAX_STEP, Config
-from automagic_optax.arrays.flax_variables import is_variable, pure
+from automagic_optax.arrays.containers import content, is_container, pure, refilled
 from automagic_optax.arrays.leaves import Path
 from automagic_optax.arrays.own_rules import under_own_rules
 from automagic_optax.arrays.parameter_places import Place, parameter_places
@@ -112,10 +112,10 @@ def quantize_state(
         chosen = {p.path: p for p in parameter_places(params, state, tx.init, _is_stored) if has_8_bits(p)}
         if not chosen:
             return QuantizedState(step, state)
-        # In `copies` a Variable is still a node with its array below it.
+        # In `copies` a container is still a node with its array below it.
         copies = jax.tree.unflatten(jax.tree.structure(state), begins_with_parameters(tx.init, params))
         structure: Any  # JAX's stubs lack its methods
-        nodes, structure = tree_flatten_with_path(state, is_leaf=_is_stored_or_variable)
+        nodes, structure = tree_flatten_with_path(state, is_leaf=_is_stored_or_container)
         is_copy = structure.flatten_up_to(copies)
         new = []
         for (path, node), copy in zip(nodes, is_copy, strict=True):
@@ -178,10 +178,10 @@ def _is_stored(x: Any) -> bool:
     return isinstance(x, (QuantizedMoment, QuantizedState))
 
 
-def _is_stored_or_variable(x: Any) -> bool:
-    return _is_stored(x) or is_variable(x)
+def _is_stored_or_container(x: Any) -> bool:
+    return _is_stored(x) or is_container(x)
 
 
 def _held_like(node: Any, value: Any) -> Any:
-    """The value, in a Variable if `node` is one."""
-    return node.replace(value) if is_variable(node) else value
+    """The value, in a container like `node` if it is one."""
+    return refilled(node, _held_like(content(node), value)) if is_container(node) else value

@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from automagic_optax.arrays.alike import alike
-from automagic_optax.arrays.flax_variables import flatten_like, unflatten_like
+from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.sharding.placement import devices_of
 
 SMALLEST_BATCH = 4

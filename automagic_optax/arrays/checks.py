@@ -7,14 +7,14 @@ from typing import Any
 import jax
 from optax._src.base import NO_PARAMS_MSG  # optax has no public name for it
 
-from automagic_optax.arrays.leaves import leaf_name
+from automagic_optax.arrays.leaves import leaf_name, leaves_of
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def check_dtypes(params: Any) -> None:
     """Raises a ValueError that names the first parameter whose dtype is not one of `DTYPES`."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for path, leaf, _ in leaves_of(params):
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype) if hasattr(leaf, "dtype") else type(leaf)
         if str(dtype) not in DTYPES:
             raise ValueError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from automagic_core import is_embedding_name, is_lora_name
-from automagic_optax.arrays.leaves import Leaf, leaves_of, nnx_class
+from automagic_optax.arrays.containers import known_class
+from automagic_optax.arrays.leaves import Leaf, leaves_of
 
 
 def default_marks(params: Any, what: str) -> list[bool]:
@@ -18,7 +19,7 @@ def default_marks(params: Any, what: str) -> list[bool]:
     For this reason `encourage_low_rank` keeps in its state which arrays it found.
 
     Args:
-        params: tree of arrays, nested or with dotted or slashed names; an ``nnx.State`` with or without its Variables.
+        params: tree of arrays, nested or with dotted or slashed names; arrays may be in containers.
         what: ``"lora"`` or ``"embedding"``.
 
     Raises:
@@ -35,5 +36,5 @@ def default_marks(params: Any, what: str) -> list[bool]:
 
 
 def _is_lora_param(leaf: Leaf) -> bool:
-    lora_param = nnx_class("LoRAParam")
-    return lora_param is not None and issubclass(leaf.variable or object, lora_param)
+    lora_param = known_class("flax.nnx", "LoRAParam")
+    return lora_param is not None and issubclass(leaf.container or object, lora_param)

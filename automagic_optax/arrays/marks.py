@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from automagic_optax.arrays.default_marks import default_marks
 from automagic_optax.arrays.leaves import Path, leaf_name, leaves_of
@@ -18,7 +21,7 @@ def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> l
     Args:
         mark: a predicate on (path, leaf); a tree of booleans, which may have extra leaves, and in which one boolean may
             stand for a whole subtree; or None: `default_marks` for ``"lora"`` and ``"embedding"``, else `default`.
-        params: tree of arrays, for example an ``nnx.State`` with or without its Variables.
+        params: tree of arrays, which may be in containers.
         what: name of the mark, for the default rule and the error.
         default: the value of every leaf if `mark` is None and there is no rule.
 
@@ -30,7 +33,7 @@ def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> l
         return default_marks(params, what)
     if mark is None:
         return [default] * len(leaves)
-    if callable(mark):
+    if is_function(mark):
         return [bool(mark(leaf.path, leaf.value)) for leaf in leaves]
     by_path = {leaf.path: bool(leaf.value) for leaf in leaves_of(mark)}
     return [_look_up(leaf.path, by_path, what) for leaf in leaves]
@@ -72,4 +75,9 @@ def found_marks(params: Any, lora: Mark = None, embedding: Mark = None) -> dict[
 
 def resolve_decay_mask(mask: Any | Callable[[Any], Any] | None, params: Any) -> list[bool]:
     """Which leaves are decayed.  `mask` is a tree or a function of params, as for ``optax.add_decayed_weights``."""
-    return resolve_mark(mask(params) if callable(mask) else mask, params, "weight_decay_mask", default=True)
+    return resolve_mark(mask(params) if is_function(mask) else mask, params, "weight_decay_mask", default=True)
+
+
+def is_function(mark: Any) -> bool:
+    """Whether a mark is to be called.  A tree of booleans may be callable too, as a module of Equinox is."""
+    return callable(mark) and (isinstance(mark, functools.partial) or all(map(callable, jax.tree.leaves(mark))))

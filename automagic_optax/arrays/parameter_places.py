@@ -13,7 +13,7 @@ import jax
 import optax
 from jax.tree_util import DictKey, GetAttrKey, tree_flatten_with_path
 
-from automagic_optax.arrays.flax_variables import is_variable, pure
+from automagic_optax.arrays.containers import is_container, pure
 from automagic_optax.arrays.leaves import Path
 
 IsLeaf = Callable[[Any], bool]
@@ -26,7 +26,7 @@ class Place(NamedTuple):
         path: the array's keys in the state; the last of them are the parameter's keys.
         owner: class of the named tuple or dictionary that holds the tree; None where there is none.
         field: the tree's name there, such as `nu`; "" where there is none.
-        array: the array itself, without its Variable.
+        array: the array itself, without its container.
         parameter: the parameter.
         parameter_path: the parameter's keys.
     """
@@ -48,7 +48,7 @@ def parameter_places(
     """All arrays of a state that are in trees in the structure of the parameters.  Shapes are not compared.
 
     Such a tree may lack parameters: ``optax.masked`` puts a `MaskedNode` in place of an array or a whole subtree, and
-    None counts as one too.  Variables of ``flax.nnx`` are replaced by their values.
+    None counts as one too.  Containers are replaced by what they hold.
 
     Args:
         params: the parameters.
@@ -62,7 +62,7 @@ def parameter_places(
     """
 
     def stops(x: Any) -> bool:
-        return is_leaf(x) or is_variable(x)
+        return is_leaf(x) or is_container(x)
 
     places = list(_search(params, state, (), (None, ""), stops))
     if _children(params, stops) is not None:

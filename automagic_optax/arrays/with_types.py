@@ -1,4 +1,6 @@
-"""Makes transformations work on meshes with Explicit axes, where types say how arrays are split.
+"""What every transformation does around its update: it keeps the types of arrays, and the structure of its state.
+
+On meshes with Explicit axes types say how arrays are split.
 
 An update keeps shardings: states stay split as they were, and updates are split as the parameters.  So only what goes
 in and comes out needs types.  Inside, the compiler splits the work as on a mesh with Auto axes.
@@ -14,6 +16,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from automagic_optax.arrays.alike import remembered_shardings
+from automagic_optax.arrays.containers import held_like
 from automagic_optax.arrays.own_rules import under_own_rules
 from automagic_optax.sharding.explicit_mesh import untyped
 from automagic_optax.sharding.placement import has_explicit_axes
@@ -24,10 +27,10 @@ def with_types(
     anew: Callable[[Any], optax.GradientTransformationExtraArgs] | None = None,
     hyperparameters: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation, for arrays with or without types that say how they are split, under `own_rules`.
+    """The transformation, under `own_rules`, for arrays with or without types and containers.
 
-    After an update every leaf of the state has the type that it had before, and an update has the type of its parameter
-    (of its gradient, where no parameters are given).
+    After an update every leaf of the state has the type and the container that it had before, and an update has the
+    type of its parameter (of its gradient, where no parameters are given).
 
     Args:
         tx: the transformation.
@@ -36,16 +39,20 @@ def with_types(
         hyperparameters: what `tx` was made with.
     """
 
+    def kept(tx: Any, updates: Any, state: Any, params: Any, extra_args: dict[str, Any]) -> Any:
+        new_updates, new_state = tx.update(updates, state, params, **extra_args)
+        return new_updates, held_like(state, new_state)
+
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         typed_values = any(map(has_explicit_axes, jax.tree.leaves(hyperparameters)))
         arguments = (updates, state, params, extra_args, hyperparameters if typed_values else None)
         if not any(map(has_explicit_axes, jax.tree.leaves(arguments))):
-            return tx.update(updates, state, params, **extra_args)
+            return kept(tx, updates, state, params, extra_args)
         like = updates if params is None else _in_place_of(params, updates)
         with remembered_shardings(updates if params is None else params):
             return untyped(
-                lambda u, s, p, extra, values: (anew(values) if typed_values and anew is not None else tx).update(
-                    u, s, p, **extra
+                lambda u, s, p, extra, values: kept(
+                    anew(values) if typed_values and anew is not None else tx, u, s, p, extra
                 ),
                 (_types(like, arguments), _types(state, arguments)),
             )(*arguments)

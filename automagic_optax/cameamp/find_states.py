@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from automagic_optax.cameamp.states import ScaleByCameampState
+from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
 
 Part = TypeVar("Part")
 
@@ -25,7 +25,7 @@ def finish_warmup(opt_state: Any) -> Any:
         The same state without them.
     """
     find_states(opt_state)
-    return map_states(lambda state: state._replace(s=None, last_polarity=None), opt_state)
+    return map_states(lambda state: state._replace(**dict.fromkeys(WARM_UP_ONLY)), opt_state)
 
 
 def opt_state_of(optimizer: Any) -> Any:

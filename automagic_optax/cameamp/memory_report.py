@@ -8,7 +8,7 @@ import jax
 
 from automagic_core import ArrayMemory
 from automagic_core import memory_report as core_memory_report
-from automagic_optax.arrays.flax_variables import is_variable
+from automagic_optax.arrays.leaves import leaves_of
 from automagic_optax.arrays.parameter_places import parameter_places
 from automagic_optax.cameamp.find_states import find_states, opt_state_of
 from automagic_optax.cameamp.states import scatter_states
@@ -46,10 +46,7 @@ def memory_report(opt_state: Any, params: Any = None) -> dict[str, Any]:
 def _report_of_any(opt_state: Any, params: Any) -> dict[str, Any]:
     places = parameter_places(params, opt_state, is_leaf=lambda x: isinstance(x, QuantizedArray))
     eight = {place.parameter_path for place in places if isinstance(place.array, QuantizedArray)}
-    arrays = [
-        ArrayMemory(int(leaf.size), path in eight, 0)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_variable)[0]
-    ]
+    arrays = [ArrayMemory(int(leaf.value.size), leaf.path in eight, 0) for leaf in leaves_of(params)]
     return core_memory_report(arrays, bytes_of(opt_state))
 
 

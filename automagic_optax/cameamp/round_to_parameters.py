@@ -16,7 +16,7 @@ import optax
 from automagic_core import MAX_STEP, Slot
 from automagic_optax.arrays.batches import Batched
 from automagic_optax.arrays.checks import check_dtypes, check_params
-from automagic_optax.arrays.flax_variables import flatten_like, unflatten_like
+from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.own_rules import caller_is_strict
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.codec.random_bits import random_unit

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_core import StatePlan
-from automagic_optax.arrays.flax_variables import flatten_like, unflatten_like
+from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.quantized_array import QuantizedArray, quantize
 from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment
 from automagic_optax.sharding.placement import devices_of, full, known_sharding, statistic_zeros, zeros_following
 from automagic_optax.sharding.state_shardings import StateShardings
+
+WARM_UP_ONLY = ("s", "last_polarity")
+"""What only the warm-up needs: the states of the torque and of the votes."""
 
 
 class ScaleByCameampState(NamedTuple):

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.tree_util import keystr
 
-from automagic_optax.cameamp.find_states import finish_warmup
-from automagic_optax.cameamp.states import ScaleByCameampState
+from automagic_optax.cameamp.find_states import finish_warmup, map_states
+from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
 from automagic_optax.checkpoints.abstract_state import abstract_state
 
 
@@ -55,8 +56,13 @@ def restore(
         metadata = checkpointer.metadata(Path(path)).item_metadata
         saved = getattr(metadata, "tree", metadata)
         wanted = _in_saved_form(abstract_state(tx, params, mesh), saved, path)
-        state = checkpointer.restore(Path(path), wanted)
+        state = map_states(_with_rate, checkpointer.restore(Path(path), wanted))
     return finish_warmup(state) if finished else state
+
+
+def _with_rate(state: ScaleByCameampState) -> ScaleByCameampState:
+    here = state.learning_rate is not None
+    return state if here else state._replace(learning_rate=jnp.zeros_like(state.lr_scale))
 
 
 def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
@@ -66,13 +72,13 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
         if not isinstance(part, ScaleByCameampState):
             return part
         fields = _at(saved, keys)
-        if not isinstance(fields, Mapping) or not {"lr_scale", "exp_avg", "s", "last_polarity"} <= set(fields):
+        if not isinstance(fields, Mapping) or not {"lr_scale", "exp_avg", *WARM_UP_ONLY} <= set(fields):
             place = keystr(keys) or "its root"
             raise ValueError(
                 f"{path} holds no ScaleByCameampState at {place}: save the state of the same transformation by itself"
             )
         # If all arrays are masked, these fields are empty trees and not None.
-        missing: dict[str, Any] = {name: None for name in ("s", "last_polarity") if fields[name] is None}
+        missing: dict[str, Any] = {name: None for name in WARM_UP_ONLY if fields[name] is None}
         # Version 0.1.0 saved no `learning_rate`.
         missing |= {} if "learning_rate" in fields else {"learning_rate": None}
         return part._replace(**missing)

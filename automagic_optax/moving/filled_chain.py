@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from automagic_core.moving.notes import Notes
-from automagic_optax.arrays.flax_variables import flatten_like, pure
+from automagic_optax.arrays.containers import flatten_like, pure
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.cameamp.find_states import map_states, only_state
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState

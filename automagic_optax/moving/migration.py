@@ -13,7 +13,7 @@ from automagic_core import MAX_STEP, Config, Slot
 from automagic_core.arrays.bias import stored_confidence, weight_seen
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
-from automagic_optax.arrays.flax_variables import pure
+from automagic_optax.arrays.containers import pure
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_optax.cameamp.states import ArrayState
 from automagic_optax.cameamp.verbose import LOGGER

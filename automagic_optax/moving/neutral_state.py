@@ -15,7 +15,7 @@ from automagic_core.arrays.axes import inverse_axes, transposed_shape
 from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_core.moving.neutral import Axes, NeutralArray, NeutralGroup, axes_of, check_group, in_layout
 from automagic_core.moving.notes import Notes
-from automagic_optax.arrays.flax_variables import flatten_like, pure, unflatten_like
+from automagic_optax.arrays.containers import flatten_like, pure, unflatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import only_state, parts_of

@@ -10,7 +10,7 @@ import jax
 from automagic_core import Config
 from automagic_core.arrays.state_forms import COMPANDED, SLOTS
 from automagic_core.moving.progressive import progressive_min_8bit_size
-from automagic_optax.arrays.flax_variables import flatten_like, is_variable, pure, unflatten_like
+from automagic_optax.arrays.containers import flatten_like, is_container, is_variable, pure, refilled, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import find_states, map_states
 from automagic_optax.cameamp.states import ScaleByCameampState
@@ -88,7 +88,7 @@ def progressive_quantization(
             signed = name not in COMPANDED
             like = zeros(value.shape, signed, config.absmax_block_size)
             new: Any = (writer.signed if signed else writer.nonnegative)(value, like, SLOTS[name])
-            codes = stored.replace(new.codes) if is_variable(stored) else new.codes
+            codes = refilled(stored, new.codes) if is_container(stored) else new.codes
             return QuantizedArray(codes, hold(new.absmax), new.signed, new.block_size)
 
         trees = {}
@@ -103,4 +103,4 @@ def progressive_quantization(
 
 
 def _is_stored(x: Any) -> bool:
-    return is_variable(x) or isinstance(x, (QuantizedArray, RowColumn))
+    return is_container(x) or isinstance(x, (QuantizedArray, RowColumn))

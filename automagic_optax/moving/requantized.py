@@ -17,7 +17,7 @@ from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
-from automagic_optax.arrays.flax_variables import pure
+from automagic_optax.arrays.containers import pure
 from automagic_optax.cameamp.find_states import only_state
 from automagic_optax.cameamp.states import ArrayState
 from automagic_optax.cameamp.verbose import LOGGER

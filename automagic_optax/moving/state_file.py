@@ -11,7 +11,7 @@ from automagic_core import Config, Layout
 from automagic_core.moving.neutral import Axes, NeutralGroup, one_group
 from automagic_core.moving.notes import Notes
 from automagic_core.moving.state_file import read_groups, write_groups
-from automagic_optax.arrays.flax_variables import flatten_like
+from automagic_optax.arrays.containers import flatten_like
 from automagic_optax.arrays.leaves import leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.verbose import LOGGER

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from automagic_optax.arrays.flax_variables import flatten_like
+from automagic_optax.arrays.containers import flatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 
 Names = Callable[[str], str | int] | Any | None

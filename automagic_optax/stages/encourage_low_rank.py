@@ -12,7 +12,7 @@ import optax
 from automagic_core import Layout, check_field, check_layout, row_axis
 from automagic_optax.arrays.batches import enter
 from automagic_optax.arrays.checks import check_params
-from automagic_optax.arrays.flax_variables import flatten_like, unflatten_like
+from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.arrays.means import accurate_sum
 from automagic_optax.arrays.with_types import with_types

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from automagic_optax.arrays.leaves import is_nnx
+from automagic_optax.arrays.containers import is_nnx
 from automagic_optax.cameamp.memory_report import bytes_of
 
 WARM_UP_STEPS = 3

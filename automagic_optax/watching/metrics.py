@@ -12,7 +12,7 @@ import numpy as np
 from automagic_core import Config
 from automagic_core.watching import metrics as core
 from automagic_core.watching.metrics import ArrayFacts, NextStep
-from automagic_optax.arrays.flax_variables import pure
+from automagic_optax.arrays.containers import pure
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import find_states, opt_state_of, parts_of

@@ -10,7 +10,7 @@ import jax
 from automagic_core import Config
 from automagic_core.watching.monitor import TrainingMonitor
 from automagic_core.watching.suggestions import RunRates
-from automagic_optax.arrays.leaves import is_nnx
+from automagic_optax.arrays.containers import is_nnx
 from automagic_optax.cameamp.find_states import opt_state_of
 from automagic_optax.cameamp.state_sums import count, state_sums
 from automagic_optax.watching.hardware import device_memory_use

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from automagic_optax.arrays.flax_variables import pure
+from automagic_optax.arrays.containers import pure
 from automagic_optax.cameamp.find_states import find_states, opt_state_of
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from automagic_optax.arrays.flax_variables import flatten_like, pure
+from automagic_optax.arrays.containers import flatten_like, pure
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.cameamp.find_states import only_state
 from automagic_optax.cameamp.states import ArrayState, scatter_states
