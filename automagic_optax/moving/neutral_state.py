@@ -136,6 +136,12 @@ def _matched(
         order = axes_of(array, group.layout, layout, (axes or {}).get(name))
         shape = transposed_shape(leaf.shape, inverse_axes(order))
         if theirs.shape not in (None, shape):
+            other: Layout = "torch" if layout == "flax" else "flax"
+            if transposed_shape(leaf.shape, inverse_axes(axes_of(array, group.layout, other, None))) == theirs.shape:
+                raise ValueError(
+                    f"{name} has shape {leaf.shape} and {theirs.name!r} in {label} {theirs.shape}: this is layout "
+                    f"{other!r}, so give layout={other!r} (here layout is {layout!r})"
+                )
             raise ValueError(
                 f"{name} of shape {leaf.shape} with layout {layout!r} has shape {shape} with {label}'s layout "
                 f"{group.layout!r}, but {theirs.name!r} there has {theirs.shape}: names=, embedding= or axes= may be "
