@@ -199,7 +199,7 @@ def _derivative(primals: Any, tangents: Any) -> Any:
     dA = half + half.T
     changes = jnp.diagonal(dA)
     # Both factors also depend on λ̄, and h on the largest λ.
-    largest = (values >= top).astype(jnp.float32)
+    largest = (values >= top * f32(1 - 1e-5)).astype(jnp.float32)  # of equal ones the mean
     d_mean, d_top = jnp.mean(changes), jnp.sum(largest * changes) / jnp.sum(largest)
     by_mean = 2 * jnp.square(w_j * values[None, :]) / (jnp.square(mean) * mean) * d_mean
     by_top = f_j * jnp.square(h_j) * f32(-0.5 * LOW_RANK_FLOOR) * d_top
