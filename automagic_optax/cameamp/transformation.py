@@ -163,7 +163,12 @@ def scale_by_cameamp(
         new_state = gather_states(params, step, lr_scale, arrays, absent, now.array())
         stepped_updates = batched.replace([stepped.update for stepped in steps], [_no_step(g) for g in batched.others])
         tell_step(
-            config, step, lr_scale, new_state.skipped_steps, rate=new_state.learning_rate, start=lambda: start(params, new_state)
+            config,
+            step,
+            lr_scale,
+            new_state.skipped_steps,
+            rate=new_state.learning_rate,
+            start=lambda: start(params, new_state),
         )
         return leave(stepped_updates), new_state
 

@@ -44,7 +44,8 @@ def metrics(
 ) -> dict[str, float]:
     """Rates, torque, energy removed by the stages, effective ranks, skipped steps and bytes, as floats.
 
-    ``learning_rate`` is the absolute rate of the last step.  `learning_rate` the function gives it inside jit.  Call it outside jit, and before a step that donates the state.  It waits for the device once.
+    ``learning_rate`` is the absolute rate of the last step.  `learning_rate` the function gives it inside jit.
+    Call it outside jit, and before a step that donates the state.  It waits for the device once.
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped, an ``nnx.Optimizer`` or a
