@@ -40,6 +40,7 @@ from automagic_optax.watching.health import check_training_health
 from automagic_optax.watching.memory_table import analyze_memory_usage
 from automagic_optax.watching.metrics import metrics
 from automagic_optax.watching.monitor import AdaptiveTrainingMonitor
+from automagic_optax.watching.rate import learning_rate
 from automagic_optax.watching.sharding_report import sharding_report
 from automagic_optax.watching.tensorboard import MetricsLogger
 
@@ -73,6 +74,7 @@ __all__ = [
     "from_torch_state",
     "get_adaptive_config",
     "get_hardware_optimized_config",
+    "learning_rate",
     "load_either_form",
     "load_state_file",
     "memory_report",

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from automagic_core import Config, Layout
+from automagic_core.config.config import PROFILES
 from automagic_optax.arrays.marks import Mark, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.usable import refuse_unusable
 from automagic_optax.arrays.with_types import with_types
@@ -21,12 +22,16 @@ from automagic_optax.stages.encourage_low_rank import encourage_low_rank
 from automagic_optax.stages.suppress_edges import suppress_edges
 from automagic_optax.stages.suppress_high_frequencies import suppress_high_frequencies
 
+_WEIGHT_DECAY: float = Config().weight_decay
+
 
 def automagic_8bit(
-    learning_rate: Any,
+    learning_rate: Any = None,
     *,
-    weight_decay: Any = 5e-4,
+    weight_decay: Any = _WEIGHT_DECAY,
     profile: str | None = None,
+    lr: Any = None,
+    config: Config | None = None,
     layout: Layout = "flax",
     lora: Mark = None,
     embedding: Mark = None,
@@ -37,23 +42,27 @@ def automagic_8bit(
 
     Args:
         learning_rate: where the rate search begins: a number in [min_lr, max_lr], a traced scalar or a schedule of the
-            step.
+            step; or a `Config`, as for `config`.  `learning_rate` the function gives the rate that the search found.
         weight_decay: decoupled and multiplied by the learning rate; a number ≥ 0 or a traced scalar.
         profile: ``"memory_optimized"`` (13 % of Adam's state), ``"balanced"`` (25 %) or ``"quality_optimized"`` (38 %).
+        lr: another name of `learning_rate`.
+        config: hyperparameters by `Config`; arguments given beside it win over it.
         layout: what the parameters' axes mean: ``"flax"`` (..., in, out) or ``"torch"`` (out, in, ...).
         lora: which arrays are adapters: a predicate on (path, leaf), a tree of booleans, or None to find them by type
             and name (`default_marks`; `found_marks` lists them).
         embedding: which arrays are embeddings, (num, features) in both layouts; given like `lora`.
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
         **overrides: any other field of `automagic_core.Config`; they win over the profile.  A mapping passed as
-            ``overrides=`` is merged, since ``optax.inject_hyperparams`` passes them so.
+            ``overrides=`` is merged, since ``optax.inject_hyperparams`` passes them so.  There only `learning_rate` and
+            `weight_decay` become hyperparameters of the state.  All other fields are constants of the compiled step.
 
     Returns:
         ``optax.chain`` of the stages of section 4 that are on, `scale_by_cameamp` and `round_to_parameters`.  Its
         update needs `params`.
 
     Raises:
-        ValueError: an unknown name or a value outside its range, naming the field, the value and the range.
+        ValueError: an unknown name or a value outside its range, naming the field, the value and the range; no
+            learning rate, or two.
 
     Example:
         >>> tx = optax.chain(optax.clip_by_global_norm(1.0), automagic_8bit(1e-4, warmup_steps=200))
@@ -66,8 +75,20 @@ def automagic_8bit(
         if not isinstance(nested, Mapping):
             raise ValueError(f"overrides = {nested!r} is not a mapping of field names to values")
         overrides = {**nested, **overrides}
-    if "lr" in overrides:
-        raise ValueError(f"lr = {overrides['lr']!r}: the learning rate is automagic_8bit's first argument")
+    if isinstance(learning_rate, Config):
+        if config is not None:
+            raise ValueError("two configs: give it as the first argument or as config=")
+        learning_rate, config = None, learning_rate
+    if learning_rate is not None and lr is not None:
+        raise ValueError(f"lr = {lr!r} and learning_rate = {learning_rate!r} are two names of one argument: give one")
+    learning_rate = lr if learning_rate is None else learning_rate
+    if config is not None:
+        learning_rate = config.lr if learning_rate is None else learning_rate
+        weight_decay = _decay_beside(config, weight_decay)
+        overrides = {**config.__dict__, **PROFILES.get(profile or "", {}), **overrides}
+        overrides = {name: value for name, value in overrides.items() if name not in ("lr", "weight_decay", "profile")}
+    elif learning_rate is None:
+        raise ValueError("no learning rate: automagic_8bit(1e-4), lr=1e-4 or a Config says where the search begins")
     config = Config(lr=learning_rate, weight_decay=weight_decay, profile=profile, **overrides)
     rounding = round_to_parameters(config.stochastic_rounding_params)
     before = up_to_rounding(config, layout, lora=lora, embedding=embedding, weight_decay_mask=weight_decay_mask)
@@ -83,6 +104,19 @@ def automagic_8bit(
 
     values = {"learning_rate": learning_rate, "weight_decay": weight_decay, "profile": profile, **overrides}
     return with_types(optax.chain(*before, rounding), anew, values)
+
+
+def _decay_beside(config: Config, weight_decay: Any) -> Any:
+    """The weight decay that was given beside a config, or that of the config."""
+    if isinstance(weight_decay, (int, float)):
+        return config.weight_decay if weight_decay is _WEIGHT_DECAY else weight_decay
+    if config.weight_decay != _WEIGHT_DECAY:
+        # optax.inject_hyperparams passes an array also where nothing was given.
+        raise ValueError(
+            f"weight_decay is an array, and the config has {config.weight_decay!r}: under inject_hyperparams give "
+            "weight_decay= beside the config, and leave it out of the config"
+        )
+    return weight_decay
 
 
 def up_to_rounding(

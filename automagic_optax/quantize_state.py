@@ -14,6 +14,7 @@ from jax.tree_util import tree_flatten_with_path
 from automagic_core import MAX_STEP, Config
 from automagic_optax.arrays.containers import content, is_container, pure, refilled
 from automagic_optax.arrays.leaves import Path
+from automagic_optax.arrays.own_rules import under_own_rules
 from automagic_optax.arrays.parameter_places import Place, parameter_places
 from automagic_optax.codec.stored import Writer
 from automagic_optax.moments.in_turn import in_turn
@@ -54,8 +55,8 @@ def quantize_state(
     - it is float32, bfloat16 or float16 and has at least `min_8bit_size` elements,
     - it begins at a constant.  An array that begins with the values of the parameters, such as the `z` of
       schedule-free, is a parameter itself, and 8 bits would move it by more than small steps do,
-    - its class is none of `moment_kinds.KEPT` (centered RMSprop, MADGRAD, COCOB, L-BFGS, line searches), whose states
-      are compared with each other or become parameters.
+    - its class is none of `moment_kinds.KEPT` (centered RMSprop, MADGRAD, COCOB, L-BFGS, line searches, the gradients
+      that ``optax.MultiSteps`` sums up), whose states are compared with each other, become parameters or are no moments.
 
     States that are never negative are stored as their square roots with the unsigned codebook, all others as they are
     with the signed one.  A block with a value that cannot be stored, such as NaN, reads as NaN as a whole.  Put
@@ -63,6 +64,8 @@ def quantize_state(
 
     Inside `quantize_state` a clipping of updates, or a wrapper with branches (``optax.MultiSteps``,
     ``optax.apply_if_finite``), needs all float32 states in memory at once.  Put those around it.
+
+    No derivative goes through states in 8 bits: they count as constants.
 
     Args:
         tx: any transformation.
@@ -158,7 +161,7 @@ def quantize_state(
             new[i] = dataclasses.replace(moment, codes=_held_like(leaves[i].codes, moment.codes))
         return new_updates, QuantizedState(step, structure.unflatten(new))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return under_own_rules(optax.GradientTransformationExtraArgs(init, update))
 
 
 def _flatten_as_before(structure: Any, state: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from automagic_core.config.constants import SPATIAL_FLOOR, SPATIAL_LIMITS
 STAGES = ("clip_by_percentile", "suppress_edges", "suppress_high_frequencies", "encourage_low_rank")
 """The gradient stages in their order (section 4)."""
 
-RATE, RATE_FACTOR, TORQUE = "rate", "rate_factor", "torque/mean"
+LEARNING_RATE, RATE, RATE_FACTOR, TORQUE = "learning_rate", "rate", "rate_factor", "torque/mean"
 ENERGY_REMOVED, EFFECTIVE_RANK = "energy_removed", "effective_rank"
 SKIPPED_STEPS, STATE_BYTES = "skipped_steps", "state_bytes"
 
@@ -73,6 +73,7 @@ def metrics(
     energy_removed: Mapping[str, float],
     effective_ranks: Mapping[str, float],
     state_bytes: int,
+    learning_rate: float | None = None,
 ) -> dict[str, float]:
     """Puts all statistics into one flat dictionary.
 
@@ -81,19 +82,22 @@ def metrics(
         energy_removed: by stage, 1 − Σ g² after it / Σ g² before it.
         effective_ranks: by the name of the adapter.
         state_bytes: bytes of all states.
+        learning_rate: η̂ of the last step, the highest of all groups; None where it is not known.
 
     Returns:
         Those of these that exist:
 
+        - ``learning_rate``: η̂ (section 5.6) of the last step, the rate in force;
         - ``rate/mean``, ``rate/min``, ``rate/max``: ηᵢ (section 5.6) of the next step, over all rows of all arrays.  An
           array whose elements all have one rate counts as one row;
         - ``rate_factor/mean``, …/min, …/max: exp(ℓ + δᵢ) of the same rows: the factor that the votes found;
         - ``torque/mean``: the mean τ, in (0, 1), over all elements at the last step of their array;
-        - ``energy_removed/<stage>``: of the last step; negative where the stage adds energy;
+        - ``energy_removed/<stage>``: of the last step; negative where the stage adds energy, as stage 4 mostly does;
         - ``effective_rank/<name>``;
         - ``skipped_steps``, summed over arrays; ``state_bytes``.
     """
-    found = _spread(RATE, [row_rates(array, array.next_step) for array in arrays if array.next_step is not None])
+    found = {} if learning_rate is None else {LEARNING_RATE: float(learning_rate)}
+    found |= _spread(RATE, [row_rates(array, array.next_step) for array in arrays if array.next_step is not None])
     found |= _spread(RATE_FACTOR, [row_factors(array) for array in arrays])
     # After a step τ̄ < 1, so an array with exactly 1 took no step or has no torque.
     with_torque = [array for array in arrays if array.torque_mean != 1 and array.size > 0]

@@ -44,6 +44,7 @@ def accurate_total(parts: Sequence[jax.Array]) -> jax.Array:
     return accurate_sum(jnp.concatenate(flat)) if flat else jnp.zeros([], jnp.float32)
 
 
+@jax.custom_jvp
 def rounded(x: jax.Array, zero: jax.Array) -> jax.Array:
     """x, rounded to float32 before anything else uses it.
 
@@ -56,6 +57,9 @@ def rounded(x: jax.Array, zero: jax.Array) -> jax.Array:
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jax.lax.bitcast_convert_type(bits ^ zero.astype(jnp.uint32), jnp.float32)
+
+
+rounded.defjvps(lambda dx, rounded_x, x, zero: dx, None)
 
 
 def quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:

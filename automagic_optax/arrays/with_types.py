@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from automagic_optax.arrays.alike import remembered_shardings
 from automagic_optax.arrays.containers import held_like
+from automagic_optax.arrays.own_rules import under_own_rules
 from automagic_optax.sharding.explicit_mesh import untyped
 from automagic_optax.sharding.placement import has_explicit_axes
 
@@ -26,7 +27,7 @@ def with_types(
     anew: Callable[[Any], optax.GradientTransformationExtraArgs] | None = None,
     hyperparameters: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation, for arrays with or without types that say how they are split, in containers or bare.
+    """The transformation, under `own_rules`, for arrays with or without types and containers.
 
     After an update every leaf of the state has the type and the container that it had before, and an update has the
     type of its parameter (of its gradient, where no parameters are given).
@@ -56,7 +57,7 @@ def with_types(
                 (_types(like, arguments), _types(state, arguments)),
             )(*arguments)
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    return under_own_rules(optax.GradientTransformationExtraArgs(tx.init, update))
 
 
 def _in_place_of(params: Any, updates: Any) -> Any:

@@ -100,8 +100,13 @@ def torque(
 def spatial_factor(spatial_variance: jax.Array) -> jax.Array:
     """κ from the row variances before this step (section 5.5); 1 where their mean is 0, and so at the first step."""
     mean = accurate_mean(spatial_variance)
-    ratio = jnp.sqrt(mean / jnp.maximum(spatial_variance, f32(constants.SPATIAL_FLOOR)))
     low, high = constants.SPATIAL_LIMITS
+    # For derivatives κ is a constant where it is at its limit, and where the variances are rounding errors.
+    steep = (spatial_variance * f32(16) < mean) | (mean < f32(1e-14))
+    mean, spatial_variance = jax.tree.map(
+        lambda x: jnp.where(steep, jax.lax.stop_gradient(x), x), (mean, spatial_variance)
+    )
+    ratio = jnp.sqrt(jnp.where(mean == 0, f32(1), mean) / jnp.maximum(spatial_variance, f32(constants.SPATIAL_FLOOR)))
     return jnp.where(mean == 0, f32(1), jnp.clip(ratio, f32(low), f32(high)))
 
 
@@ -128,5 +133,6 @@ def background(
         assert background_scale is not None, "only factored second moments do without"
         mean, new_scale = background_scale, accurate_mean(root)
     z = quotient(root, jnp.where(mean > 0, mean, f32(1))) - 1
-    b = f32(2) / (1 + jnp.exp(f32(constants.BACKGROUND_SLOPE) * z))
+    # An infinite exponential would give b = 0 and no derivative.
+    b = f32(2) / (1 + jnp.exp(jnp.minimum(f32(constants.BACKGROUND_SLOPE) * z, f32(80))))
     return jnp.where(mean > 0, b, f32(1)), new_scale

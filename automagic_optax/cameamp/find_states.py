@@ -67,11 +67,17 @@ def find_states(opt_state: Any) -> list[ScaleByCameampState]:
     """
     found = parts_of(opt_state, ScaleByCameampState)
     if not found:
+        others = {type(x).__name__ for x in jax.tree.leaves(opt_state, is_leaf=_is_named) if _is_named(x)}
         raise ValueError(
-            "found no ScaleByCameampState: this is not the state of automagic_8bit or scale_by_cameamp; "
+            "found no ScaleByCameampState: this is not the state of automagic_8bit or scale_by_cameamp "
+            f"(found: {', '.join(sorted(others)) or type(opt_state).__name__}); "
             "memory_report counts any other state if it is given the parameters too"
         )
     return found
+
+
+def _is_named(x: Any) -> bool:
+    return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
 def only_state(opt_state: Any, where: str) -> ScaleByCameampState:

@@ -97,12 +97,13 @@ def count_array(g: jax.Array, last_negative: jax.Array, counts: jax.Array, plan:
     row_agreement = accurate_sum(agreement, plan.column_axes) if plan.has_lr_mask else agreement
     total = accurate_sum(row_total)
     counts_at_all = counts & (total > 0)
-    mean = jnp.where(counts_at_all, accurate_sum(row_agreement) / total, f32(0))
+    mean = jnp.where(counts_at_all, accurate_sum(row_agreement) / jnp.where(counts_at_all, total, f32(1)), f32(0))
     pool = jnp.where(counts_at_all, f32(plan.size), f32(0))
     if not plan.has_lr_mask:
         return Votes(None, None, mean, pool)
     row_counts = counts & (row_total > 0)
-    return Votes(jnp.where(row_counts, row_agreement / row_total, f32(0)), row_counts, mean, pool)
+    rows = row_agreement / jnp.where(row_counts, row_total, f32(1))
+    return Votes(jnp.where(row_counts, rows, f32(0)), row_counts, mean, pool)
 
 
 def count_votes(

@@ -17,6 +17,7 @@ from automagic_core import MAX_STEP, Slot
 from automagic_optax.arrays.batches import Batched
 from automagic_optax.arrays.checks import check_dtypes, check_params
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
+from automagic_optax.arrays.own_rules import caller_is_strict
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.codec.random_bits import random_unit
 from automagic_optax.sharding.placement import scalar_like
@@ -65,13 +66,25 @@ def round_to_parameters(stochastic: bool = True) -> optax.GradientTransformation
             else:
                 new = new.astype(w.dtype)
             # A parameter that does not move keeps its bits, even −0.0.  An infinite one stays: ∞ − ∞ would be NaN.
-            return jnp.where((u == 0) | jnp.isinf(old), np.float32(-0.0), new.astype(jnp.float32) - old)
+            still = (u == 0) | jnp.isinf(old)
+            difference = jnp.where(still, np.float32(-0.0), new.astype(jnp.float32) - old)
+            # A strict caller may add numbers of one dtype only.
+            return _in_place_of(u, difference).astype(w.dtype if caller_is_strict() else jnp.float32)
 
         leaves = updates.flat() if isinstance(updates, Batched) else flatten_like(params, updates)
         new_updates = [rounded(u, w) for u, w in zip(leaves, jax.tree.leaves(params), strict=True)]
         return unflatten_like(params, new_updates), RoundToParametersState(step)
 
     return with_types(optax.GradientTransformationExtraArgs(init, update))
+
+
+@jax.custom_jvp
+def _in_place_of(u: jax.Array, difference: jax.Array) -> jax.Array:
+    """The difference.  Its derivative is that of u, as if nothing had been rounded."""
+    return difference
+
+
+_in_place_of.defjvps(lambda du, out, u, difference: du.astype(jnp.float32), None)
 
 
 def round_stochastically(x: jax.Array, dtype: Any, random: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from automagic_core import StatePlan
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
@@ -25,6 +26,7 @@ class ScaleByCameampState(NamedTuple):
     Attributes:
         step: int32 scalar, t, the number of calls; stays at 2³¹ − 1.
         lr_scale: float32 scalar, ℓ, the logarithm of the factor on the learning rate that the votes found.
+        learning_rate: float32 scalar, η̂ of the last step; 0 before the first, also in states that 0.1.0 saved.
 
     All other fields are trees in the structure of the parameters; a leaf is None where its array has no such state,
     and `s` and `last_polarity` are None as a whole after `finish_warmup`.
@@ -50,6 +52,7 @@ class ScaleByCameampState(NamedTuple):
     last_polarity: Any
     lr_mask: Any
     spatial_variance: Any
+    learning_rate: Any = np.float32(0)
 
 
 class ArrayState(NamedTuple):
@@ -117,7 +120,12 @@ def initial_state(plan: StatePlan, parameter: Any = None) -> ArrayState:
 
 
 def gather_states(
-    params: Any, step: jax.Array, lr_scale: jax.Array, arrays: list[ArrayState], absent: frozenset[str]
+    params: Any,
+    step: jax.Array,
+    lr_scale: jax.Array,
+    arrays: list[ArrayState],
+    absent: frozenset[str],
+    learning_rate: jax.Array,
 ) -> ScaleByCameampState:
     """Puts the states of each array into one tree for each name.
 
@@ -129,7 +137,7 @@ def gather_states(
         name: None if name in absent else unflatten_like(params, [getattr(array, name) for array in arrays])
         for name in ArrayState._fields
     }
-    return ScaleByCameampState(step=step, lr_scale=lr_scale, **trees)
+    return ScaleByCameampState(step=step, lr_scale=lr_scale, learning_rate=learning_rate, **trees)
 
 
 def scatter_states(params: Any, state: ScaleByCameampState) -> list[ArrayState]:

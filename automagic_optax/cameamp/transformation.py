@@ -108,8 +108,8 @@ def scale_by_cameamp(
         check_dtypes(params)
         leaves = jax.tree.leaves(params)
         arrays = [initial_state(plan, leaf) for plan, leaf in zip(plans_of(params), leaves, strict=True)]
-        step, lr_scale = scalar_like(params, 0, jnp.int32), scalar_like(params, 0, jnp.float32)
-        return gather_states(params, step, lr_scale, arrays, _absent_states(config))
+        step, lr_scale, rate = (scalar_like(params, 0, dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
+        return gather_states(params, step, lr_scale, arrays, _absent_states(config), rate)
 
     def update(
         updates: Any, state: ScaleByCameampState, params: Any = None, **extra_args: Any
@@ -160,10 +160,15 @@ def scale_by_cameamp(
         absent = frozenset(name for name in ArrayState._fields if getattr(state, name) is None)
         arrays = batched.spread(states, arrays)
         arrays = [a if x is None else a._replace(background_scale=x) for x, a in zip(idle, arrays, strict=True)]
-        new_state = gather_states(params, step, lr_scale, arrays, absent)
+        new_state = gather_states(params, step, lr_scale, arrays, absent, now.array())
         stepped_updates = batched.replace([stepped.update for stepped in steps], [_no_step(g) for g in batched.others])
         tell_step(
-            config, step, lr_scale, new_state.skipped_steps, rate=now.array(), start=lambda: start(params, new_state)
+            config,
+            step,
+            lr_scale,
+            new_state.skipped_steps,
+            rate=new_state.learning_rate,
+            start=lambda: start(params, new_state),
         )
         return leave(stepped_updates), new_state
 

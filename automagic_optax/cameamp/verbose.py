@@ -11,6 +11,7 @@ import numpy as np
 
 from automagic_core import Config
 from automagic_core.watching.verbose import EVERY, progress_message, start_message, tell
+from automagic_optax.arrays.own_rules import own_rules
 from automagic_optax.cameamp.memory_report import memory_report
 
 LOGGER = "automagic_optax"
@@ -67,7 +68,11 @@ def tell_step(
                 factor, rate_now = float(np.exp(lr_scale)), None if rate is None else float(rate)
                 tell(LOGGER, progress_message(int(step), rate_now, factor, int(total)))
 
-        jax.debug.callback(on_host, step, lr_scale, total, rate)
+        def under_own_rules(*values: Any) -> None:
+            with own_rules():
+                on_host(*values)
+
+        jax.debug.callback(under_own_rules, step, lr_scale, total, rate)
 
     operands = (step, lr_scale, skipped, rate)
     speaks = (step == 1) | (step % EVERY == 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.tree_util import keystr
@@ -56,7 +58,16 @@ def restore(
         saved = getattr(metadata, "tree", metadata)
         wanted = _in_saved_form(abstract_state(tx, params, mesh), saved, path)
         state = checkpointer.restore(Path(path), wanted)
+        state = jax.tree.map(_as_now, state, is_leaf=lambda x: isinstance(x, _Earlier))
     return finish_warmup(state) if finished else state
+
+
+_Earlier: Any = collections.namedtuple("_Earlier", ScaleByCameampState._fields[:-1])
+"""The state as version 0.1.0 saved it, without `learning_rate`."""
+
+
+def _as_now(part: Any) -> Any:
+    return ScaleByCameampState(*part, jnp.zeros_like(part.lr_scale)) if isinstance(part, _Earlier) else part
 
 
 def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
@@ -73,7 +84,8 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
             )
         # If all arrays are masked, these fields are empty trees and not None.
         missing: dict[str, Any] = {name: None for name in WARM_UP_ONLY if fields[name] is None}
-        return part._replace(**missing)
+        part = part._replace(**missing)
+        return part if "learning_rate" in fields else _Earlier(*part[:-1])
 
     return jax.tree_util.tree_map_with_path(in_form, wanted, is_leaf=lambda x: isinstance(x, ScaleByCameampState))
 

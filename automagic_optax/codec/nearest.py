@@ -60,7 +60,7 @@ def _tables(signed: bool) -> _Tables:
         first_bin=first_bin,
         bins=((below.astype(np.uint32) << np.uint32(_COUNT_SHIFT)) | place).astype(np.int32),
         nearest=values[(np.arange(len(thresholds) + 1) + 1) // 2],
-        gap=np.abs(values[upper] - values[lower]),
+        gap=np.where(upper > lower, np.abs(values[upper] - values[lower]), np.float32(1)),  # the top has no error
         top=len(values) - 1,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +112,7 @@ def quantize(
         make = functools.partial(quantize, signed=signed, block_size=block_size, rule=rule)
         stored: QuantizedArray = untyped(lambda x, random: make(x, random=random), types)(x, random)
         return stored
-    x = x.astype(jnp.float32)
+    x = _constant(x.astype(jnp.float32))
     absmax = block_absmax(x, block_size)
     absmax = jnp.where(absmax < np.float32(MIN_ABSMAX), np.float32(0), absmax)
     zero_block = absmax == 0
@@ -119,6 +120,22 @@ def quantize(
     factor = per_element(factor, x.shape, block_size, devices_of(x))
     codes = jnp.where(factor == 0, 0, rule(x * factor, signed, random)).astype(jnp.uint8)
     return QuantizedArray(codes, absmax, signed, block_size)
+
+
+@jax.custom_jvp
+def _constant(x: jax.Array) -> jax.Array:
+    """x, through which no derivative goes: codes have none, and that of the absmax alone would mislead."""
+    return x
+
+
+@_constant.defjvp
+def _without_derivative(primals: Any, tangents: Any) -> Any:
+    warnings.warn(
+        "no derivative goes through states in 8 bits, they count as constants: for derivatives through the states use "
+        "optim_bits=32",
+        stacklevel=2,
+    )
+    return primals[0], jnp.zeros_like(primals[0])
 
 
 def zeros(shape: tuple[int, ...], signed: bool, block_size: int | None) -> QuantizedArray:

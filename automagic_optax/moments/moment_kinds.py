@@ -33,6 +33,10 @@ KEPT = frozenset(
         "ScaleByBacktrackingLinesearchState",  # uses a gradient of the last step again
         "ScaleByZoomLinesearchState",
         "ZoomLinesearchState",
+        "MultiStepsState",  # a sum of gradients: each addition would round the whole sum again
+        "ApplyEvery",
+        "SnapshotState",  # reports
+        "MonitorState",
     }
 )
 """Classes of states that stay as they are: an error of 8 bits in them does more than add noise to an update."""

@@ -45,14 +45,16 @@ class Template:
         self.state = only_state(self.opt_state, "tx.init(params)")
         self.arrays = arrays_of(self.state, self.tree, "tx.init(params)")
 
-    def filled(self, step: jax.Array, lr_scale: jax.Array, arrays: Sequence[ArrayState]) -> Any:
-        """The whole state with the given step, ℓ and states of arrays."""
+    def filled(
+        self, step: jax.Array, lr_scale: jax.Array, arrays: Sequence[ArrayState], learning_rate: jax.Array
+    ) -> Any:
+        """The whole state with the given step, ℓ, states of arrays and η̂."""
         absent = frozenset(
             name
             for name in ArrayState._fields
             if getattr(self.state, name) is None or (arrays and all(getattr(array, name) is None for array in arrays))
         )
-        state = gather_states(self.tree, step, lr_scale, list(arrays), absent)
+        state = gather_states(self.tree, step, lr_scale, list(arrays), absent, learning_rate)
         filled = map_states(lambda _: state, self.opt_state)
 
         def counted(part: Any) -> Any:

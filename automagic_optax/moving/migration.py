@@ -104,7 +104,7 @@ def from_adam_state(
         )
 
     arrays = [one(m, v, like) if m.size else like for m, v, like in zip(mu, nu, template.arrays, strict=True)]
-    filled = template.filled(step, jnp.zeros([], jnp.float32), arrays)
+    filled = template.filled(step, jnp.zeros([], jnp.float32), arrays, template.state.learning_rate)
     _note_new_states(template, restart_warmup, notes)
     return filled, notes.tell(LOGGER)
 

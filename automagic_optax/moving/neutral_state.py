@@ -136,6 +136,12 @@ def _matched(
         order = axes_of(array, group.layout, layout, (axes or {}).get(name))
         shape = transposed_shape(leaf.shape, inverse_axes(order))
         if theirs.shape not in (None, shape):
+            other: Layout = "torch" if layout == "flax" else "flax"
+            if transposed_shape(leaf.shape, inverse_axes(axes_of(array, group.layout, other, None))) == theirs.shape:
+                raise ValueError(
+                    f"{name} has shape {leaf.shape} and {theirs.name!r} in {label} {theirs.shape}: this is layout "
+                    f"{other!r}, so give layout={other!r} (here layout is {layout!r})"
+                )
             raise ValueError(
                 f"{name} of shape {leaf.shape} with layout {layout!r} has shape {shape} with {label}'s layout "
                 f"{group.layout!r}, but {theirs.name!r} there has {theirs.shape}: names=, embedding= or axes= may be "
@@ -159,7 +165,8 @@ def _opt_state(group: NeutralGroup, params: Any, lora: Mark, embedding: Mark) ->
     absent = frozenset(
         name for name in ArrayState._fields if arrays and all(getattr(array, name) is None for array in arrays)
     )
-    state = gather_states(params, step, jnp.array(group.shared["lr_scale"]), arrays, absent)
+    lr_scale, rate = jnp.array(group.shared["lr_scale"]), jnp.zeros([], jnp.float32)
+    state = gather_states(params, step, lr_scale, arrays, absent, rate)
     stages = {
         SuppressEdgesState: {"age": state.age, "edge_history": unflatten_like(params, edge_history)},
         ClipByPercentileState: {name: jnp.array(group.shared[name]) for name in RINGS if name in group.shared},

@@ -70,7 +70,7 @@ def requantized(
         _requantized(old, like, writer, config, name, notes)
         for name, old, like in zip(template.names, arrays, template.arrays, strict=True)
     ]
-    filled = template.filled(source.step, source.lr_scale, new)
+    filled = template.filled(source.step, source.lr_scale, new, source.learning_rate)
     return take_over_other_states(filled, opt_state, notes), notes.tell(LOGGER)
 
 

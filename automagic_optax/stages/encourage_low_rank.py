@@ -18,7 +18,7 @@ from automagic_optax.arrays.means import accurate_sum
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import full, replicated_like, whole
 from automagic_optax.stages.energy import energy, removed_share
-from automagic_optax.stages.spectrum import effective_rank, scaled, spectrum, tail_and_strong
+from automagic_optax.stages.spectrum import effective_rank, scaled, tail_and_strong
 
 
 class EncourageLowRankState(NamedTuple):
@@ -115,14 +115,15 @@ def _encouraged(
     """The new gradient and the effective rank of w."""
     gradient = whole(g.T if transposed else g)
     W, usable = scaled(whole(w.T if transposed else w))
-    of_w = spectrum(W)
-    T, P_g = tail_and_strong(of_w, gradient)
+    T, P_g, values = tail_and_strong(W, gradient)
     pull = jnp.asarray(strength, jnp.float32) * _norm(gradient) / _norm(T)
     new = gradient + (jnp.asarray(emphasis, jnp.float32) - 1) * P_g + pull * T
     new = whole(jnp.where(usable, new, gradient))
-    rank = jnp.where(usable, effective_rank(of_w.values), np.float32(0))
+    rank = jnp.where(usable, effective_rank(values), np.float32(0))
     return new.T if transposed else new, rank
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(accurate_sum(jnp.square(x)))
+    square = accurate_sum(jnp.square(x))
+    # The root has no derivative at 0; a gradient of zeros stays zero whatever W is.
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, np.float32(1))), np.float32(0))

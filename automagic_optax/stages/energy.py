@@ -22,6 +22,8 @@ def removed_share(before: Sequence[jax.Array], after: Sequence[jax.Array]) -> ja
     Args:
         before, after: Σ g² of every array or batch of arrays.
     """
+    # A report, so derivatives do not go through it.
+    before, after = jax.lax.stop_gradient((list(before), list(after)))
     total_before = accurate_total([jnp.where(jnp.isfinite(b), b, 0) for b in before])
     total_after = accurate_total([jnp.where(jnp.isfinite(b), a, 0) for b, a in zip(before, after, strict=True)])
     share = 1 - total_after / jnp.where(total_before > 0, total_before, np.float32(1))

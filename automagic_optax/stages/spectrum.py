@@ -57,14 +57,29 @@ def spectrum(W: jax.Array) -> Spectrum:
     return Spectrum(Q, rows, jnp.sum(jnp.square(rows), axis=1))
 
 
-@jax.custom_batching.custom_vmap
+@jax.custom_jvp
 def eigh(symmetric: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues (n,), ascending, and eigenvectors (n, n), as columns, of a symmetric (n, n) matrix."""
+    values, vectors = _eigh(symmetric)
+    return values, vectors
+
+
+@eigh.defjvp
+def _no_derivative(primals: Any, tangents: Any) -> Any:
+    # Eigenvectors have none where eigenvalues are equal.  `tail_and_strong` has one, and needs only its values here.
+    raise NotImplementedError(
+        "encourage_low_rank has first derivatives only: set lora_rank_penalty=False for derivatives of derivatives "
+        "through updates"
+    )
+
+
+@jax.custom_batching.custom_vmap
+def _eigh(symmetric: jax.Array) -> tuple[jax.Array, jax.Array]:
     values, vectors = jnp.linalg.eigh(symmetric)
     return values, vectors
 
 
-@eigh.def_vmap
+@_eigh.def_vmap
 def _eigh_of_batch(size: int, batched: list[bool], symmetric: jax.Array) -> Any:
     # On a CPU jaxlib's eigh of several matrices occupies one thread of XLA's pool while it waits for other threads of
     # the pool, so as many such calls as there are threads block each other for ever.  One matrix at a time needs no
@@ -72,7 +87,7 @@ def _eigh_of_batch(size: int, batched: list[bool], symmetric: jax.Array) -> Any:
     del size, batched
     found = lax.platform_dependent(
         symmetric,
-        cpu=lambda matrices: lax.map(eigh, matrices),
+        cpu=lambda matrices: lax.map(_eigh, matrices),
         default=lambda matrices: tuple(jnp.linalg.eigh(matrices)),
     )
     return found, (True, True)
@@ -136,14 +151,63 @@ def _slices(x: jax.Array, bits: int, count: int) -> list[jax.Array]:
     return slices
 
 
-def tail_and_strong(of_w: Spectrum, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """T and P g, both (n, m)."""
-    values = of_w.values
-    floor = f32(LOW_RANK_FLOOR) * jnp.max(values)
+class _Factors(NamedTuple):
+    """The factors of singular directions, each (1, n): ωᵢ, 1 / √(λᵢ + δ²) and their product, that of T."""
+
+    weak: jax.Array
+    inverse: jax.Array
+    tail: jax.Array
+
+
+def _factors(values: jax.Array) -> _Factors:
+    values = values[None, :]
     weak = 1 / (1 + jnp.square(values / jnp.mean(values)))
-    T = product(of_w.Q * (weak / jnp.sqrt(values + floor)), of_w.rows)
-    seen = product(of_w.Q.T, g)
-    return T, product(of_w.Q * (1 - weak), seen)
+    inverse = 1 / jnp.sqrt(values + f32(LOW_RANK_FLOOR) * jnp.max(values))
+    return _Factors(weak, inverse, weak * inverse)
+
+
+@jax.custom_jvp
+def tail_and_strong(W: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """T and P g, both (n, m), and λ, (n,), of W as for `spectrum`."""
+    of_w = spectrum(W)
+    return _rebuilt(of_w, _factors(of_w.values), product(of_w.Q.T, g))
+
+
+def _rebuilt(of_w: Spectrum, factors: _Factors, seen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    strong = product(of_w.Q * (1 - factors.weak), seen)
+    return product(of_w.Q * factors.tail, of_w.rows), strong, of_w.values
+
+
+@tail_and_strong.defjvp
+def _derivative(primals: Any, tangents: Any) -> Any:
+    """The derivatives of T and P g, right for equal λ too; λ counts as a constant, since nothing but reports uses it.
+
+    T = f(A) W and P = 1 − ω(A) with A = W Wᵀ.  In the basis of Q the derivative of f(A) is that of A times the divided
+    differences (f(λᵢ) − f(λⱼ)) / (λᵢ − λⱼ) (Daleckii and Krein).  Both are written here without the difference of the
+    eigenvalues: those of ω are −ωᵢ ωⱼ (λᵢ + λⱼ) / λ̄², and those of h = 1 / √(λ + δ²) are −hᵢ² hⱼ² / (hᵢ + hⱼ).
+    """
+    (W, g), (dW, dg) = primals, tangents
+    Q, rows, values = of_w = spectrum(W)
+    factors, seen = _factors(values), product(Q.T, g)
+    (w_i, h_i, f_i), (w_j, h_j, f_j) = jax.tree.map(jnp.transpose, factors), factors
+    mean, top = jnp.mean(values), jnp.max(values)
+    of_weak = -w_i * w_j * (values[:, None] + values[None, :]) / jnp.square(mean)
+    of_inverse = -jnp.square(h_i * h_j) / (h_i + h_j)
+
+    moved = product(Q.T, dW)
+    half = product(moved, rows.T)
+    dA = half + half.T
+    changes = jnp.diagonal(dA)
+    # Both factors also depend on λ̄, and h on the largest λ.
+    largest = (values >= top * f32(1 - 1e-5)).astype(jnp.float32)  # of equal ones the mean
+    d_mean, d_top = jnp.mean(changes), jnp.sum(largest * changes) / jnp.sum(largest)
+    by_mean = 2 * jnp.square(w_j * values[None, :]) / (jnp.square(mean) * mean) * d_mean
+    by_top = f_j * jnp.square(h_j) * f32(-0.5 * LOW_RANK_FLOOR) * d_top
+    d_weak = of_weak * dA + jnp.diag(by_mean[0])
+    d_tail = (of_weak * h_i + w_j * of_inverse) * dA + jnp.diag((by_mean * h_j + by_top)[0])
+    dT = product(Q, product(d_tail, rows) + f_i * moved)
+    dP_g = product(Q, (1 - w_i) * product(Q.T, dg) - product(d_weak, seen))
+    return _rebuilt(of_w, factors, seen), (dT, dP_g, jnp.zeros_like(values))
 
 
 def effective_rank(values: jax.Array) -> jax.Array:

@@ -44,14 +44,15 @@ def metrics(
 ) -> dict[str, float]:
     """Rates, torque, energy removed by the stages, effective ranks, skipped steps and bytes, as floats.
 
+    ``learning_rate`` is the absolute rate of the last step.  `learning_rate` the function gives it inside jit.
     Call it outside jit, and before a step that donates the state.  It waits for the device once.
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped, an ``nnx.Optimizer`` or a
             ``TrainState``.
         learning_rate: η₀, a number or a schedule; by default ``config.lr``.
-        config: the hyperparameters in use, which a state does not know.  Without them there is ``rate_factor/…`` but no
-            ``rate/…``.
+        config: the hyperparameters in use, which a state does not know.  Without them there is ``learning_rate`` and
+            ``rate_factor/…``, but no ``rate/…``, the rates of the next step.
         params: the current parameters.  With them the effective ranks are theirs, also where stage 4 is off.  Without
             them the ranks are those that stage 4 saw in the last step, before the update.
         lora: which arrays are adapters, as for `automagic_8bit`; used with `params` only.
@@ -77,7 +78,7 @@ def metrics(
     states = find_states(opt_state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((opt_state, params))):
         raise ValueError("a state inside jit has no values yet; return it from the step and pass it here")
-    shared = [(pure(state.step), pure(state.lr_scale)) for state in states]
+    shared = [(pure(state.step), pure(state.lr_scale), pure(state.learning_rate)) for state in states]
     arrays = [(position, array) for position, state in enumerate(states) for array in scatter_states(state.age, state)]
     read = jax.device_get(
         {
@@ -92,16 +93,17 @@ def metrics(
     lr: Any = learning_rate if learning_rate is not None or config is None else config.lr
     facts = []
     for (position, array), values in zip(arrays, read["arrays"], strict=True):
-        step, lr_scale = read["shared"][position]
+        step, lr_scale, _ = read["shared"][position]
         size = int(jax.tree.leaves(array.exp_avg)[0].size)
         if size > 0:
             next_step = None if config is None else NextStep.of(config, lr, int(step))
             values |= {"torque_mean": float(values["torque_mean"]), "skipped_steps": int(values["skipped_steps"])}
             facts.append(ArrayFacts(size, float(lr_scale), next_step=next_step, **values))
-    started = any(int(step) > 0 for step, _ in read["shared"])
+    started = any(int(step) > 0 for step, _, _ in read["shared"])
+    rate = max(float(rate) for _, _, rate in read["shared"]) if started else None
     energy = {stage: float(np.mean(shares)) for stage, shares in read["energy"].items() if shares and started}
     ranks = read["ranks"] if started or params is not None else {}
-    return core.metrics(facts, energy, ranks, memory_report(opt_state)["state_bytes"])
+    return core.metrics(facts, energy, ranks, memory_report(opt_state)["state_bytes"], rate)
 
 
 def _seen_ranks(opt_state: Any) -> dict[str, Any]:

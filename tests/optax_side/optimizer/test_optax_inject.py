@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from automagic_optax import automagic_8bit, finish_warmup, memory_report
+from automagic_core import Config
+from automagic_optax import automagic_8bit, finish_warmup, learning_rate, memory_report, metrics
 from tests.optax_side.small import assert_same_bits, find_state, grads, params
 
 inject = optax.inject_hyperparams(automagic_8bit, static_args=("lora", "embedding"))
@@ -108,3 +109,34 @@ def test_reports_look_inside() -> None:
     assert memory_report(finished)["state_bytes"] == report["state_bytes"] - (16 * 32 + 1 + 9 + 1)
     weights = params()
     assert_same_bits(tx.update(grads(9), finished, weights)[0], tx.update(grads(9), state, weights)[0])
+
+
+def test_the_rate_in_force_inside_jit_and_in_the_metrics() -> None:
+    tx = inject(learning_rate=1e-4, warmup_steps=4, max_lr=1e-2)
+
+    @jax.jit
+    def step(state: Any, g: Any) -> Any:
+        _, state = tx.update(g, state, params())
+        return state, learning_rate(state)
+
+    state, factor = tx.init(params()), 1.0
+    assert learning_rate(state) == 0
+    for t in range(6):
+        before = float(find_state(state).lr_scale)
+        state, rate = step(state, grads(t))
+        factor = float(np.exp(before))
+        assert rate == pytest.approx(1e-4 * min(1, (t + 1) / 4) * factor, rel=1e-6)
+    assert factor > 1.1
+    assert metrics(state)["learning_rate"] == pytest.approx(float(rate))
+    assert float(state.hyperparams["learning_rate"]) == pytest.approx(1e-4)
+
+
+def test_lr_and_config_name_the_same_transformation() -> None:
+    config = Config(lr=1e-4, weight_decay=0.1, warmup_steps=2)
+    wanted, _ = follow(automagic_8bit(1e-4, weight_decay=0.1, warmup_steps=2))
+    for tx in (automagic_8bit(config), automagic_8bit(config=config), automagic_8bit(**config.__dict__)):
+        assert_same_bits(follow(tx)[0], wanted)
+    with pytest.raises(ValueError, match="two names of one argument"):
+        automagic_8bit(1e-4, lr=1e-4)
+    with pytest.raises(ValueError, match="no learning rate"):
+        automagic_8bit()

@@ -1,0 +1,95 @@
+"""Derivatives through updates, against finite differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from automagic_optax import automagic_8bit
+from automagic_optax.stages.encourage_low_rank import _encouraged
+
+FIELDS: dict[str, Any] = {"warmup_steps": 4, "optim_bits": 32, "max_lr": 1.0}
+SHAPES = {"conv": (3, 4, 2, 8), "lora_a": (8, 4), "bias": (5,)}
+
+
+def tree(seed: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in SHAPES.items()}
+
+
+def loss(params: dict[str, jax.Array]) -> jax.Array:
+    return sum((jnp.sum(jnp.cosh(0.5 * (params[name] - w))) for name, w in tree(1).items()), start=jnp.zeros([]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"percentile_clipping": 50, "torque_decay": 0.9, "rank_penalty_strength": 0.2},
+        pytest.param({"profile": "memory_optimized"}, marks=pytest.mark.slow),
+        pytest.param({"factored": "none", "lr_mask_gain": 0.0}, marks=pytest.mark.slow),
+    ],
+    ids=["everything", "memory_optimized", "elementwise"],
+)
+def test_of_the_rate_and_of_the_first_parameters(fields: dict[str, Any]) -> None:
+    def after(lr: Any, params: Any) -> jax.Array:
+        tx = automagic_8bit(lr, **FIELDS, **fields)
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return loss(params)
+
+    value = jax.jit(after)
+    by_lr, by_params = jax.jit(jax.grad(after, argnums=(0, 1)))(0.05, tree(0))
+    # A loss of some 100 in float32 with steps of a hundredth: its digits leave a thousandth.
+    slope = (value(0.05 + 5e-4, tree(0)) - value(0.05 - 5e-4, tree(0))) / 1e-3
+    assert by_lr == pytest.approx(float(slope), rel=5e-3)
+    way = tree(2)
+    ends = [value(0.05, jax.tree.map(lambda w, d, sign=sign: w + sign * 1e-2 * d, tree(0), way)) for sign in (1, -1)]
+    along = sum(float(jnp.vdot(by_params[name], way[name])) for name in way)
+    assert along == pytest.approx(float(ends[0] - ends[1]) / 2e-2, rel=1e-2)
+
+
+def in_float64(W: np.ndarray, g: np.ndarray) -> np.ndarray:
+    values, Q = np.linalg.eigh(W @ W.T)
+    weak = 1 / (1 + (values / values.mean()) ** 2)
+    T = (Q * (weak / np.sqrt(np.maximum(values, 0) + 0.01 * values.max()))) @ Q.T @ W
+    return g + 0.2 * (Q * (1 - weak)) @ Q.T @ g + 0.1 * np.linalg.norm(g) / np.linalg.norm(T) * T
+
+
+@pytest.mark.parametrize("sigma", [[1] * 6, [2, 2, 1, 1, 0.5, 0.5], [3, 2, 1, 1e-3, 1e-4, 0]], ids=str)
+def test_of_the_low_rank_stage_where_singular_values_are_equal(sigma: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    W = np.diag(sigma) @ np.linalg.qr(rng.standard_normal((10, 10)))[0][:6]
+    g, dW, dg = rng.standard_normal((3, 6, 10))
+    wanted = (in_float64(W + 1e-5 * dW, g + 1e-5 * dg) - in_float64(W - 1e-5 * dW, g - 1e-5 * dg)) / 2e-5
+    primals, tangents = ([jnp.asarray(x, jnp.float32) for x in pair] for pair in ((W, g), (dW, dg)))
+
+    def stage(W: jax.Array, g: jax.Array) -> jax.Array:
+        return _encouraged(g, W, 0.1, 1.2, False)[0]
+
+    found = jax.jvp(stage, primals, tangents)[1]
+    assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)  # float32, and the error of the differences
+    # Backwards and over a batch.
+    by_W, by_g = jax.grad(lambda W, g: jnp.vdot(jax.vmap(stage)(W[None], g[None])[0], tangents[0]), (0, 1))(*primals)
+    backwards = jnp.vdot(by_W, tangents[0]) + jnp.vdot(by_g, tangents[1])
+    assert backwards == pytest.approx(float(np.vdot(wanted, dW)), rel=1e-4)
+
+
+def test_states_in_8_bits_count_as_constants_and_say_so() -> None:
+    tx = automagic_8bit(1e-3, profile="memory_optimized", min_8bit_size=1)
+    params = {"w": jnp.ones((4, 4))}
+
+    def moved(scale: jax.Array) -> jax.Array:
+        state = tx.init(params)
+        for t in range(2):
+            updates, state = tx.update({"w": (scale + t) * jnp.arange(16.0).reshape(4, 4)}, state, params)
+        return jnp.sum(updates["w"])
+
+    with pytest.warns(UserWarning, match="optim_bits=32"):
+        assert jnp.isfinite(jax.grad(moved)(1.0))
