@@ -48,6 +48,8 @@ from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_hist
 from automagic_torch.watching.memory_table import efficiency_report
 from automagic_torch.watching.metrics import metrics
 
+_ON_META = "make the optimizer after `to_empty`, which makes new parameters, or swap the tensors of the old ones"
+
 
 class AutomagicCameAMP8bit(Optimizer):
     """8-bit optimizer with factored second moments, confidence, torque and a learning rate that finds itself.
@@ -163,6 +165,8 @@ class AutomagicCameAMP8bit(Optimizer):
         for index, call in enumerate(calls):
             self._form_batches(call, index)
         batches = [batch for call in calls for batch in call.batches]
+        if not batches and (lost := sum(p.is_meta for group in self.param_groups for p in group["params"])):
+            self._warn_once("meta", f"nothing is trained: {lost} parameters are on the meta device; {_ON_META}")
         if is_rehearsal(calls):
             return loss
         agree_on_gradients(batches)

@@ -30,15 +30,16 @@ _NO_SUCH_WAY = {
 }
 """Keywords of torch's optimizers that decide how a step is done, and what holds here."""
 _FIELD_KEYS = tuple(OWN_KEYS[name] for name in FIELD_NAMES)
+_NAMES = {key: name for name, key in OWN_KEYS.items() if key != name}
 _LIMIT = OWN_KEYS["min_lr"]
 _BETAS = OWN_KEYS["betas"]
 _NEARLY_THE_NAME = 0.85
 
 
-def refuse_ways(fields: Mapping[str, Any]) -> None:
+def _refuse_ways(fields: Mapping[str, Any]) -> None:
     """Raises a ValueError that says what holds instead of a keyword of torch's optimizers."""
     for name, instead in _NO_SUCH_WAY.items():
-        if name in fields:
+        if fields.get(name):
             raise ValueError(f"{name} = {fields[name]!r} is not an option of this optimizer: {instead}")
 
 
@@ -51,7 +52,12 @@ def default_fields(lr: Any, layout: str, fields: Mapping[str, Any]) -> dict[str,
     Raises:
         ValueError: an unknown name, a value outside its range, or a schedule as `lr`.
     """
-    refuse_ways(fields)
+    _refuse_ways(fields)
+    # Code that copies an optimizer gives its `defaults` back.
+    of_defaults = {_NAMES[key]: value for key, value in fields.items() if key in _NAMES}
+    plain_fields = {name: value for name, value in fields.items() if name not in _NAMES and name not in _NO_SUCH_WAY}
+    fields = of_defaults | plain_fields
+    layout = fields.pop("layout", layout)
     check_layout(layout)
     _refuse_schedule(lr)
     # Training begins when a rate is set, so 0 need not lie between the limits.
@@ -85,7 +91,7 @@ def as_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     Raises:
         ValueError: as `group_fields`.
     """
-    refuse_ways({name: group[name] for name in _NO_SUCH_WAY if group.get(name)})
+    _refuse_ways(group)
     fields = group_fields(group, defaults)
     others = {key: value for key, value in group.items() if key not in FIELD_NAMES and key != "layout"}
     for key in others:
@@ -109,9 +115,9 @@ def group_config(group: Mapping[str, Any]) -> Config:
 
 
 def group_device(group: Mapping[str, Any]) -> torch.device:
-    """Where the tensors of a group lie: with its first parameter that is trained, never on the meta device."""
+    """Where the tensors of a group lie: with its first trained parameter; on the meta device only if it steps there."""
     for p in group["params"]:
-        if _is_trained(p) and not p.is_meta:
+        if p.grad is not None or (p.requires_grad and not p.is_meta):
             return torch.device(p.device)
     return next((torch.device(p.device) for p in group["params"] if not p.is_meta), torch.device("cpu"))
 

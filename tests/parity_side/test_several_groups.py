@@ -100,10 +100,10 @@ def test_it_goes_on_as_in_pytorch_and_back(carried):
         assert np.linalg.norm(np.asarray(ours) - theirs) < 1e-3 * moved, name
     fresh, fresh_params = torch_side()
     fresh.load_state_dict(back)
-    assert [g["step"] for g in fresh.param_groups] == [7, 7]
+    assert [g["automagic_step"] for g in fresh.param_groups] == [7, 7]
     for group, theirs in zip(fresh.param_groups, optimizer.param_groups, strict=True):
         assert group["lr"] == theirs["lr"]
-        torch.testing.assert_close(group["lr_scale"], theirs["lr_scale"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(group["automagic_lr_scale"], theirs["automagic_lr_scale"], rtol=1e-5, atol=0)
     for name, p in fresh_params.items():
         assert fresh.state[p].keys() == optimizer.state[torch_params[name]].keys()
 

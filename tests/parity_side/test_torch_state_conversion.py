@@ -43,7 +43,7 @@ def test_there_and_back_keeps_every_bit(steps, fields):
     saved = copy.deepcopy(optimizer.state_dict())
     fresh, _ = torch_run(0, **fields)
     back = to_torch_state(from_torch_state(saved, params), params, like=fresh.state_dict())
-    assert back["param_groups"][0]["step"] == steps
+    assert back["param_groups"][0]["automagic_step"] == steps
     for name in {"lr_scale", "norm_history", "norm_position"} & saved["param_groups"][0].keys():
         assert torch.equal(back["param_groups"][0][name], saved["param_groups"][0][name])
     for index, states in saved["state"].items():

@@ -107,7 +107,7 @@ def gathered_on_demand(rank: int) -> dict[str, Any]:
         moving = AutomagicCameAMP8bit(params, **SMALL)
         quantization = ProgressiveQuantization(moving, total_steps=1)
         moving.load_state_dict(saved.setdefault("in 32 bits", in_32_bits.state_dict()))
-        moving.param_groups[0]["optim_bits"] = 8
+        moving.param_groups[0]["automagic_optim_bits"] = 8
         quantization.step()
         note("progressive", moving, params)
         both.setdefault("metrics", []).append(moving.metrics())
