@@ -18,7 +18,7 @@ from automagic_torch.arrays.host_memory import checked_state_device, wait_for_co
 from automagic_torch.arrays.marks import held_marks, is_embedding, is_lora, set_marks
 from automagic_torch.arrays.stacked import to_device
 from automagic_torch.cameamp.array_step import update_batch
-from automagic_torch.cameamp.batches import Agreed, agree_on_gradients, agree_on_presence, has_room, kind
+from automagic_torch.cameamp.batches import agree_on_gradients, agree_on_presence, has_room, kind
 from automagic_torch.cameamp.call import Batch, Call
 from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
 from automagic_torch.cameamp.groups import (
@@ -99,7 +99,7 @@ class AutomagicCameAMP8bit(Optimizer):
     ) -> None:
         self.state_device = checked_state_device(state_device)
         self._told: set[str] = set()
-        self._gradients_agreed: Agreed = {}
+        self._gradients_agreed: dict[int, list[bool]] = {}
         self._stage_energy = {}
         super().__init__(params, default_fields(lr, layout, config))
 

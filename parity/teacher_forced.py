@@ -153,7 +153,9 @@ def compare(
         (scale,) = parts_of(step.state, ScaleByCameampState)
         found.state = max(found.state, _scalar_distance(scale.lr_scale, group["automagic_lr_scale"]))
         for clipped in parts_of(step.state, ClipByPercentileState):
-            found.state = max(found.state, distance(np.asarray(clipped.norm_history), group["automagic_norm_history"].numpy()))
+            found.state = max(
+                found.state, distance(np.asarray(clipped.norm_history), group["automagic_norm_history"].numpy())
+            )
             found.state = max(found.state, float(int(clipped.norm_position) != int(group["automagic_norm_position"])))
         if dtype != "float32":
             found.add_weights(torch_side.weights(), step.weights, dtype)

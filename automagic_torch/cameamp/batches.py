@@ -28,9 +28,6 @@ alone 2.6 s.  The limit is higher so that a model's adapters are one batch per s
 a temporary array has 32 MiB and the C library takes new pages from the system.
 """
 
-Agreed = dict[int, list[bool]]
-"""For every mesh dimension, which arrays had gradients when the processes last compared them on the host."""
-
 
 def kind(p: Tensor) -> Hashable:
     """The kind of an array: arrays of one group and one kind form batches.  p has a gradient."""
@@ -48,8 +45,13 @@ def agree_on_gradients(batches: Sequence[Batch]) -> None:
         agreement.agree_on_gradients(spread)
 
 
-def agree_on_presence(groups: Sequence[Mapping[str, Any]], agreed: Agreed) -> None:
-    """Raises a RuntimeError if only some of the processes that hold an array have a gradient of it."""
+def agree_on_presence(groups: Sequence[Mapping[str, Any]], agreed: dict[int, list[bool]]) -> None:
+    """Raises a RuntimeError if only some of the processes that hold an array have a gradient of it.
+
+    Args:
+        groups: the optimizer's groups.
+        agreed: kept for the next call.
+    """
     if any(is_dtensor(p) for group in groups for p in group["params"]):
         from automagic_torch.cameamp import presence
 

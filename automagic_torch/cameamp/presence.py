@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from automagic_torch.arrays.dtensors import is_dtensor
-from automagic_torch.cameamp.batches import Agreed
 from automagic_torch.cameamp.groups import parameter_name
 from automagic_torch.sharding.exchange import summed
 from automagic_torch.sharding.split import Split, split_of
 
+Agreed = dict[int, list[bool]]
+"""For every mesh dimension, which arrays had gradients when the processes last compared them on the host."""
 Named = list[tuple[tuple[int, int], Tensor]]
 """Parameters with the numbers of their group and of their place in it."""
 

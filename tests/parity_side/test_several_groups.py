@@ -90,7 +90,7 @@ def test_it_goes_on_as_in_pytorch_and_back(carried):
         back = to_torch_state(inner[group], part(params, group), like=back, group=i)
         other = before["param_groups"][1 - i]["params"]
         assert all(back["state"][key].keys() == before["state"][key].keys() for key in other)
-        assert back["param_groups"][1 - i]["step"] == before["param_groups"][1 - i]["step"]
+        assert back["param_groups"][1 - i]["automagic_step"] == before["param_groups"][1 - i]["automagic_step"]
     take(optimizer, torch_params, range(3, 7))
     begun = numbers(torch_side()[1])
     for name, ours in params.items():

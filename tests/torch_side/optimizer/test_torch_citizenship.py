@@ -48,7 +48,7 @@ def test_the_defaults_make_another_optimizer():
     optimizer = AutomagicCameAMP8bit(parameters(), **SMALL | {"layout": "flax", "profile": "memory_optimized"})
     optimizer.load_state_dict(optimizer.state_dict())
     other = type(optimizer)(parameters(), **optimizer.defaults)
-    assert other.defaults == optimizer.defaults
+    assert other.defaults == {k: v for k, v in optimizer.defaults.items() if k != "differentiable"}  # torch's own
     third = type(optimizer)(parameters(), **optimizer.defaults | {"factored": "none"})
     assert third.param_groups[0]["automagic_factored"] == "none"
 

@@ -114,7 +114,7 @@ def test_a_misspelt_field_of_a_group_makes_a_warning(key: str, near: int, recwar
 
 
 def test_a_misspelt_field_of_the_optimizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="did you mean 'warmup_steps'"):
+    with pytest.raises(ValueError, match="unknown field warmup_step = 1; did you mean 'warmup_steps'"):
         AutomagicCameAMP8bit([nn.Parameter(torch.ones(2))], warmup_step=1)
 
 

@@ -46,7 +46,7 @@ def test_frozen_parameters_may_have_any_dtype(dtype: torch.dtype) -> None:
     restored = AutomagicCameAMP8bit([("base", frozen), ("weight", linear(8, 6))], **FIELDS)
     restored.load_state_dict(optimizer.state_dict())
     optimizer.metrics()
-    assert optimizer.get_memory_efficiency_report()["parameters"] == 48
+    assert optimizer.get_memory_efficiency_report()["total_parameters"] == 48
 
 
 @pytest.mark.parametrize("kind", ["LoraConfig", "DoRA", "LoHaConfig", "LoKrConfig", "QLoRA"])
@@ -111,7 +111,7 @@ def test_a_tied_weight_listed_twice_takes_one_step_and_loads(named: bool) -> Non
     optimizer = AutomagicCameAMP8bit(listed, **FIELDS)
     expected = trained(plain, [once, other], range(3))
     assert same(trained(optimizer, [tied, beside], range(3)), expected)
-    assert optimizer.get_memory_efficiency_report()["parameters"] == 54
+    assert optimizer.get_memory_efficiency_report()["total_parameters"] == 54
     p, q = nn.Parameter(tied.detach().clone()), nn.Parameter(beside.detach().clone())
     restored = AutomagicCameAMP8bit([("a", p), ("b", p), ("c", q)] if named else [p, p, q], **FIELDS)
     restored.load_state_dict(optimizer.state_dict())

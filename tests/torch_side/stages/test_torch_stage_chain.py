@@ -88,7 +88,7 @@ def largest_distance(fields, *, layout="torch", steps=24, disable=frozenset()):
             furthest = max(distance(updates.get(p, torch.zeros(p.shape)), theirs), *found.values())
             # In an array of a few elements a difference of two nearly equal numbers may be all there is.
             largest = max(largest, furthest if theirs.size > 4 else furthest / 10)
-        if oracle.stages.clip.ring and "norm_history" in optimizer.param_groups[0]:
+        if oracle.stages.clip.ring and "automagic_norm_history" in optimizer.param_groups[0]:
             ring = optimizer.param_groups[0]["automagic_norm_history"].sort().values
             largest = max(largest, distance(ring, sorted(oracle.stages.clip.ring)))
     return largest
