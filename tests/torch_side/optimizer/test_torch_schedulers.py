@@ -40,7 +40,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "PolyLRScheduler": {"t_initial": STEPS, "lr_min": 1e-5},
     "StepLRScheduler": {"decay_t": 3, "decay_rate": 0.5},
     "TanhLRScheduler": {"t_initial": STEPS, "lr_min": 1e-5},
-    "WSDLRScheduler": {"t_initial": STEPS, "t_decay": 4, "lr_min": 1e-5},
+    "WSDLRScheduler": {"t_initial": STEPS, "decay_t": 4, "lr_min": 1e-5},
 }
 ABSTRACT = {"LRScheduler", "_LRScheduler", "SequentialLR", "ChainedScheduler"}
 

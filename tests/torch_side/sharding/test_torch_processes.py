@@ -10,7 +10,7 @@ import training_workers as train
 from torch import Tensor
 
 from tests.torch_side.processes import run_processes
-from tests.torch_side.sharded_workers import gathered_on_demand, refusals, steps_from_one_state
+from tests.torch_side.sharded_workers import gathered_on_demand, gradient_in_one_process, refusals, steps_from_one_state
 from tests.torch_side.torch_helpers import same
 
 SUMS = 1e-6
@@ -170,3 +170,8 @@ def test_what_works_on_whole_states_works_on_sharded_ones():
             assert same(sharded, whole), name
         whole, sharded = both["metrics"]
         assert sharded == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_gradient_in_one_process_only_is_an_error_in_all():
+    message = "parameter 'b' has a gradient in 1 of the 2 processes that hold it: all of them must have one, or none"
+    assert run_processes(gradient_in_one_process, 2, limit=90.0) == [(message, False)] * 2

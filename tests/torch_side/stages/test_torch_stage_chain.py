@@ -141,7 +141,7 @@ def test_a_skipped_array_passes_no_stage_and_its_group_records_no_norm():
     assert after.pop("skipped_steps") == before.pop("skipped_steps") + 1
     assert same(after, {name: before[name] for name in after})
     assert not same(optimizer.state[params[0]]["edge_history"], torch.zeros(8, 1))
-    for name in ("norm_history", "norm_position"):
+    for name in ("automagic_norm_history", "automagic_norm_position"):
         assert same(optimizer.param_groups[0][name], group[name])
     assert optimizer.param_groups[1]["automagic_norm_position"].item() == other + 1
 
@@ -165,7 +165,7 @@ def test_the_history_is_there_while_the_group_clips():
     )
     first, second = optimizer.param_groups
     assert same(first["automagic_norm_history"], torch.zeros(100))
-    assert "norm_history" not in second
+    assert "automagic_norm_history" not in second
     second["automagic_percentile_clipping"] = 50  # before the first step fields may still change
     run(optimizer, range(1, 3))
     assert second["automagic_norm_history"].all()
