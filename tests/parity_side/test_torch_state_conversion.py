@@ -99,7 +99,9 @@ MISFITS = {
         0
     ].pop("exp_avg_absmax"),
     r"layer\.bias lacks age": lambda s: s["state"][1].pop("age"),
-    r"head\.kernel has unknown entries: edge_history": lambda s: s["state"][2].update(edge_history=torch.zeros(1)),
+    r"head\.kernel has unknown entries: exp_avg_res_row": lambda s: s["state"][2].update(
+        exp_avg_res_row=torch.zeros(1)
+    ),
     r"layer\.kernel has exp_avg of shape \(40, 48\) and float32; expected \(40, 48\) and uint8": lambda s: s["state"][
         0
     ].update(exp_avg=torch.zeros(40, 48)),
