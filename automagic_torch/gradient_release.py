@@ -13,7 +13,7 @@ from torch import Tensor
 from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.cameamp.array_step import update_batch
 from automagic_torch.cameamp.call import OpenStep
-from automagic_torch.cameamp.groups import group_config, parameter_name, refuse_sparse
+from automagic_torch.cameamp.groups import group_config, parameter_name, refuse_gradients
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 
 
@@ -113,7 +113,7 @@ class GradientRelease:
             group_index, index = self._places[p]
             call = opened.calls[group_index]
             if p.grad.layout != torch.strided:
-                refuse_sparse(call.group, group_index)
+                refuse_gradients(call.group, group_index)
             optimizer._form_batches(call, group_index, (index,))
             self._updated.add(p)
             for batch in call.batches:
@@ -226,9 +226,10 @@ def _owner(p: Tensor) -> GradientRelease | None:
 
 
 def _refuse_stage_1(group: Mapping[str, Any], index: int) -> None:
-    if group_config(group).clips_by_percentile:
+    config = group_config(group)
+    if config.clips_by_percentile:
         raise ValueError(
-            f"group {index} has percentile_clipping = {group['percentile_clipping']}: the norm of all gradients is "
+            f"group {index} has percentile_clipping = {config.percentile_clipping}: the norm of all gradients is "
             "not known while they are released; valid: 100"
         )
 

@@ -11,32 +11,38 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from automagic_core import ArrayMemory, StatePlan, memory_report
-from automagic_core.arrays.state_forms import SHARED_STATES, WARM_UP_ONLY
+from automagic_core import StatePlan
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LR_SCALE, STEP, with_own_keys
+from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.arrays.marks import held_marks, set_marks
 from automagic_torch.cameamp.array_step import update_batch
-from automagic_torch.cameamp.batches import agree_on_gradients, has_room, kind, new_batch
+from automagic_torch.cameamp.batches import agree_on_gradients, agree_on_presence, has_room, kind, new_batch
 from automagic_torch.cameamp.call import Batch, Call, OpenStep
+from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
 from automagic_torch.cameamp.groups import (
+    as_group,
     default_fields,
-    device_of,
     group_config,
-    group_fields,
+    group_device,
     parameter_name,
     plan_of,
     reason_for_32_bits,
     refuse_dtypes,
+    refuse_gradients,
+    refuse_misfit,
     refuse_placements,
-    refuse_sparse,
+    sets_other_betas,
 )
 from automagic_torch.cameamp.rehearsal import is_rehearsal
 from automagic_torch.cameamp.verbose import tell_step
 from automagic_torch.checkpoints.loading import checked_state
 from automagic_torch.checkpoints.placeholders import with_placeholders
-from automagic_torch.codec import quantized_tensor
-from automagic_torch.stages.norm_history import add_norm_history, has_norm_history
+from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
+from automagic_torch.watching.memory_table import efficiency_report
 from automagic_torch.watching.metrics import metrics
+
+_ON_META = "make the optimizer after `to_empty`, which makes new parameters, or swap the tensors of the old ones"
 
 
 class AutomagicCameAMP8bit(Optimizer):
@@ -45,9 +51,8 @@ class AutomagicCameAMP8bit(Optimizer):
     Args:
         params: parameters, named parameters or parameter groups.  A group may have its own fields, also a `profile`:
             its fields win over its profile, which wins over the optimizer's fields.
-        lr: the rate at which the search begins, in [min_lr, max_lr]; a number or a scalar tensor.  A scheduler may set
-            ``group["lr"]`` to any value later.  ``OneCycleLR`` writes its `max_lr` and `min_lr` into the groups, and
-            they are then the limits here too.
+        lr: the rate at which the search begins, in [min_lr, max_lr], or 0 to begin with no rate; a number or a scalar
+            tensor.  A scheduler may set ``group["lr"]`` to any value later.
         layout: ``"torch"``, or ``"flax"`` for kernels of shape (in, out) and (*spatial, in, out).
         state_device: ``"cpu"`` keeps all states in the host's memory, pinned where there is CUDA, and brings those of
             one batch at a time to the device.  A step then waits for the device at its end.  None keeps states with
@@ -55,17 +60,19 @@ class AutomagicCameAMP8bit(Optimizer):
         **config: any field of `automagic_core.Config`, `profile` included.
 
     Raises:
-        ValueError: an unknown field, a value outside its range, a schedule as `lr`, or a parameter of a complex or an
-            integer dtype.
+        ValueError: an unknown field, a value outside its range, a schedule as `lr`, or a trained parameter of a
+            complex or an integer dtype.  Frozen parameters may have any dtype.
 
     `mark_embeddings` and `mark_lora` mark embeddings, whose states `stable_emb` keeps in 32 bits, and adapters, the
     arrays on which stage 4 works (section 1.4).  States have 8 bits on CUDA, and elsewhere with `force_8bit`;
     both need bitsandbytes.
 
-    Every group counts its calls in ``group["step"]`` and holds ℓ in ``group["lr_scale"]``.  While its
-    `percentile_clipping` is below 100, it also holds ``group["norm_history"]`` and ``group["norm_position"]``
-    (section 6.1).  Arrays of one kind are computed as one batch (section 8).  Nothing in a step waits for the device,
-    except the eigenvalues of adapters, once for each batch of them.
+    In a group the fields, except `lr` and `weight_decay`, have the prefix ``automagic_``, and so have `step`, ℓ in
+    `lr_scale`, and while `percentile_clipping` is below 100 `norm_history` and `norm_position` (section 6.1).  Change a
+    field there: ``group["automagic_max_lr"] = 1e-2``.  All other keys of a group, and other entries of
+    ``optimizer.state[p]``, are saved and restored, and never read.  ``group["effective_lr"]`` is what
+    `get_learning_rates` gives, as a tensor.  Arrays of one kind are computed as one batch (section 8).  Nothing in a
+    step waits for the device, except the eigenvalues of adapters, once for each batch of them.
     """
 
     _on_update: Callable[[Tensor, Tensor], None] | None = None
@@ -91,12 +98,16 @@ class AutomagicCameAMP8bit(Optimizer):
         **config: Any,
     ) -> None:
         self.state_device = checked_state_device(state_device)
-        self._told_about_fallback = False
+        self._told: set[str] = set()
+        self._gradients_agreed: dict[int, list[bool]] = {}
         self._stage_energy = {}
         super().__init__(params, default_fields(lr, layout, config))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, at any time; its `step` begins at 0.
+
+        Fields have their plain names.  Any other key is somebody else's and is kept; one that is nearly the name of a
+        field makes a warning.
 
         Raises:
             ValueError: as in the constructor.  Nothing was added.
@@ -105,10 +116,10 @@ class AutomagicCameAMP8bit(Optimizer):
             raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
         self._refuse_open_step("a group cannot be added")
         try:
-            fields = group_fields(param_group, self.defaults)
+            group = as_group(param_group, self.defaults)
         except ValueError as error:
             raise ValueError(f"group {len(self.param_groups)}: {error}") from error
-        super().add_param_group({**param_group, **fields})
+        super().add_param_group(group)
         group = self.param_groups[-1]
         try:
             refuse_dtypes(group, len(self.param_groups) - 1)
@@ -118,10 +129,16 @@ class AutomagicCameAMP8bit(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        group["step"] = 0
-        group["lr_scale"] = torch.zeros((), dtype=torch.float32, device=device_of(group))
-        add_norm_history(group, group_config(group), device_of(group))
+        group[STEP] = 0
+        group[LR_SCALE] = torch.zeros((), dtype=torch.float32, device=group_device(group))
+        group[EFFECTIVE_LR] = formed_rate(group, 1)
+        for key in (HISTORY, POSITION):
+            group.pop(key, None)
+        add_norm_history(group, group_config(group), group_device(group))
 
+    # Under `torch.compile` a step runs as it is, between two compiled parts.  `torch.compiler.disable` is the same, but
+    # would import the compiler with this module.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient.
@@ -136,8 +153,9 @@ class AutomagicCameAMP8bit(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a sparse gradient, or a state that does not fit the group's fields.  Nothing was changed.
-            ValueError: a group's field was set to a value outside its range.
+            RuntimeError: a sparse gradient, one that only some processes have, or a state that does not fit the group's
+                fields or the parameter's shape.  Nothing was changed.
+            ValueError: a group's field was set to a value outside its range, or a parameter has another dtype now.
         """
         loss = None
         if closure is not None:
@@ -146,11 +164,14 @@ class AutomagicCameAMP8bit(Optimizer):
         if self._gradient_release is not None:
             self._gradient_release.before_close()
         for index, group in enumerate(self.param_groups):
-            refuse_sparse(group, index)
+            refuse_gradients(group, index)
+        agree_on_presence(self.param_groups, self._gradients_agreed)
         opened = self._open_step or OpenStep(self.param_groups)
         for index, call in enumerate(opened.calls):
             self._form_batches(call, index, range(len(call.group["params"])))
         batches = [batch for call in opened.calls for batch in call.batches]
+        if not batches and (lost := sum(p.is_meta for group in self.param_groups for p in group["params"])):
+            self._warn_once("meta", f"nothing is trained: {lost} parameters are on the meta device; {_ON_META}")
         if is_rehearsal(opened.calls):
             return loss
         agree_on_gradients(batches)
@@ -173,35 +194,34 @@ class AutomagicCameAMP8bit(Optimizer):
 
     def _form_batches(self, call: Call, group_index: int, indices: Iterable[int]) -> None:
         """Puts those of a group's arrays that take part into the call's batches; a new array gets its states."""
-        if call.group["step"] == 0:
-            add_norm_history(call.group, call.config, device_of(call.group))
+        if call.group[STEP] == 0:
+            add_norm_history(call.group, call.config, group_device(call.group))
         elif has_norm_history(call.group) != call.config.clips_by_percentile:
             raise RuntimeError(
                 f"the state of group {group_index} does not fit its percentile_clipping: "
                 "stage 1 cannot be turned on or off after the first step"
             )
+        if sets_other_betas(call.group):
+            self._warn_once("betas", "a group's betas were changed, by a scheduler perhaps: the moments keep their own")
         call.batches = []
         open_batches: dict[Hashable, Batch] = {}
-        for index in indices:
-            p = call.group["params"][index]
+        # A tied weight may be listed twice; it takes one step.
+        for p, index in {call.group["params"][index]: index for index in indices}.items():
             if p.grad is None or p.numel() == 0:
                 continue
             key = kind(p)
             batch = open_batches.get(key)
             if batch is None or not has_room(batch):
                 batch = open_batches[key] = new_batch(call, p, self.state_device)
-            state = self.state.get(p)
-            if not state:
-                self._tell_about_fallback(p, batch.plan, call)
-                state = self.state[p] = batch.extent.new_state(call.warming, p.device)
-            elif state.keys() != batch.names:
-                name = parameter_name(call.group, group_index, index)
-                raise RuntimeError(
-                    f"the state of {name} does not fit its group's fields: "
-                    "fields that decide which states there are cannot change after the first step"
-                )
             # A new dict, since an earlier state_dict may hold the old one.
-            self.state[p] = state = dict(state)
+            state = dict(self.state.get(p, {}))
+            if not own_states(state):
+                self._tell_about_fallback(p, batch.plan, call)
+                state |= batch.extent.new_state(call.warming, p.device)
+            else:
+                refuse_misfit(state, p, batch.names, parameter_name(call.group, group_index, index))
+                state = batch.extent.beside(state, p.device)
+            self.state[p] = state
             batch.params.append(p)
             batch.states.append(state)
 
@@ -241,15 +261,20 @@ class AutomagicCameAMP8bit(Optimizer):
         DTensors count with their whole size.  Arrays have no states before their first step.  Frozen parameters do not
         count, since Adam has no states for them either.
         """
-        everything = [p for group in self.param_groups for p in group["params"]]
-        parameters = [p for p in everything if p.requires_grad or self.state.get(p)]
-        states = [self.state.get(p, {}) for p in parameters]
-        memory = [
-            ArrayMemory(p.numel(), "exp_avg_absmax" in state, sum(tensor.nbytes for tensor in state.values()))
-            for p, state in zip(parameters, states, strict=True)
-        ]
-        shared = sum(group[name].nbytes for group in self.param_groups for name in SHARED_STATES if name in group)
-        return memory_report(memory, shared) | {"bitsandbytes_available": quantized_tensor.BITSANDBYTES_AVAILABLE}
+        return efficiency_report(self)
+
+    def get_learning_rates(self) -> list[float]:
+        """The rate in force η̂ of every group: that of its last step, or before the first step of the first.
+
+        It is what the last step multiplied with, ramp, search and limits included, as ``group["effective_lr"]`` is.
+        Waits for the device.
+        """
+        return learning_rates(self.param_groups)
+
+    def get_avg_learning_rate(self) -> float:
+        """The mean of `get_learning_rates` over the groups.  Waits for the device."""
+        found = self.get_learning_rates()
+        return sum(found) / len(found)
 
     def metrics(self) -> dict[str, float]:
         """Statistics for dashboards: `automagic_torch.watching.metrics.metrics`.  Waits for the device."""
@@ -263,8 +288,15 @@ class AutomagicCameAMP8bit(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         marks = state.pop("marks", [])
+        # Version 0.1.0 saved its keys without a prefix.
+        state["param_groups"] = [with_own_keys(group) for group in state["param_groups"]]
+        if "defaults" in state:
+            state["defaults"] = with_own_keys(state["defaults"])
         super().__setstate__(state)
-        self.__dict__.setdefault("_told_about_fallback", False)
+        for group in self.param_groups:
+            group[EFFECTIVE_LR] = rate_in_force(group)
+        self.__dict__.setdefault("_told", set())
+        self.__dict__.setdefault("_gradients_agreed", {})
         self.__dict__.setdefault("state_device", None)
         self.__dict__.setdefault("_stage_energy", {})
         set_marks(self.param_groups, marks)
@@ -275,11 +307,13 @@ class AutomagicCameAMP8bit(Optimizer):
 
     def _tell_about_fallback(self, p: Tensor, plan: StatePlan, call: Call) -> None:
         """Warns once that states have 32 bits which were meant to have 8."""
-        wanted = plan_of(p, call.config, call.group["layout"], eight_bit=True)
-        if self._told_about_fallback or plan.quantized or not wanted.quantized:
-            return
-        self._told_about_fallback = True
-        warnings.warn(f"optimizer states are stored in 32 bits: {reason_for_32_bits(p)}", stacklevel=2)
+        if not plan.quantized and plan_of(p, call.config, call.group[LAYOUT], eight_bit=True).quantized:
+            self._warn_once("fallback", f"optimizer states are stored in 32 bits: {reason_for_32_bits(p)}")
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(message, stacklevel=2)
 
 
 def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **overrides: Any) -> AutomagicCameAMP8bit:

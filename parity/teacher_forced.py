@@ -151,10 +151,12 @@ def compare(
         found.add(theirs, step.updates, saved["state"], step.state)
         group = saved["param_groups"][0]
         (scale,) = parts_of(step.state, ScaleByCameampState)
-        found.state = max(found.state, _scalar_distance(scale.lr_scale, group["lr_scale"]))
+        found.state = max(found.state, _scalar_distance(scale.lr_scale, group["automagic_lr_scale"]))
         for clipped in parts_of(step.state, ClipByPercentileState):
-            found.state = max(found.state, distance(np.asarray(clipped.norm_history), group["norm_history"].numpy()))
-            found.state = max(found.state, float(int(clipped.norm_position) != int(group["norm_position"])))
+            found.state = max(
+                found.state, distance(np.asarray(clipped.norm_history), group["automagic_norm_history"].numpy())
+            )
+            found.state = max(found.state, float(int(clipped.norm_position) != int(group["automagic_norm_position"])))
         if dtype != "float32":
             found.add_weights(torch_side.weights(), step.weights, dtype)
         before = jax_side.from_torch(saved, weights)

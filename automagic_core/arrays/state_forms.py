@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,20 @@ SCALARS = ("age", "skipped_steps", "torque_mean", "background_scale")
 WARM_UP_ONLY = ("s", "s_absmax", "last_polarity")
 SHARED_STATES = ("lr_scale", "norm_history", "norm_position")
 """The states that a group holds for all its arrays."""
+_CODED = tuple(name + part for name in SLOTS for part in ("", "_absmax"))
+_FACTORED = tuple(name + part for name in COMPANDED for part in ("_row", "_col"))
+STATE_NAMES = frozenset({*_CODED, *_FACTORED, *ROW_STATES, *SCALARS, *WARM_UP_ONLY})
+"""Every name that a stored tensor of an array can have."""
+
+
+def own_states(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The optimizer's own entries of an array's state; others may keep theirs beside them."""
+    return {name: value for name, value in state.items() if name in STATE_NAMES}
+
+
+def foreign_states(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of an array's state that are somebody else's, such as the slow weights of timm's Lookahead."""
+    return {name: value for name, value in state.items() if name not in STATE_NAMES}
 
 
 class Form(NamedTuple):

@@ -127,11 +127,19 @@ def _taken(tensors: dict[str, np.ndarray], key: str) -> np.ndarray:
 
 def _check_others(others: Mapping[str, Any], label: str) -> None:
     for name, value in others.items():
-        if value is not None and not isinstance(value, (bool, int, float, str)):
+        if not (isinstance(name, str) and _is_json(value)):
             raise ValueError(
                 f"{label} has {name} = {value!r}, which is none of this optimizer's fields; "
-                "a neutral file holds only numbers and strings beside them"
+                "a neutral file holds only numbers, strings, lists and dicts beside them"
             )
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_json(entry) for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _label(index: int) -> str:

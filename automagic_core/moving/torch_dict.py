@@ -7,17 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from automagic_core.arrays.state_forms import SHARED_STATES, WARM_UP_ONLY
-from automagic_core.config.config import FIELD_NAMES
+from automagic_core.arrays.group_keys import (
+    LAYOUT,
+    OWN_KEYS,
+    STEP,
+    fields_of,
+    foreign_entries,
+    group_key,
+    missing_names,
+    with_own_keys,
+)
+from automagic_core.arrays.state_forms import SHARED_STATES, WARM_UP_ONLY, own_states
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup
-
-_KNOWN_KEYS = frozenset({*FIELD_NAMES, *SHARED_STATES, "params", "param_names", "layout", "step"})
 
 
 def neutral_groups(state_dict: Mapping[str, Any]) -> list[NeutralGroup]:
     """Converts ``optimizer.state_dict()``.  A state dict knows no marks, so no array has one.
 
-    After the warm-up the states that only the warm-up needs are left out.  `check_group` checks states, not this.
+    After the warm-up the states that only the warm-up needs are left out, and always what others keep in an array's
+    state, since its meaning is not known.  A parameter that is listed twice has states where it stands first.
+    `check_group` checks states, not this.
 
     Raises:
         ValueError: something is missing, or there are states of unknown parameters; the message says what.
@@ -36,8 +45,8 @@ def neutral_groups(state_dict: Mapping[str, Any]) -> list[NeutralGroup]:
         label = f"the state dict's parameter group {index}" if several else "the state dict's parameter group"
         if not isinstance(group, Mapping):
             raise ValueError(f"{label} is a {type(group).__name__}; valid: a dict")
-        missing = [name for name in (*FIELD_NAMES, "layout", "step", "lr_scale", "params") if name not in group]
-        if missing:
+        group = with_own_keys(group)
+        if missing := missing_names(group):
             raise ValueError(f"{label} lacks {', '.join(missing)}")
         _check_parameters(group, label)
         found.append(_group(group, states))
@@ -57,7 +66,7 @@ def _check_parameters(group: Mapping[str, Any], label: str) -> None:
 def _group(group: Mapping[str, Any], states: dict[Any, Any]) -> NeutralGroup:
     """Converts one group and removes its states from `states`."""
     names = group.get("param_names")
-    step, warmup_steps = group["step"], group["warmup_steps"]
+    step, warmup_steps = group[STEP], group[group_key("warmup_steps")]
     over = isinstance(step, int) and isinstance(warmup_steps, int) and step >= warmup_steps
     arrays = []
     for index, key in enumerate(group["params"]):
@@ -67,19 +76,19 @@ def _group(group: Mapping[str, Any], states: dict[Any, Any]) -> NeutralGroup:
             raise ValueError(f"the state of {name} is no dict of tensors by name")
         held = {
             state: as_numpy(value, f"{state} of {name}")
-            for state, value in saved.items()
+            for state, value in own_states(saved).items()
             if not (over and state in WARM_UP_ONLY)
         }
         shape = tuple(held["exp_avg"].shape) if "exp_avg" in held else None
         arrays.append(NeutralArray(name, shape, False, False, held))
     return NeutralGroup(
-        fields={name: _plain(group[name]) for name in FIELD_NAMES},
-        layout=group["layout"],
-        step=group["step"],
-        shared={name: as_numpy(group[name], name) for name in SHARED_STATES if name in group},
+        fields={name: _plain(value) for name, value in fields_of(group).items()},
+        layout=group[LAYOUT],
+        step=group[STEP],
+        shared={name: as_numpy(group[OWN_KEYS[name]], name) for name in SHARED_STATES if OWN_KEYS[name] in group},
         arrays=tuple(arrays),
         named=names is not None,
-        others={name: _plain(value) for name, value in group.items() if name not in _KNOWN_KEYS},
+        others={name: _plain(value) for name, value in foreign_entries(group).items() if name != "betas"},
     )
 
 
@@ -101,11 +110,12 @@ def state_dict_of(groups: Sequence[NeutralGroup], tensor: Callable[[np.ndarray],
                 states[key] = {name: tensor(value) for name, value in array.states.items()}
         param_groups.append(
             {
+                "betas": group.fields["betas"],
                 **group.others,
-                **group.fields,
-                "layout": group.layout,
-                "step": group.step,
-                **{name: tensor(value) for name, value in group.shared.items()},
+                **{group_key(name): value for name, value in group.fields.items()},
+                LAYOUT: group.layout,
+                STEP: group.step,
+                **{group_key(name): tensor(value) for name, value in group.shared.items()},
                 "params": keys,
                 **({"param_names": [array.name for array in group.arrays]} if group.named else {}),
             }

@@ -7,6 +7,7 @@ from typing import Any
 
 from automagic_core import Layout
 from automagic_core.arrays.axes import check_axes, inverse_axes
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, STEP, group_key, with_own_keys
 from automagic_core.moving.neutral import Axes, check_group, in_layout, one_group
 from automagic_core.moving.notes import Notes
 from automagic_core.moving.torch_dict import neutral_groups
@@ -119,11 +120,12 @@ def to_torch_state(
     _tell(notes, told)
     # `torch.tensor` copies: torch must not share memory with an immutable JAX array.
     groups = list(like["param_groups"])
-    new = groups[group or 0] = dict(groups[group or 0])
-    new["step"] = ours.step
+    new = groups[group or 0] = with_own_keys(groups[group or 0])
+    new[STEP] = ours.step
+    new.pop(EFFECTIVE_LR, None)
     for name in ("lr_scale", *RINGS):
         if name in ours.shared:
-            new[name] = torch.tensor(ours.shared[name])
+            new[group_key(name)] = torch.tensor(ours.shared[name])
     states = {key: state for key, state in like["state"].items() if key not in new["params"]}
     for position, array in zip(positions, ours.arrays, strict=True):
         states[new["params"][position]] = {name: torch.tensor(value) for name, value in array.states.items()}

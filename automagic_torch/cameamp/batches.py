@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from automagic_core.arrays.group_keys import LAYOUT
 from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.arrays.marks import is_embedding, is_lora
 from automagic_torch.cameamp.call import Batch, Call
@@ -48,6 +50,19 @@ def agree_on_gradients(batches: Sequence[Batch]) -> None:
         agreement.agree_on_gradients(spread)
 
 
+def agree_on_presence(groups: Sequence[Mapping[str, Any]], agreed: dict[int, list[bool]]) -> None:
+    """Raises a RuntimeError if only some of the processes that hold an array have a gradient of it.
+
+    Args:
+        groups: the optimizer's groups.
+        agreed: kept for the next call.
+    """
+    if any(is_dtensor(p) for group in groups for p in group["params"]):
+        from automagic_torch.cameamp import presence
+
+        presence.agree_on_presence(groups, agreed)
+
+
 def _processes(p: Tensor) -> Hashable:
     """The processes that hold p, and its placements; None for a plain tensor."""
     return (p.device_mesh, p.placements) if is_dtensor(p) else None
@@ -66,12 +81,13 @@ def has_room(batch: Batch) -> bool:
 
 def new_batch(call: Call, p: Tensor, state_device: torch.device | None) -> Batch:
     """Adds a batch for arrays of the kind of p to a call."""
-    plan = plan_of(p, call.config, call.group["layout"], eight_bit=can_store_8bit(p, call.config))
+    layout = call.group[LAYOUT]
+    plan = plan_of(p, call.config, layout, eight_bit=can_store_8bit(p, call.config))
     batch = Batch(
         call,
         extent_of(p, plan, state_device),
         frozenset(state_forms(plan, call.warming)),
-        StageArrays(plan, call.config, call.group["layout"], is_embedding(p), is_lora(p)),
+        StageArrays(plan, call.config, layout, is_embedding(p), is_lora(p)),
     )
     call.batches.append(batch)
     return batch

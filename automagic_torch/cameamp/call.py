@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from automagic_core import MAX_STEP, Config, Slot, StatePlan, rounding_key
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, LR_SCALE, STEP
 from automagic_torch.arrays.stacked import square_norm, to_device
 from automagic_torch.arrays.usable import are_usable, gradients, raw_gradients
-from automagic_torch.cameamp.groups import device_of, group_config
+from automagic_torch.cameamp.groups import group_config, group_device
 from automagic_torch.cameamp.learning_rate import Rates, Vote, new_lr_mask, new_lr_scale, pooled, rates
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
@@ -27,7 +28,7 @@ class Call:
     """One step of one parameter group.
 
     Attributes:
-        group: the group; its ``"step"`` is set to t before arrays are updated.
+        group: the group; its step is set to t before arrays are updated.
         config: its hyperparameters without `lr`.
         step: t.
         batches: the arrays that take part in the step.
@@ -54,8 +55,10 @@ class Call:
 
     def begin(self) -> None:
         """Counts the step."""
-        self.group["step"] = self.step
-        self.group["lr_scale"] = to_device(self.group["lr_scale"], device_of(self.group))
+        device = group_device(self.group)
+        self.group[STEP] = self.step
+        self.group[LR_SCALE] = to_device(self.group[LR_SCALE], device)
+        self.group[EFFECTIVE_LR] = self.rates(device).array
 
     def end(self) -> None:
         """Lets go of the arrays.  Else the cycle of calls and batches would keep states that the next step replaces."""
@@ -65,7 +68,7 @@ class Call:
     def rates(self, device: torch.device) -> Rates:
         """The rates on a device, formed once for each."""
         if device not in self._rates:
-            lr, lr_scale = self.group["lr"], self.group["lr_scale"]
+            lr, lr_scale = self.group["lr"], self.group[LR_SCALE]
             self._rates[device] = rates(lr, lr_scale, self.step, self.config, device)
         return self._rates[device]
 
@@ -73,7 +76,7 @@ class Call:
         """Stage 1: records n² of the group's arrays, and forms the factor for their gradients (section 4.1)."""
         if not self.config.clips_by_percentile:
             return
-        device = self.group["lr_scale"].device
+        device = self.group[LR_SCALE].device
         square_norm = total([to_device(batch.square_norm(), device) for batch in self.batches], device)
         history, position = (to_device(self.group[name], device) for name in (HISTORY, POSITION))
         self.group[HISTORY], self.group[POSITION] = recorded(square_norm, history, position)
@@ -88,13 +91,13 @@ class Call:
         if not self.votes:
             return
         group = self.group
-        a_hat, any_counts = pooled([vote for _, vote, _ in self.votes], group["lr_scale"].device)
+        a_hat, any_counts = pooled([vote for _, vote, _ in self.votes], group[LR_SCALE].device)
         for batch, vote, lr_mask in self.votes:
             if lr_mask is not None:
                 batch.extent.replace(
                     batch.states, "lr_mask", new_lr_mask(lr_mask, vote, a_hat, batch.plan, self.config)
                 )
-        group["lr_scale"] = new_lr_scale(group["lr_scale"], a_hat, any_counts, group["lr"], self.config)
+        group[LR_SCALE] = new_lr_scale(group[LR_SCALE], a_hat, any_counts, group["lr"], self.config)
 
 
 class OpenStep:
@@ -106,7 +109,7 @@ class OpenStep:
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        self.calls = [Call(group, group_config(group), min(group["step"] + 1, MAX_STEP)) for group in groups]
+        self.calls = [Call(group, group_config(group), min(group[STEP] + 1, MAX_STEP)) for group in groups]
         self.energy = StageEnergy(call.config for call in self.calls)
 
 

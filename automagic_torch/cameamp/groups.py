@@ -2,50 +2,101 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
+import warnings
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from automagic_core import FIELD_NAMES, PROFILES, Config, StatePlan, check_layout, check_names, state_plan
+from automagic_core import FIELD_NAMES, PROFILES, Config, StatePlan, check_layout, state_plan
+from automagic_core.arrays.group_keys import LAYOUT, OWN_KEYS, fields_of
+from automagic_core.arrays.state_forms import own_states
 from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.arrays.marks import is_embedding
 from automagic_torch.cameamp.round_to_parameters import SUPPORTED_DTYPES
 from automagic_torch.codec import quantized_tensor
 
-OTHER_KEYS = ("params", "param_names", "name", "initial_lr")
-"""Keys of a new group that are no fields: those of torch and of its schedulers."""
+_NO_SUCH_WAY = {
+    "foreach": "arrays of one kind are always computed together",
+    "fused": "arrays of one kind are always computed together",
+    "capturable": "a step counts on the host, so run it outside of a CUDA graph",
+    "differentiable": "no gradient flows through a step",
+    "maximize": "a step always descends, so negate the loss",
+}
+"""Keywords of torch's optimizers that decide how a step is done, and what holds here."""
+_FIELD_KEYS = tuple(OWN_KEYS[name] for name in FIELD_NAMES)
+_NAMES = {key: name for name, key in OWN_KEYS.items() if key != name}
+_LIMIT = OWN_KEYS["min_lr"]
+_BETAS = OWN_KEYS["betas"]
+_NEARLY_THE_NAME = 0.85
+
+
+def _refuse_ways(fields: Mapping[str, Any]) -> None:
+    """Raises a ValueError that says what holds instead of a keyword of torch's optimizers."""
+    for name, instead in _NO_SUCH_WAY.items():
+        if fields.get(name):
+            raise ValueError(f"{name} = {fields[name]!r} is not an option of this optimizer: {instead}")
 
 
 def default_fields(lr: Any, layout: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of an optimizer: all fields of `Config`, and the layout.
+    """The defaults of an optimizer, by their keys in a group: all fields of `Config`, the layout, and `betas`.
+
+    `betas` is there a second time without the prefix: ``OneCycleLR`` and ``CyclicLR`` look for it, and may write into
+    it what nobody reads.
 
     Raises:
         ValueError: an unknown name, a value outside its range, or a schedule as `lr`.
     """
+    _refuse_ways(fields)
+    # Code that copies an optimizer gives its `defaults` back.
+    of_defaults = {_NAMES[key]: value for key, value in fields.items() if key in _NAMES}
+    plain_fields = {name: value for name, value in fields.items() if name not in _NAMES and name not in _NO_SUCH_WAY}
+    fields = of_defaults | plain_fields
+    layout = fields.pop("layout", layout)
     check_layout(layout)
     _refuse_schedule(lr)
-    config = Config(lr=lr, **fields)
-    return {**_plain(config.__dict__), "layout": layout}
+    # Training begins when a rate is set, so 0 need not lie between the limits.
+    rests = isinstance(lr, numbers.Real) and not isinstance(lr, bool) and lr == 0
+    config = Config(lr=fields.get("min_lr", Config.min_lr) if rests else lr, **fields)
+    plain = _plain(config.__dict__) | ({"lr": 0.0} if rests else {})
+    return {OWN_KEYS[name]: value for name, value in plain.items()} | {LAYOUT: layout, "betas": plain["betas"]}
 
 
 def group_fields(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a new group: its own fields win over its profile, which wins over the optimizer's defaults.
 
+    A group names its fields as the constructor does; one that was another optimizer's group has them by their keys.
+    Any other entry is somebody else's and stays as it is.
+
     Raises:
-        ValueError: as in `default_fields`.
+        ValueError: a value outside its range, or a schedule as `lr`.
     """
-    own = {name: value for name, value in group.items() if name not in OTHER_KEYS}
-    layout = own.pop("layout", defaults["layout"])
-    check_names(own)
+    own = {name: group[name] for name in (*FIELD_NAMES, "layout") if name in group}
+    own |= {name: group[OWN_KEYS[name]] for name in (*FIELD_NAMES, "layout") if OWN_KEYS[name] in group}
+    layout = own.pop("layout", defaults[LAYOUT])
     Config(profile=own.get("profile"))
     profile = PROFILES.get(own.get("profile") or "", {})
-    inherited = {name: defaults[name] for name in FIELD_NAMES}
-    merged = {**inherited, **profile, **own}
+    merged = {**fields_of(defaults), **profile, **own}
     return default_fields(merged.pop("lr"), layout, merged)
+
+
+def as_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The group as the optimizer keeps it: its fields by their keys, and the entries of others.
+
+    Raises:
+        ValueError: as `group_fields`.
+    """
+    _refuse_ways(group)
+    fields = group_fields(group, defaults)
+    others = {key: value for key, value in group.items() if key not in FIELD_NAMES and key != "layout"}
+    for key in others:
+        _warn_if_nearly_a_field(key)
+    return {**others, **fields}
 
 
 def group_config(group: Mapping[str, Any]) -> Config:
@@ -56,11 +107,25 @@ def group_config(group: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: a field was set to a value outside its range.
     """
-    values = [group["min_lr"] if name == "lr" else group[name] for name in FIELD_NAMES]
+    values = [group[_LIMIT if key == "lr" else key] for key in _FIELD_KEYS]
     try:
         return _known_config(*values)
     except TypeError:  # a value without a hash, such as a list
         return Config(**dict(zip(FIELD_NAMES, values, strict=True)))
+
+
+def group_device(group: Mapping[str, Any]) -> torch.device:
+    """Where the tensors of a group lie: with its first trained parameter; on the meta device only if it steps there."""
+    for p in group["params"]:
+        if p.grad is not None or (p.requires_grad and not p.is_meta):
+            return torch.device(p.device)
+    return next((torch.device(p.device) for p in group["params"] if not p.is_meta), torch.device("cpu"))
+
+
+def sets_other_betas(group: Mapping[str, Any]) -> bool:
+    """Whether somebody wrote into `betas`, which the moments do not read."""
+    betas = group.get("betas", group[_BETAS])
+    return not isinstance(betas, (tuple, list)) or [*betas] != [*group[_BETAS]]
 
 
 @lru_cache(maxsize=256, typed=True)
@@ -80,15 +145,10 @@ def can_store_8bit(p: Tensor, config: Config) -> bool:
 
 
 def reason_for_32_bits(p: Tensor) -> str:
-    """Why p has 32-bit states where `can_store_8bit` is False."""
+    """Why the states of p have 32 bits where its fields ask for 8."""
     if not quantized_tensor.BITSANDBYTES_AVAILABLE:
         return "bitsandbytes is not installed"
     return f"the parameters are on {p.device.type}; force_8bit=True stores 8 bits there too"
-
-
-def device_of(group: Mapping[str, Any]) -> torch.device:
-    """Where the tensors of a group are kept: with its first parameter."""
-    return group["params"][0].device if group["params"] else torch.device("cpu")
 
 
 def parameter_name(group: Mapping[str, Any], group_index: int, index: int) -> str:
@@ -99,18 +159,18 @@ def parameter_name(group: Mapping[str, Any], group_index: int, index: int) -> st
 
 
 def refuse_dtypes(group: Mapping[str, Any], group_index: int) -> None:
-    """Raises a ValueError that names the first parameter of a dtype that cannot be optimized."""
+    """Raises a ValueError that names the first trained parameter of a dtype that cannot be optimized."""
     for index, p in enumerate(group["params"]):
-        if p.dtype not in SUPPORTED_DTYPES:
+        if _is_trained(p) and p.dtype not in SUPPORTED_DTYPES:
             valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
             name = parameter_name(group, group_index, index)
             raise ValueError(f"{name} has dtype {str(p.dtype).removeprefix('torch.')}; valid: {valid}")
 
 
 def refuse_placements(group: Mapping[str, Any], group_index: int) -> None:
-    """Raises a ValueError that names the first DTensor with placements that are not supported."""
+    """Raises a ValueError that names the first trained DTensor with placements that are not supported."""
     for index, p in enumerate(group["params"]):
-        if is_dtensor(p):
+        if _is_trained(p) and is_dtensor(p):
             from automagic_torch.sharding.split import split_of
 
             try:
@@ -119,12 +179,50 @@ def refuse_placements(group: Mapping[str, Any], group_index: int) -> None:
                 raise ValueError(f"{parameter_name(group, group_index, index)}: {error}") from error
 
 
-def refuse_sparse(group: Mapping[str, Any], group_index: int) -> None:
-    """Raises a RuntimeError that names the first parameter with a sparse gradient."""
+def refuse_gradients(group: Mapping[str, Any], group_index: int) -> None:
+    """Refuses gradients that cannot be used, and names the first such parameter.
+
+    Raises:
+        RuntimeError: a sparse gradient, or one of another shape than its parameter.
+        ValueError: a parameter of a dtype or with placements that are not supported.
+    """
     for index, p in enumerate(group["params"]):
-        if p.grad is not None and p.grad.layout != torch.strided:
+        if p.grad is None:
+            continue
+        if p.grad.layout != torch.strided:
             name = parameter_name(group, group_index, index)
             raise RuntimeError(f"{name} has a sparse gradient; only dense gradients can be used")
+        if p.grad.shape != p.shape:
+            name = parameter_name(group, group_index, index)
+            raise RuntimeError(f"{name} has a gradient of shape {tuple(p.grad.shape)}; its own is {tuple(p.shape)}")
+        if p.dtype not in SUPPORTED_DTYPES:
+            refuse_dtypes(group, group_index)
+
+
+def refuse_misfit(state: Mapping[str, Any], p: Tensor, names: AbstractSet[str], name: str) -> None:
+    """Raises a RuntimeError that names the parameter unless its states are those of its fields and its shape.
+
+    Args:
+        state: of the parameter, entries of others included.
+        p: the parameter.
+        names: of its states.
+        name: the parameter in the message.
+    """
+    if state.keys() != names and own_states(state).keys() != names:
+        raise RuntimeError(
+            f"the state of {name} does not fit its group's fields: fields that decide which states there are cannot "
+            "change after the first step, nor can the kind of device; load_requantized goes on with others"
+        )
+    if state["exp_avg"].shape != p.shape:
+        raise RuntimeError(
+            f"{name} has shape {tuple(p.shape)} now, and states of shape {tuple(state['exp_avg'].shape)}: it was "
+            "resized after its first step; make a new optimizer, or delete its entry in optimizer.state"
+        )
+
+
+def _is_trained(p: Tensor) -> bool:
+    """Frozen parameters may have any dtype: 4-bit weights are bytes."""
+    return p.requires_grad or p.grad is not None
 
 
 def _refuse_schedule(lr: Any) -> None:
@@ -132,6 +230,13 @@ def _refuse_schedule(lr: Any) -> None:
         raise ValueError(
             f"lr = {lr!r} is a schedule; give a number and put the schedule into torch.optim.lr_scheduler.LambdaLR"
         )
+
+
+def _warn_if_nearly_a_field(key: Any) -> None:
+    """Warns of a misspelt field.  It cannot be refused: any library may keep an entry of its own in a group."""
+    near = difflib.get_close_matches(str(key), FIELD_NAMES, n=1, cutoff=_NEARLY_THE_NAME)
+    if near and key not in ("params", "param_names") and near[0].count("_") == key.count("_"):
+        warnings.warn(f"a parameter group has {key!r}, which is no field; did you mean {near[0]!r}?", stacklevel=4)
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

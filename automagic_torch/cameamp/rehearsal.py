@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from automagic_core.arrays.group_keys import STEP
 from automagic_torch.cameamp.call import Call
 
 
@@ -20,7 +21,7 @@ def is_rehearsal(calls: Sequence[Call]) -> bool:
 
     It reads gradients, and so waits for the device, only before the first step and with a rate of 0.
     """
-    if not calls or any(call.group["step"] > 0 or not _is_zero(call.group["lr"]) for call in calls):
+    if not calls or any(call.group[STEP] > 0 or not _is_zero(call.group["lr"]) for call in calls):
         return False
     batches = [batch for call in calls for batch in call.batches]
     if not batches:

@@ -9,6 +9,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from automagic_core.arrays.group_keys import LR_SCALE, STEP, group_key
 from automagic_core.watching.verbose import EVERY, progress_message, start_message, tell
 from automagic_torch.arrays.marks import is_embedding, is_lora
 from automagic_torch.cameamp.groups import group_config
@@ -29,13 +30,13 @@ def tell_step(optimizer: Any) -> None:
     Args:
         optimizer: an `AutomagicCameAMP8bit` that has just stepped.
     """
-    groups = [group for group in optimizer.param_groups if group["verbose"]]
+    groups = [group for group in optimizer.param_groups if group[group_key("verbose")]]
     if not groups:
         return
     if optimizer not in _told:
         _told.add(optimizer)
         tell(LOGGER, _start(optimizer, groups))
-    if groups[0]["step"] % EVERY == 0:
+    if groups[0][STEP] % EVERY == 0:
         tell(LOGGER, _progress(optimizer, groups))
 
 
@@ -50,13 +51,13 @@ def _start(optimizer: Any, groups: list[dict[str, Any]]) -> str:
 def _progress(optimizer: Any, groups: list[dict[str, Any]]) -> str:
     fastest = max(groups, key=_rate)
     skipped = count(state_sums(optimizer, "skipped_steps"))
-    return progress_message(groups[0]["step"], _rate(fastest), float(fastest["lr_scale"].exp()), skipped)
+    return progress_message(groups[0][STEP], _rate(fastest), float(fastest[LR_SCALE].exp()), skipped)
 
 
 def _rate(group: Mapping[str, Any]) -> float:
     """η̂, the rate of the group's arrays."""
-    scale: Tensor = group["lr_scale"]
-    return float(rates(group["lr"], scale, group["step"], group_config(group), scale.device).array)
+    scale: Tensor = group[LR_SCALE]
+    return float(rates(group["lr"], scale, group[STEP], group_config(group), scale.device).array)
 
 
 def _device_name(device: torch.device) -> str:

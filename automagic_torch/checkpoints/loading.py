@@ -12,8 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automagic_core import FIELD_NAMES, MAX_STEP, Config
-from automagic_core.arrays.state_forms import WARM_UP_ONLY
+from automagic_core import MAX_STEP, Config
+from automagic_core.arrays.group_keys import (
+    EFFECTIVE_LR,
+    LAYOUT,
+    LR_SCALE,
+    STEP,
+    missing_names,
+    with_own_keys,
+)
+from automagic_core.arrays.state_forms import WARM_UP_ONLY, foreign_states, own_states
+from automagic_torch.cameamp.effective_rate import rate_in_force
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.checkpoints.saved_values import check_norm_history, check_values
 from automagic_torch.codec import quantized_tensor
@@ -43,13 +52,17 @@ def checked_state(
     Raises:
         ValueError: something does not fit; the message says what.  Nothing was changed.
     """
-    saved_groups = deepcopy(_entry(state_dict, "param_groups", (list, tuple)))
+    entries = deepcopy(_entry(state_dict, "param_groups", (list, tuple)))
+    saved_groups = [with_own_keys(entry) if isinstance(entry, Mapping) else entry for entry in entries]
     if len(saved_groups) != len(groups):
         raise ValueError(f"the saved state has {len(saved_groups)} parameter groups, the optimizer {len(groups)}")
     for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         _check_group(group, saved, index)
     ids = list(chain.from_iterable(saved["params"] for saved in saved_groups))
-    if not all(isinstance(key, (int, str)) for key in ids) or len(set(ids)) != len(ids):
+    numbered = zip(ids, chain.from_iterable(group["params"] for group in groups), strict=True)
+    owners: dict[Any, Tensor] = {}
+    # A parameter that is listed twice has one number in both places.
+    if not all(isinstance(key, (int, str)) and owners.setdefault(key, p) is p for key, p in numbered):
         raise ValueError("the saved state numbers its parameters otherwise than state_dict() does, or one twice")
     saved_states = dict(_entry(state_dict, "state", Mapping))
     unknown = set(saved_states) - set(ids)
@@ -59,7 +72,7 @@ def checked_state(
     states: defaultdict[Tensor, States] = defaultdict(dict)
     for group_index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
-            if saved_states.get(key):
+            if saved_states.get(key) and p not in states:
                 name = parameter_name(group, group_index, index)
                 states[p] = _checked_array(p, saved_states[key], saved, name, any_device, state_device)
     return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
@@ -79,8 +92,7 @@ def _entry(state_dict: Mapping[str, Any], name: str, kind: Any) -> Any:
 def _check_group(group: Group, saved: Any, index: int) -> None:
     if not isinstance(saved, Mapping):
         raise ValueError(f"group {index} of the saved state is a {type(saved).__name__}; valid: a dict")
-    missing = [name for name in ("params", "layout", "step", "lr_scale", *FIELD_NAMES) if name not in saved]
-    if missing:
+    if missing := missing_names(saved):
         raise ValueError(f"group {index} of the saved state lacks {', '.join(missing)}")
     if not isinstance(saved["params"], (list, tuple)):
         raise ValueError(f"group {index} of the saved state has params = {saved['params']!r}; valid: a list")
@@ -89,11 +101,9 @@ def _check_group(group: Group, saved: Any, index: int) -> None:
             f"group {index} has {len(saved['params'])} parameters in the saved state, "
             f"{len(group['params'])} in the optimizer"
         )
-    if saved["layout"] != group["layout"]:
-        raise ValueError(
-            f"group {index} was saved with layout {saved['layout']!r}, the optimizer has {group['layout']!r}"
-        )
-    step, lr_scale = saved["step"], saved["lr_scale"]
+    if saved[LAYOUT] != group[LAYOUT]:
+        raise ValueError(f"group {index} was saved with layout {saved[LAYOUT]!r}, the optimizer has {group[LAYOUT]!r}")
+    step, lr_scale = saved[STEP], saved[LR_SCALE]
     if type(step) is not int or not 0 <= step <= MAX_STEP:
         raise ValueError(f"group {index} has step = {step!r} in the saved state; valid: an integer in [0, {MAX_STEP}]")
     if not _is_scalar(lr_scale) or lr_scale.dtype != torch.float32:
@@ -127,11 +137,17 @@ def _checked_array(
     config = group_config(group)
     if not isinstance(saved, Mapping):
         raise ValueError(f"the saved state of {name} is a {type(saved).__name__}; valid: a dict")
-    warming = group["step"] < config.warmup_steps
+    warming = group[STEP] < config.warmup_steps
     # A distributed checkpoint holds the states of the warm-up even after it; they are dropped.
-    kept = {key: value for key, value in saved.items() if warming or key not in WARM_UP_ONLY}
+    kept = {key: value for key, value in own_states(saved).items() if warming or key not in WARM_UP_ONLY}
+    foreign = {
+        key: value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else deepcopy(value)
+        for key, value in foreign_states(saved).items()
+    }
+    if not kept:
+        return foreign
     eight_bit = "exp_avg_absmax" in saved if any_device else can_store_8bit(p, config)
-    plan = plan_of(p, config, group["layout"], eight_bit=eight_bit)
+    plan = plan_of(p, config, group[LAYOUT], eight_bit=eight_bit)
     forms = state_forms(plan, warming)
     _check_bits(kept, plan.quantized, config, name)
     differing = sorted(set(kept) ^ set(forms), key=str)
@@ -152,7 +168,7 @@ def _checked_array(
     # Each process checks its own piece of a state.
     for key, part in zip(placed, extent.here(list(placed.values())), strict=True):
         check_values(part, key, f"the saved state of {name}")
-    return placed
+    return foreign | placed
 
 
 def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: str) -> None:
@@ -172,6 +188,7 @@ def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: s
 
 def _merged(group: Group, saved: Group) -> Group:
     merged = {**saved, "params": group["params"]}
+    merged[EFFECTIVE_LR] = rate_in_force(saved)
     if "param_names" in group:
         merged.setdefault("param_names", group["param_names"])
     return merged

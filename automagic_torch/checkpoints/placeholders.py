@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from automagic_core.arrays.group_keys import LAYOUT, STEP
+from automagic_core.arrays.state_forms import own_states
 from automagic_torch.cameamp.groups import group_config, plan_of
 from automagic_torch.codec.stored import state_forms
 from automagic_torch.sharding.extent_of import extent_of
@@ -35,9 +37,9 @@ def with_placeholders(
     for group, saved in zip(groups, state_dict["param_groups"], strict=True):
         config = group_config(group)
         for p, key in zip(group["params"], saved["params"], strict=True):
-            if config.warmup_steps == 0 or group["step"] < config.warmup_steps or not states.get(key):
+            if config.warmup_steps == 0 or group[STEP] < config.warmup_steps or not own_states(states.get(key, {})):
                 continue
-            plan = plan_of(p, config, group["layout"], eight_bit="exp_avg_absmax" in states[key])
+            plan = plan_of(p, config, group[LAYOUT], eight_bit="exp_avg_absmax" in states[key])
             missing = [name for name in state_forms(plan, warming=True) if name not in states[key]]
             states[key] = states[key] | extent_of(p, plan, state_device).zeros(missing, p.device)
     return {**state_dict, "state": states}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config
+from automagic_core.arrays.group_keys import PREFIX
 from automagic_core.arrays.state_forms import SLOTS
 from automagic_core.config.constants import NORM_HISTORY
 from automagic_core.moving.value_limits import check_range, limits
@@ -45,7 +46,9 @@ def check_norm_history(group: Mapping[str, Any], config: Config, name: str) -> N
     for key in (HISTORY, POSITION):
         if (key in group) != planned:
             there = "has a" if key in group else "lacks"
-            raise ValueError(f"{name} {there} {key} with percentile_clipping = {config.percentile_clipping}")
+            raise ValueError(
+                f"{name} {there} {key.removeprefix(PREFIX)} with percentile_clipping = {config.percentile_clipping}"
+            )
     if not planned:
         return
     history, position = group[HISTORY], group[POSITION]
@@ -53,7 +56,7 @@ def check_norm_history(group: Mapping[str, Any], config: Config, name: str) -> N
         raise ValueError(
             f"{name} has norm_history {_form(history)}; valid: a float32 tensor of shape ({NORM_HISTORY},)"
         )
-    check_values(history, HISTORY, name)
+    check_values(history, HISTORY.removeprefix(PREFIX), name)
     if not _is(position, (), torch.int32) or not 0 <= int(position) < NORM_HISTORY:
         raise ValueError(
             f"{name} has norm_position = {position!r}; valid: an int32 scalar tensor in [0, {NORM_HISTORY - 1}]"

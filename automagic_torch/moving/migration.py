@@ -11,8 +11,10 @@ from torch import Tensor
 
 from automagic_core import StatePlan
 from automagic_core.arrays.bias import stored_confidence, weight_seen
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LR_SCALE, STEP
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
+from automagic_torch.cameamp.effective_rate import formed_rate
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.cameamp.verbose import LOGGER
 from automagic_torch.codec.stored import States
@@ -121,9 +123,10 @@ def _constants(saved_group: Mapping[str, Any], index: int) -> tuple[tuple[float,
 def _restarted(group: Mapping[str, Any], step: int) -> dict[str, Any]:
     """The group at another step, with ℓ = 0 and a new history of norms."""
     new = {name: value for name, value in group.items() if name not in (HISTORY, POSITION)}
-    new["step"] = step
-    new["lr_scale"] = torch.zeros_like(group["lr_scale"])
-    add_norm_history(new, group_config(new), group["lr_scale"].device)
+    new[STEP] = step
+    new[LR_SCALE] = torch.zeros_like(group[LR_SCALE])
+    new[EFFECTIVE_LR] = formed_rate(new, max(step, 1))
+    add_norm_history(new, group_config(new), group[LR_SCALE].device)
     return new
 
 
@@ -132,7 +135,7 @@ def _state_from(
 ) -> tuple[States, StatePlan, list[str]]:
     """The states of one array, their plan, and the names of the states that begin anew."""
     config = group_config(group)
-    plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
+    plan = plan_of(p, config, group[LAYOUT], eight_bit=can_store_8bit(p, config))
     beta1, beta2, beta3 = config.betas
     # With Adam's ε, since elements that it held back would jump without it.
     root = adam.v_hat.clamp(min=SQUARE_FLOOR).sqrt_().add_(eps)
@@ -155,6 +158,6 @@ def _state_from(
             values[name] = value
     if plan.has_background_scale:
         values["background_scale"] = background_of(adam.v_hat)
-    warming = group["step"] < config.warmup_steps
+    warming = group[STEP] < config.warmup_steps
     values, added = with_fresh_states(values, u, adam.v_hat, adam.age, plan, warming)
-    return stored_values(values, plan, rounding(config, group["step"], plan)), plan, added
+    return stored_values(values, plan, rounding(config, group[STEP], plan)), plan, added

@@ -7,12 +7,16 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from automagic_core.arrays.group_keys import LAYOUT, STEP, group_key
+from automagic_core.arrays.state_forms import foreign_states, own_states
 from automagic_core.moving.progressive import progressive_min_8bit_size
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, plan_of
 from automagic_torch.moving.float_states import rounding, stored_values
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.sharding.extent import whole_state
 from automagic_torch.sharding.extent_of import extent_of
+
+_BITS, _SIZE = map(group_key, ("optim_bits", "min_8bit_size"))
 
 
 class ProgressiveQuantization:
@@ -25,8 +29,8 @@ class ProgressiveQuantization:
     Call `step` after every ``optimizer.step()``; more calls do no harm.  An array is quantized once.  Its codes are
     those that it would have if the optimizer's last step had stored 8 bits.
 
-    The present threshold is written into every group's `min_8bit_size`.  So checkpoints fit at any time, and a new
-    array gets its states in the right form.
+    The present threshold is written into every group, as ``group["automagic_min_8bit_size"]``.  So checkpoints fit at
+    any time, and a new array gets its states in the right form.
 
     Args:
         optimizer: an `AutomagicCameAMP8bit`, best before its first step: states in 8 bits stay so.
@@ -68,25 +72,26 @@ class ProgressiveQuantization:
         """Quantizes the arrays that are due."""
         size = self.min_8bit_size
         for group in self.optimizer.param_groups:
-            if group["optim_bits"] == 8 and group["min_8bit_size"] != size:
+            if group[_BITS] == 8 and group[_SIZE] != size:
                 self._quantize(group, size)
 
     def _quantize(self, group: dict[str, Any], size: int) -> None:
         states = self.optimizer.state
         held = [p.numel() for p in group["params"] if "exp_avg_absmax" in states.get(p, {})]
         # Arrays that have 8 bits keep them, so the threshold must not be above their sizes.
-        group["min_8bit_size"] = min([size, *held])
+        group[_SIZE] = min([size, *held])
         config = group_config(group)
         for p in group["params"]:
-            state = states.get(p, {})
-            plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
+            state = own_states(states.get(p, {}))
+            plan = plan_of(p, config, group[LAYOUT], eight_bit=can_store_8bit(p, config))
             if state and plan.quantized and "exp_avg_absmax" not in state:
                 # A new dict, since an earlier state_dict may hold the old one.
-                values = stored_values(whole_state(state, p.device), plan, rounding(config, group["step"], plan))
-                states[p] = extent_of(p, plan, self.optimizer.state_device).adopted(values, p.device)
+                values = stored_values(whole_state(state, p.device), plan, rounding(config, group[STEP], plan))
+                adopted = extent_of(p, plan, self.optimizer.state_device).adopted(values, p.device)
+                states[p] = foreign_states(states[p]) | adopted
 
     def _optimizer_steps(self) -> int:
-        return max((group["step"] for group in self.optimizer.param_groups), default=0)
+        return max((group[STEP] for group in self.optimizer.param_groups), default=0)
 
     def _warn_if_nothing_can_be_quantized(self) -> None:
         groups = self.optimizer.param_groups

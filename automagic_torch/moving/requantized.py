@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from automagic_core import FIELD_NAMES, Config, StatePlan
+from automagic_core import Config, StatePlan
 from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.decay import decay
-from automagic_core.arrays.state_forms import SLOTS
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LR_SCALE, PREFIX, STEP, fields_of
+from automagic_core.arrays.state_forms import SLOTS, foreign_states, own_states
 from automagic_core.moving.notes import Notes
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.cameamp.verbose import LOGGER
@@ -59,32 +60,35 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
         new_group = _continued(group, saved, group_index, notes)
         new_groups.append(new_group)
         for index, p in enumerate(group["params"]):
-            if saved_states.get(p):
+            if own := own_states(saved_states.get(p, {})):
                 name = parameter_name(group, group_index, index)
-                state = whole_state(saved_states[p], p.device)
+                state = whole_state(own, p.device)
                 new_state, plan = _requantized(p, state, saved, new_group, name, notes)
-                states[p] = extent_of(p, plan, optimizer.state_device).adopted(new_state, p.device)
+                adopted = extent_of(p, plan, optimizer.state_device).adopted(new_state, p.device)
+                states[p] = foreign_states(saved_states[p]) | adopted
     optimizer.__setstate__({"state": defaultdict(dict, states), "param_groups": new_groups})
     return notes.tell(LOGGER)
 
 
 def _continued(group: Mapping[str, Any], saved: Mapping[str, Any], index: int, notes: Notes) -> dict[str, Any]:
     """The group with its own fields, and the step, ℓ and norms of the saved one."""
-    for field in FIELD_NAMES:
-        if group[field] != saved[field] and field != "profile":
-            notes.changed(f"group {index} keeps its own {field} = {group[field]!r}; the saved run had {saved[field]!r}")
+    theirs = fields_of(saved)
+    for field, value in fields_of(group).items():
+        if value != theirs[field] and field != "profile":
+            notes.changed(f"group {index} keeps its own {field} = {value!r}; the saved run had {theirs[field]!r}")
     new = dict(group)
-    new["step"], new["lr_scale"] = saved["step"], saved["lr_scale"].to(group["lr_scale"].device, copy=True)
+    new[STEP], new[LR_SCALE] = saved[STEP], saved[LR_SCALE].to(group[LR_SCALE].device, copy=True)
+    new[EFFECTIVE_LR] = saved[EFFECTIVE_LR]
     config = group_config(new)
     for key in (HISTORY, POSITION):
         new.pop(key, None)
         if config.clips_by_percentile and key in saved:
-            new[key] = saved[key].to(new["lr_scale"].device, copy=True)
+            new[key] = saved[key].to(new[LR_SCALE].device, copy=True)
         elif key in saved:
-            notes.lost(f"group {index} clips no percentile: {key} is dropped")
+            notes.lost(f"group {index} clips no percentile: {key.removeprefix(PREFIX)} is dropped")
     if config.clips_by_percentile and HISTORY not in saved:
         notes.changed(f"group {index} begins a new history of gradient norms")
-    add_norm_history(new, config, new["lr_scale"].device)
+    add_norm_history(new, config, new[LR_SCALE].device)
     return new
 
 
@@ -93,10 +97,10 @@ def _requantized(
 ) -> tuple[States, StatePlan]:
     """One array's states in the form of its new group, and their plan."""
     old_config, config = group_config(saved), group_config(group)
-    old = plan_of(p, old_config, saved["layout"], eight_bit="exp_avg_absmax" in state)
-    plan = plan_of(p, config, group["layout"], eight_bit=can_store_8bit(p, config))
+    old = plan_of(p, old_config, saved[LAYOUT], eight_bit="exp_avg_absmax" in state)
+    plan = plan_of(p, config, group[LAYOUT], eight_bit=can_store_8bit(p, config))
     age = int(state["age"])
-    warming = group["step"] < config.warmup_steps
+    warming = group[STEP] < config.warmup_steps
     read = float_values(state, old)
     values = _with_betas(read, old_config, config, age)
     _note_bits(old, plan, name, notes)
@@ -124,7 +128,7 @@ def _requantized(
     for dropped in sorted(set(values) - wanted):
         notes.lost(f"{dropped} has no use under the present fields: dropped", name)
         del values[dropped]
-    new = stored_values(values, plan, rounding(config, group["step"], plan))
+    new = stored_values(values, plan, rounding(config, group[STEP], plan))
     if (old.quantized, old.block_size) == (plan.quantized, plan.block_size):
         # Unchanged states keep their codes, since rounding them again would add noise.
         for unchanged in (key for key in SLOTS if key in values and values[key] is read.get(key)):

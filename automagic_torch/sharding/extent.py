@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import Slot, StatePlan
+from automagic_core.arrays.state_forms import own_states
 from automagic_torch.arrays.dtensors import whole
 from automagic_torch.arrays.host_memory import on_device, on_host
 from automagic_torch.arrays.means import Means
@@ -73,6 +74,12 @@ class Extent:
     def adopted(self, state: States, device: torch.device) -> States:
         """Puts the new states of one array where they are kept, without copying more than needed."""
         return state if self.state_device is None else {name: self.placed(name, x, device) for name, x in state.items()}
+
+    def beside(self, state: States, device: torch.device) -> States:
+        """The states of one array on its parameter's device, which may have moved since the last step."""
+        if self.state_device is not None or state["age"].device == device:
+            return state
+        return state | {name: self.placed(name, value, device) for name, value in own_states(state).items()}
 
     def _copied(self, value: Tensor, device: torch.device) -> Tensor:
         copied = value.detach().to(self.state_device or device, copy=True, memory_format=torch.contiguous_format)

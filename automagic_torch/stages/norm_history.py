@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from automagic_core import Config
+from automagic_core.arrays.group_keys import group_key
 from automagic_core.config.constants import NORM_HISTORY
 
-HISTORY, POSITION = "norm_history", "norm_position"
+HISTORY, POSITION = map(group_key, ("norm_history", "norm_position"))
 
 
 def add_norm_history(group: dict[str, Any], config: Config, device: torch.device) -> None:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from automagic_core.arrays.group_keys import group_key
+
+_VERBOSE = group_key("verbose")
 WARM_UP_STEPS = 3
 """Steps before the timed ones, which make states, load kernels and fill the allocator's cache."""
 
@@ -41,7 +44,7 @@ def benchmark_optimizer(model: torch.nn.Module, optimizer: Optimizer, num_steps:
     if num_steps < 1:
         raise ValueError(f"num_steps = {num_steps!r} is not valid; valid: an integer ≥ 1")
     of_model = {id(p) for p in model.parameters()}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
+    held = list(dict.fromkeys(p for group in optimizer.param_groups for p in group["params"]))
     chosen = [p for p in held if id(p) in of_model and p.requires_grad]
     if not chosen:
         raise ValueError("the optimizer holds no parameter of the model that needs a gradient")
@@ -110,8 +113,8 @@ def _copy(value: Any) -> Any:
 def _copy_group(group: dict[str, Any], stand_ins: dict[Tensor, Tensor]) -> dict[str, Any]:
     copied = {name: _copy(value) for name, value in group.items() if name not in ("params", "param_names")}
     copied["params"] = [stand_ins[p] for p in group["params"] if p in stand_ins]
-    if "verbose" in copied:
-        copied["verbose"] = False  # a benchmark logs nothing
+    if _VERBOSE in copied:
+        copied[_VERBOSE] = False  # a benchmark logs nothing
     return copied
 
 

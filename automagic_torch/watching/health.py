@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from automagic_core.watching.health import OptimizerFacts, TrainingHealth, training_health
 from automagic_torch.cameamp.state_sums import count, state_sums
 from automagic_torch.watching.hardware import cuda_memory_use
+from automagic_torch.watching.own_optimizer import own_optimizer
 from automagic_torch.watching.run_facts import devices, losses_to_host, run_rates
 
 
@@ -28,8 +29,10 @@ def check_training_health(optimizer: Optimizer, losses: Sequence[Any], threshold
         `AdaptiveTrainingMonitor`) and ``"suggestions"`` (sentences in the same order).
 
     Raises:
+        TypeError: another optimizer.
         ValueError: `threshold_ratio` out of range, or a loss of more than one element.
     """
+    optimizer = own_optimizer(optimizer)
     facts = OptimizerFacts(
         skipped=count(state_sums(optimizer, "skipped_steps")),
         taken=count(state_sums(optimizer, "age")),

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from automagic_core.arrays.state_forms import SHARED_STATES
+from automagic_core.arrays.group_keys import OWN_KEYS
+from automagic_core.arrays.state_forms import SHARED_STATES, own_states
+from automagic_core.watching.memory import ArrayMemory, memory_report
 from automagic_core.watching.memory_table import HeldStates, memory_table
 from automagic_torch.cameamp.groups import can_store_8bit, group_config
 from automagic_torch.codec import quantized_tensor
+from automagic_torch.watching.own_optimizer import own_optimizer
 
 _PARTS = ("_absmax", "_row", "_col")
 
@@ -25,8 +28,11 @@ def analyze_memory_usage(optimizer: Any, show: bool = False) -> str:
 
     Returns:
         The table as plain text.
+
+    Raises:
+        TypeError: another optimizer.
     """
-    table = memory_table(held_states(optimizer))
+    table = memory_table(held_states(own_optimizer(optimizer)))
     if show:
         print(table)
     return table
@@ -38,9 +44,9 @@ def held_states(optimizer: Any) -> HeldStates:
     by_name: Counter[str] = Counter()
     for group in optimizer.param_groups:
         # The group's fields may be tensors too (a rate, for example), but they are no states.
-        by_name.update({name: group[name].nbytes for name in SHARED_STATES if name in group})
-        for p in group["params"]:
-            state = optimizer.state.get(p, {})
+        by_name.update({name: group[OWN_KEYS[name]].nbytes for name in SHARED_STATES if OWN_KEYS[name] in group})
+        for p in dict.fromkeys(group["params"]):
+            state = own_states(optimizer.state.get(p, {}))
             if not state:
                 without += p.numel()
             elif "exp_avg_absmax" in state:
@@ -50,6 +56,20 @@ def held_states(optimizer: Any) -> HeldStates:
             for name, tensor in state.items():
                 by_name[_state_name(name)] += tensor.nbytes
     return HeldStates(eight, thirty_two, without, dict(by_name), _kept_in_32(optimizer))
+
+
+def efficiency_report(optimizer: Any) -> dict[str, Any]:
+    """`automagic_core.memory_report` of all states, and `bitsandbytes_available`."""
+    everything = dict.fromkeys(p for group in optimizer.param_groups for p in group["params"])
+    held = {p: own_states(optimizer.state.get(p, {})) for p in everything}
+    memory = [
+        ArrayMemory(p.numel(), "exp_avg_absmax" in state, sum(tensor.nbytes for tensor in state.values()))
+        for p, state in held.items()
+        if p.requires_grad or state
+    ]
+    keys = [OWN_KEYS[name] for name in SHARED_STATES]
+    shared = sum(group[key].nbytes for group in optimizer.param_groups for key in keys if key in group)
+    return memory_report(memory, shared) | {"bitsandbytes_available": quantized_tensor.BITSANDBYTES_AVAILABLE}
 
 
 def _kept_in_32(optimizer: Any) -> str | None:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from automagic_core.arrays.group_keys import LR_SCALE, STEP
 from automagic_core.watching import metrics as core_metrics
 from automagic_core.watching.metrics import ArrayFacts, NextStep, effective_ranks
 from automagic_torch.arrays.dtensors import whole
 from automagic_torch.arrays.marks import is_lora
 from automagic_torch.cameamp.groups import group_config
+from automagic_torch.watching.own_optimizer import own_optimizer
 
 _READ = ("lr_mask", "spatial_variance", "torque_mean", "skipped_steps")
 
@@ -32,8 +34,14 @@ def metrics(optimizer: Any) -> dict[str, float]:
         The statistics that `automagic_core.watching.metrics.metrics` describes.  Before the first step there are no
         rates, torque or energies.  ``effective_rank/<name>`` is there for every adapter; its name is the position in
         the ``state_dict`` if the optimizer was given no names.
+
+    Raises:
+        TypeError: another optimizer.
     """
-    arrays = [(group, p, optimizer.state[p]) for group, p in _parameters(optimizer) if optimizer.state.get(p)]
+    optimizer = own_optimizer(optimizer)
+    arrays = [
+        (group, p, optimizer.state[p]) for group, p in _parameters(optimizer) if "age" in optimizer.state.get(p, {})
+    ]
     adapters = _adapters(optimizer)
     grams = [torch.stack([_gram(adapters[name]) for name in names]) for names in _by_side(adapters)]
     wanted: dict[Any, Tensor] = {
@@ -43,7 +51,7 @@ def metrics(optimizer: Any) -> dict[str, float]:
         if name in state
     }
     for index, group in enumerate(optimizer.param_groups):
-        wanted["lr_scale", index] = group["lr_scale"]
+        wanted["lr_scale", index] = group[LR_SCALE]
         if isinstance(group["lr"], Tensor):
             wanted["lr", index] = group["lr"].detach().float()
     for stage, pair in optimizer._stage_energy.items():
@@ -92,13 +100,13 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    return ((group, p) for group in optimizer.param_groups for p in group["params"])
+    return ((group, p) for group in optimizer.param_groups for p in dict.fromkeys(group["params"]))
 
 
 def _shared(group: Mapping[str, Any], read: Mapping[Any, np.ndarray], index: int) -> tuple[float, NextStep]:
     """ℓ of a group, and its next step."""
     lr = float(read["lr", index][0] if ("lr", index) in read else group["lr"])
-    return float(read["lr_scale", index][0]), NextStep.of(group_config(group), lr, group["step"])
+    return float(read["lr_scale", index][0]), NextStep.of(group_config(group), lr, group[STEP])
 
 
 def _share_removed(before: float, after: float) -> float:

@@ -12,6 +12,7 @@ from automagic_core.watching.monitor import TrainingMonitor
 from automagic_core.watching.suggestions import RunRates
 from automagic_torch.cameamp.state_sums import count, state_sums
 from automagic_torch.watching.hardware import cuda_memory_use
+from automagic_torch.watching.own_optimizer import own_optimizer
 from automagic_torch.watching.run_facts import check_loss, devices, losses_to_host, run_rates
 
 
@@ -27,6 +28,7 @@ class AdaptiveTrainingMonitor(TrainingMonitor):
             fullest of the parameters' CUDA devices.
 
     Raises:
+        TypeError: another optimizer.
         ValueError: a `window_size` that is no integer of at least 10.
 
     Example:
@@ -47,8 +49,8 @@ class AdaptiveTrainingMonitor(TrainingMonitor):
         *,
         memory_use: Callable[[], float | None] | None = None,
     ) -> None:
-        self.optimizer = optimizer
-        super().__init__(window_size, memory_use or (lambda: cuda_memory_use(devices(optimizer))))
+        self.optimizer: Optimizer = own_optimizer(optimizer)
+        super().__init__(window_size, memory_use or (lambda: cuda_memory_use(devices(self.optimizer))))
 
     def update(self, loss: Any) -> None:
         """Records the loss of one step, after ``optimizer.step()``.

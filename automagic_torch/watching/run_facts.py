@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from automagic_core.arrays.group_keys import LR_SCALE, STEP
 from automagic_core.watching.suggestions import RunRates
+from automagic_torch.cameamp.groups import group_config
 
 
 def losses_to_host(losses: Sequence[Any]) -> list[float]:
@@ -55,7 +57,7 @@ def run_rates(optimizer: Optimizer) -> RunRates:
 
 
 def _group_rates(group: Mapping[str, Any]) -> RunRates:
-    lr = float(group["lr"])
-    rate = 0.0 if lr == 0 else min(max(lr * math.exp(float(group["lr_scale"])), group["min_lr"]), group["max_lr"])
-    searching = group["lr_mask_gain"] > 0 and group["step"] < group["warmup_steps"]
-    return RunRates(lr, rate, group["min_lr"], group["max_lr"], searching)
+    lr, config = float(group["lr"]), group_config(group)
+    rate = 0.0 if lr == 0 else min(max(lr * math.exp(float(group[LR_SCALE])), config.min_lr), config.max_lr)
+    searching = config.lr_mask_gain > 0 and group[STEP] < config.warmup_steps
+    return RunRates(lr, rate, config.min_lr, config.max_lr, searching)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from automagic_core.watching.run_log import RunLog
+from automagic_torch.watching.metrics import metrics
 from automagic_torch.watching.run_facts import losses_to_host
 
 
@@ -36,11 +37,12 @@ class MetricsLogger(RunLog):
             The record without the step; None if none was due.
 
         Raises:
+            TypeError: another optimizer.
             ValueError: a scalar of more than one element.
         """
         if not self.is_due(step):
             return None
         record = dict(zip(scalars, losses_to_host(list(scalars.values())), strict=True))
-        record |= optimizer.metrics()
+        record |= metrics(optimizer)
         self.write(step, record)
         return record

@@ -57,8 +57,8 @@ def schedule(optimizer: Optimizer, lr: float, steps: int) -> Callable[[int], Non
 
 def found_rate(optimizer: Optimizer, lr: float) -> float | None:
     """The rate that the mask ended with before the schedule, lr · exp ℓ; None where nothing searches."""
-    if isinstance(optimizer, AutomagicCameAMP8bit) and optimizer.param_groups[0]["lr_mask_gain"] > 0:
-        return lr * float(optimizer.param_groups[0]["lr_scale"].exp())
+    if isinstance(optimizer, AutomagicCameAMP8bit) and optimizer.param_groups[0]["automagic_lr_mask_gain"] > 0:
+        return lr * float(optimizer.param_groups[0]["automagic_lr_scale"].exp())
     return None
 
 

@@ -109,8 +109,8 @@ def _gradients(rng: np.random.Generator, weights: list[np.ndarray]) -> list[np.n
 def _set_forward(side: TorchSide, steps: int) -> None:
     """The optimizer as if it had taken `steps` steps and had skipped as many."""
     saved = copy.deepcopy(side.optimizer.state_dict())
-    saved["param_groups"][0]["step"] = steps
-    warming = steps < saved["param_groups"][0]["warmup_steps"]
+    saved["param_groups"][0]["automagic_step"] = steps
+    warming = steps < saved["param_groups"][0]["automagic_warmup_steps"]
     for state in saved["state"].values():
         state["age"].fill_(steps)
         state["skipped_steps"].fill_(steps)
@@ -122,7 +122,7 @@ def _set_forward(side: TorchSide, steps: int) -> None:
 
 def _counter_failures(side: TorchSide, state: Any, t: int) -> Iterator[str]:
     """Every counter that does not stand at t."""
-    found = {"PyTorch step": [side.optimizer.param_groups[0]["step"]]}
+    found = {"PyTorch step": [side.optimizer.param_groups[0]["automagic_step"]]}
     found["PyTorch age"] = [int(side.optimizer.state[p]["age"]) for p in side.params]
     for part in state:
         if isinstance(part, ScaleByCameampState):

@@ -31,7 +31,7 @@ def run(steps: int, optim_bits: int) -> dict[str, Any]:
         states = [x for state in optimizer.state.values() for x in state.values()]
         return all(bool(torch.isfinite(x).all()) for x in (*params.values(), *states))
 
-    record = endure(Trained(step, all_finite, lambda: optimizer.param_groups[0]["step"]), steps)
+    record = endure(Trained(step, all_finite, lambda: optimizer.param_groups[0]["automagic_step"]), steps)
     report = optimizer.get_memory_efficiency_report()
     return record | {"parameters": report["total_parameters"], "8bit_parameters": report["8bit_parameters"]}
 

@@ -78,8 +78,8 @@ class TorchTraining:
         for i, p in enumerate(self.model.parameters()):
             named += [(f"{i}.{name}", _bits(x)) for name, x in sorted(self.optimizer.state.get(p, {}).items())]
         group = self.optimizer.param_groups[0]
-        named += [(name, group[name].numpy()) for name in ("lr_scale", "norm_history", "norm_position")]
-        return digest([*named, ("step", group["step"]), ("generator", self.generator.get_state().numpy())])
+        named += [(name, group["automagic_" + name].numpy()) for name in ("lr_scale", "norm_history", "norm_position")]
+        return digest([*named, ("step", group["automagic_step"]), ("generator", self.generator.get_state().numpy())])
 
     def close(self) -> None:
         """Nothing is written behind the run's back."""

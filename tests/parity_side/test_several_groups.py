@@ -90,7 +90,7 @@ def test_it_goes_on_as_in_pytorch_and_back(carried):
         back = to_torch_state(inner[group], part(params, group), like=back, group=i)
         other = before["param_groups"][1 - i]["params"]
         assert all(back["state"][key].keys() == before["state"][key].keys() for key in other)
-        assert back["param_groups"][1 - i]["step"] == before["param_groups"][1 - i]["step"]
+        assert back["param_groups"][1 - i]["automagic_step"] == before["param_groups"][1 - i]["automagic_step"]
     take(optimizer, torch_params, range(3, 7))
     begun = numbers(torch_side()[1])
     for name, ours in params.items():
@@ -100,10 +100,10 @@ def test_it_goes_on_as_in_pytorch_and_back(carried):
         assert np.linalg.norm(np.asarray(ours) - theirs) < 1e-3 * moved, name
     fresh, fresh_params = torch_side()
     fresh.load_state_dict(back)
-    assert [g["step"] for g in fresh.param_groups] == [7, 7]
+    assert [g["automagic_step"] for g in fresh.param_groups] == [7, 7]
     for group, theirs in zip(fresh.param_groups, optimizer.param_groups, strict=True):
         assert group["lr"] == theirs["lr"]
-        torch.testing.assert_close(group["lr_scale"], theirs["lr_scale"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(group["automagic_lr_scale"], theirs["automagic_lr_scale"], rtol=1e-5, atol=0)
     for name, p in fresh_params.items():
         assert fresh.state[p].keys() == optimizer.state[torch_params[name]].keys()
 

@@ -86,7 +86,7 @@ def test_every_bit_comes_back(checkpoint, tmp_path, steps, layout, fields):
     save_state_file(tmp_path / "jax.safetensors", loaded.opt_state, params, like=like, names=names, layout=layout)
     convert(tmp_path / "jax.safetensors", tmp_path / "back.pt", layout="torch")
     back = torch.load(tmp_path / "back.pt", weights_only=True)
-    assert back["param_groups"][0].keys() == saved["param_groups"][0].keys()
+    assert back["param_groups"][0].keys() == saved["param_groups"][0].keys() - {"effective_lr"}
     assert back["param_groups"][0]["param_names"] == list(SHAPES)
     for index, states in saved["state"].items():
         assert back["state"][index].keys() == states.keys()

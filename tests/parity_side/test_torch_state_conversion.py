@@ -43,8 +43,9 @@ def test_there_and_back_keeps_every_bit(steps, fields):
     saved = copy.deepcopy(optimizer.state_dict())
     fresh, _ = torch_run(0, **fields)
     back = to_torch_state(from_torch_state(saved, params), params, like=fresh.state_dict())
-    assert back["param_groups"][0]["step"] == steps
-    for name in {"lr_scale", "norm_history", "norm_position"} & saved["param_groups"][0].keys():
+    assert back["param_groups"][0]["automagic_step"] == steps
+    shared = {"automagic_lr_scale", "automagic_norm_history", "automagic_norm_position"}
+    for name in shared & saved["param_groups"][0].keys():
         assert torch.equal(back["param_groups"][0][name], saved["param_groups"][0][name])
     for index, states in saved["state"].items():
         assert back["state"][index].keys() == states.keys()
@@ -98,15 +99,17 @@ MISFITS = {
         0
     ].pop("exp_avg_absmax"),
     r"layer\.bias lacks age": lambda s: s["state"][1].pop("age"),
-    r"head\.kernel has unknown entries: nose": lambda s: s["state"][2].update(nose=torch.zeros(1)),
+    r"head\.kernel has unknown entries: exp_avg_res_row": lambda s: s["state"][2].update(
+        exp_avg_res_row=torch.zeros(1)
+    ),
     r"layer\.kernel has exp_avg of shape \(40, 48\) and float32; expected \(40, 48\) and uint8": lambda s: s["state"][
         0
     ].update(exp_avg=torch.zeros(40, 48)),
     r"layer\.kernel has lr_mask of shape \(3, 1\)": lambda s: s["state"][0].update(lr_mask=torch.zeros(3, 1)),
-    "lacks betas": lambda s: s["param_groups"][0].pop("betas"),
+    "lacks betas": lambda s: s["param_groups"][0].pop("automagic_betas"),
     "2 parameter groups": lambda s: s["param_groups"].append(s["param_groups"][0]),
     "has no 'state'": lambda s: s.pop("state"),
-    r"block_size = 100": lambda s: s["param_groups"][0].update(block_size=100),
+    r"block_size = 100": lambda s: s["param_groups"][0].update(automagic_block_size=100),
 }
 
 

@@ -107,7 +107,7 @@ def gathered_on_demand(rank: int) -> dict[str, Any]:
         moving = AutomagicCameAMP8bit(params, **SMALL)
         quantization = ProgressiveQuantization(moving, total_steps=1)
         moving.load_state_dict(saved.setdefault("in 32 bits", in_32_bits.state_dict()))
-        moving.param_groups[0]["optim_bits"] = 8
+        moving.param_groups[0]["automagic_optim_bits"] = 8
         quantization.step()
         note("progressive", moving, params)
         both.setdefault("metrics", []).append(moving.metrics())
@@ -129,3 +129,25 @@ def refusals(rank: int) -> list[str]:
         except ValueError as error:
             messages.append(str(error))
     return messages
+
+
+def gradient_in_one_process(rank: int) -> tuple[str, bool]:
+    """What every process says to a gradient that only the first has, and whether a weight changed."""
+    mesh, placements = meshes(2, hybrid=False)
+    params = [nn.Parameter(distribute_tensor(torch.ones(8, 6), mesh, placements)) for _ in range(3)]
+    optimizer = AutomagicCameAMP8bit(zip("abc", params, strict=True), **SMALL)
+    for step in range(2):
+        for index, p in enumerate(params):
+            # Distributed in both processes; the second one loses its piece of "b" in the second step.
+            p.grad = distribute_tensor(gradient(p.shape, step, index), mesh, placements)
+        if step == 1:
+            params[2].grad = None  # in both: no difference
+            before = params[0].to_local().clone()
+            if rank == 1:
+                params[1].grad = None
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                return str(error), not torch.equal(before, params[0].to_local())
+        optimizer.step()
+    return "no error", True

@@ -192,7 +192,7 @@ class TestFuzz:
     def test_an_update_that_is_not_the_oracles_is_noticed(self) -> None:
         case = self._with("normal")
         runner = TorchRunner(case)
-        runner.optimizer.param_groups[0]["confidence_floor"] = 0.011
+        runner.optimizer.param_groups[0]["automagic_confidence_floor"] = 0.011
         with pytest.raises(AssertionError, match="oracle"):
             check_case(case, runner, Tally())
 

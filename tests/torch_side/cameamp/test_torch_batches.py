@@ -93,10 +93,10 @@ def test_an_earlier_state_dict_keeps_its_values():
     run(optimizer, range(1, 3))
     state_dict = optimizer.state_dict()
     before = copy.deepcopy(state_dict["state"])
-    ring = state_dict["param_groups"][0]["norm_history"].clone()
+    ring = state_dict["param_groups"][0]["automagic_norm_history"].clone()
     run(optimizer, range(3, 6))
     assert same(state_dict["state"], before)
-    assert same(state_dict["param_groups"][0]["norm_history"], ring)
+    assert same(state_dict["param_groups"][0]["automagic_norm_history"], ring)
 
 
 def test_gradients_are_never_written_to():

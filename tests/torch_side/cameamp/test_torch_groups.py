@@ -19,10 +19,9 @@ from tests.torch_side.torch_helpers import SMALL, parameters, run, same, set_gra
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"weight_decy": 0.1}, "unknown field weight_decy.*did you mean 'weight_decay'"),
         ({"betas": (0.9, 0.99)}, "betas = .0.9, 0.99."),
         ({"lr": 1.0}, r"lr = 1.0 is outside \[min_lr, max_lr\]"),
-        ({"lr": 0.0}, "lr = 0.0"),
+        ({"lr": 1e-9}, "lr = 1e-09"),
         ({"lr": lambda step: 1e-4}, "torch.optim.lr_scheduler"),
         ({"profile": "fast"}, "profile = 'fast'"),
         ({"layout": "keras"}, "layout = 'keras'"),
@@ -39,9 +38,9 @@ def test_wrong_fields_are_refused_everywhere(fields, message):
     assert len(optimizer.param_groups) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.bool])
-def test_complex_and_integer_parameters_are_refused_by_name(dtype):
-    bad = torch.zeros(3, dtype=dtype)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_trained_parameters_of_other_dtypes_are_refused_by_name(dtype):
+    bad = torch.zeros(3, dtype=dtype, requires_grad=True)
     with pytest.raises(ValueError, match=r"parameter 'table' has dtype " + str(dtype)[6:]):
         AutomagicCameAMP8bit([("weight", parameters()[1]), ("table", bad)])
     optimizer = AutomagicCameAMP8bit(parameters())
@@ -57,11 +56,11 @@ def test_groups_profiles_and_defaults_in_this_order():
     groups[3] |= {"min_8bit_size": 7}
     optimizer = create_improved_8bit_optimizer(groups, "quality_optimized", edge_penalty=0.05, weight_decay=0.25)
     first, second, third, fourth = optimizer.param_groups
-    assert (first["factored"], first["edge_penalty"], first["weight_decay"]) == ("none", 0.05, 0.25)
-    assert {name: second[name] for name in PROFILES["memory_optimized"]} == PROFILES["memory_optimized"]
-    assert (second["edge_penalty"], second["weight_decay"]) == (0.05, 0.25)
-    assert (third["factored"], third["lr"], third["min_8bit_size"]) == ("none", 1e-4, 1024)
-    assert (fourth["factored"], fourth["min_8bit_size"]) == ("none", 7)
+    assert (first["automagic_factored"], first["automagic_edge_penalty"], first["weight_decay"]) == ("none", 0.05, 0.25)
+    assert {name: second["automagic_" + name] for name in PROFILES["memory_optimized"]} == PROFILES["memory_optimized"]
+    assert (second["automagic_edge_penalty"], second["weight_decay"]) == (0.05, 0.25)
+    assert (third["automagic_factored"], third["lr"], third["automagic_min_8bit_size"]) == ("none", 1e-4, 1024)
+    assert (fourth["automagic_factored"], fourth["automagic_min_8bit_size"]) == ("none", 7)
     assert isinstance(optimizer, Automagic_CameAMP_Improved_8Bit)
 
 
@@ -71,9 +70,9 @@ def test_every_group_counts_its_own_calls():
     run(optimizer, range(1, 4))
     optimizer.add_param_group({"params": [second], "warmup_steps": 2})
     run(optimizer, range(4, 6))
-    assert [group["step"] for group in optimizer.param_groups] == [5, 2]
+    assert [group["automagic_step"] for group in optimizer.param_groups] == [5, 2]
     assert [optimizer.state[p]["age"].item() for p in (first, second)] == [5, 2]
-    assert optimizer.param_groups[0]["lr_scale"] is not optimizer.param_groups[1]["lr_scale"]
+    assert optimizer.param_groups[0]["automagic_lr_scale"] is not optimizer.param_groups[1]["automagic_lr_scale"]
 
 
 def test_groups_do_not_influence_each_other():
@@ -108,12 +107,12 @@ def test_fields_can_change_between_steps_but_not_what_decides_the_states():
     run(optimizer, range(1, 3))
     optimizer.param_groups[0]["weight_decay"] = 0.1
     run(optimizer, range(3, 4))
-    optimizer.param_groups[0]["factored"] = "none"
+    optimizer.param_groups[0]["automagic_factored"] = "none"
     before = snapshot(optimizer)
     with pytest.raises(RuntimeError, match="does not fit its group's fields"):
         run(optimizer, range(4, 5))
     assert same(snapshot(optimizer), before)
-    optimizer.param_groups[0]["factored"] = "some"
+    optimizer.param_groups[0]["automagic_factored"] = "some"
     with pytest.raises(ValueError, match="factored = 'some'"):
         run(optimizer, range(4, 5))
 
@@ -122,11 +121,11 @@ def test_step_saturates():
     params = parameters([(3, 4)])
     optimizer = AutomagicCameAMP8bit(params, **SMALL)
     run(optimizer, range(1, 6))
-    optimizer.param_groups[0]["step"] = 2**31 - 2
+    optimizer.param_groups[0]["automagic_step"] = 2**31 - 2
     for counter in ("age", "skipped_steps"):
         optimizer.state[params[0]][counter].fill_(2**31 - 1)
     run(optimizer, range(1, 4))
-    assert optimizer.param_groups[0]["step"] == 2**31 - 1
+    assert optimizer.param_groups[0]["automagic_step"] == 2**31 - 1
     assert optimizer.state[params[0]]["age"].item() == 2**31 - 1
     params[0].grad.fill_(torch.nan)
     optimizer.step()

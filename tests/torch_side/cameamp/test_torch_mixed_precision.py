@@ -38,7 +38,7 @@ def test_scaled_gradients_give_the_bits_of_unscaled_ones_and_a_bad_step_is_none(
     scaler = new_scaler()
     scaled_run(range(9), scaler, scaled, bad=(3, 6))
     scaled_run([step for step in range(9) if step not in (3, 6)], new_scaler(enabled=False), plain)
-    assert scaled.param_groups[0]["step"] == 7
+    assert scaled.param_groups[0]["automagic_step"] == 7
     assert scaler.get_scale() != 256.0
     assert same(snapshot(scaled), snapshot(plain))
 

@@ -81,7 +81,7 @@ def largest_distance(fields: dict[str, Any], *, steps: int = 50, disable: frozen
             update = updates.get(p, torch.zeros(p.shape))
             found = differences(optimizer.state[p], oracle.state[index]) if p in optimizer.state else {}
             largest = max(largest, distance(update, theirs), *found.values())
-        ell = optimizer.param_groups[0]["lr_scale"].item()
+        ell = optimizer.param_groups[0]["automagic_lr_scale"].item()
         largest = max(largest, abs(ell - oracle.lr_scale) / max(1.0, abs(oracle.lr_scale)))
     return largest
 

@@ -139,18 +139,18 @@ def group_value(key, value):
 REFUSED = {
     "missing state": (without("exp_avg"), "exp_avg .missing"),
     "missing votes in the warm-up": (without("last_polarity"), "last_polarity .missing"),
-    "unknown state": (replaced("momentum", torch.zeros(8, 6)), "momentum .unknown"),
+    "state of other fields": (replaced("exp_avg_res_row", torch.zeros(8, 1)), "exp_avg_res_row .unknown"),
     "shape": (replaced("exp_avg", torch.zeros(6, 8, dtype=torch.uint8)), "exp_avg of shape"),
     "dtype": (replaced("lr_mask", torch.zeros(8, 1, dtype=torch.bfloat16)), "lr_mask of shape .* torch.bfloat16"),
     "no tensor": (replaced("age", 3), "age = 3"),
-    "32 bits by its own config": (group_value("optim_bits", 32), "holds 8 bits"),
-    "32 bits outside CUDA": (group_value("force_8bit", False), "force_8bit=True"),
-    "other factors": (group_value("factored", "none"), "exp_avg_sq"),
-    "layout": (group_value("layout", "flax"), "layout 'flax'"),
-    "bad field": (group_value("betas", (2, 0, 0)), "betas"),
-    "bad step": (group_value("step", -1), "step = -1"),
-    "bad lr_scale": (group_value("lr_scale", 0.0), "lr_scale = 0.0"),
-    "no lr_scale": (lambda d: d["param_groups"][0].pop("lr_scale"), "lacks lr_scale"),
+    "32 bits by its own config": (group_value("automagic_optim_bits", 32), "holds 8 bits"),
+    "32 bits outside CUDA": (group_value("automagic_force_8bit", False), "force_8bit=True"),
+    "other factors": (group_value("automagic_factored", "none"), "exp_avg_sq"),
+    "layout": (group_value("automagic_layout", "flax"), "layout 'flax'"),
+    "bad field": (group_value("automagic_betas", (2, 0, 0)), "betas"),
+    "bad step": (group_value("automagic_step", -1), "step = -1"),
+    "bad lr_scale": (group_value("automagic_lr_scale", 0.0), "lr_scale = 0.0"),
+    "no lr_scale": (lambda d: d["param_groups"][0].pop("automagic_lr_scale"), "lacks lr_scale"),
     "unknown parameter": (lambda d: d["state"].update({7: d["state"][0]}), "unknown parameters: .7"),
     "fewer parameters": (lambda d: d["param_groups"][0]["params"].pop(), "1 parameters in the saved state"),
     "more groups": (lambda d: d["param_groups"].append(d["param_groups"][0]), "2 parameter groups"),
@@ -212,19 +212,19 @@ def test_hooks_of_saving_and_loading_run():
     state_dict = saved()
     optimizer = make()
     optimizer.register_state_dict_post_hook(lambda o, d: calls.append("saved"))
-    optimizer.register_load_state_dict_post_hook(lambda o: calls.append(o.param_groups[0]["step"]))
+    optimizer.register_load_state_dict_post_hook(lambda o: calls.append(o.param_groups[0]["automagic_step"]))
 
     def other_state(optimizer, loaded):
         calls.append("before")
         loaded["param_groups"] = copy.deepcopy(loaded["param_groups"])
-        loaded["param_groups"][0]["step"] = 3
+        loaded["param_groups"][0]["automagic_step"] = 3
         return loaded
 
     optimizer.register_load_state_dict_pre_hook(other_state)
     optimizer.load_state_dict(state_dict)
     optimizer.state_dict()
     assert calls == ["before", 3, "saved"]
-    assert state_dict["param_groups"][0]["step"] == 2
+    assert state_dict["param_groups"][0]["automagic_step"] == 2
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])

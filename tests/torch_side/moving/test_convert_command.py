@@ -46,8 +46,10 @@ def assert_equal(ours, theirs):
             assert ours["state"][key][name].dtype == value.dtype
             assert torch.equal(ours["state"][key][name], value)
     for a, b in zip(ours["param_groups"], theirs["param_groups"], strict=True):
-        assert a.keys() == b.keys()
+        assert a.keys() - {"effective_lr"} == b.keys() - {"effective_lr"}  # an output, which loading forms
         for name, value in b.items():
+            if name == "effective_lr":
+                continue
             assert torch.equal(a[name], value) if isinstance(value, torch.Tensor) else a[name] == value
             assert type(a[name]) is type(value)
 

@@ -46,7 +46,10 @@ def test_every_state_is_what_adams_moments_say() -> None:
     fields: dict[str, Any] = {"betas": (0.9, 0.99, 0.999), "update_clip": 0.5}
     optimizer = AutomagicCameAMP8bit(params, lr=1e-3, **IN_32, **fields)
     load_adam_state(optimizer, saved, restart_warmup=False)
-    assert (optimizer.param_groups[0]["step"], float(optimizer.param_groups[0]["lr_scale"])) == (7, 0.0)
+    assert (optimizer.param_groups[0]["automagic_step"], float(optimizer.param_groups[0]["automagic_lr_scale"])) == (
+        7,
+        0.0,
+    )
     clipped = False
     for index, p in enumerate(params):
         state, adam = optimizer.state[p], saved["state"][index]
@@ -178,7 +181,7 @@ def test_a_new_warm_up_and_the_first_votes() -> None:
         )
         load_adam_state(optimizer, saved, restart_warmup=restart)
         group = optimizer.param_groups[0]
-        assert group["step"] == (0 if restart else 5)
+        assert group["automagic_step"] == (0 if restart else 5)
         momentum = {p: saved["state"][i]["exp_avg"].clone() for i, p in enumerate(params)}
         for p in params:
             signs = unpack_signs(optimizer.state[p]["last_polarity"], 6)
@@ -186,11 +189,11 @@ def test_a_new_warm_up_and_the_first_votes() -> None:
         if restart:  # step 1 has no vote, and `second` does not take part in it
             first.grad, second.grad = torch.zeros_like(first), None
             optimizer.step()
-            assert float(group["lr_scale"]) == 0
+            assert float(group["automagic_lr_scale"]) == 0
         first.grad, second.grad = None, momentum[second].clone()
         optimizer.step()
         # Every element agrees with the polarity that Adam's momentum gave it: the full vote, lr_mask_gain · 1.
-        assert float(group["lr_scale"]) == pytest.approx(0.2, rel=1e-6)
+        assert float(group["automagic_lr_scale"]) == pytest.approx(0.2, rel=1e-6)
         assert int(optimizer.state[second]["age"]) == 6
 
 
@@ -216,7 +219,7 @@ def test_the_run_goes_on_and_its_checkpoints_too() -> None:
     for t in range(30, 40):
         train.step(optimizer, t)
     assert all(bool(p.isfinite().all()) for p in train.params)
-    assert optimizer.param_groups[0]["step"] == 10
+    assert optimizer.param_groups[0]["automagic_step"] == 10
     assert all(int(state["age"]) == 40 for state in optimizer.state.values())
 
 

@@ -47,8 +47,11 @@ def test_to_8_bits_and_back(factored: str, steps: int) -> None:
     assert any("go on in 32 bits" in sentence for sentence in told)
     for optimizer in (eight, back):
         group = optimizer.param_groups[0]
-        assert (group["step"], same(group["lr_scale"], source.param_groups[0]["lr_scale"])) == (steps, True)
-    assert float(source.param_groups[0]["lr_scale"]) != 0
+        assert (
+            group["automagic_step"],
+            same(group["automagic_lr_scale"], source.param_groups[0]["automagic_lr_scale"]),
+        ) == (steps, True)
+    assert float(source.param_groups[0]["automagic_lr_scale"]) != 0
     for p, q, original in zip(*(o.param_groups[0]["params"] for o in (eight, back, source)), strict=True):
         held, wide, first = eight.state[p], back.state[q], source.state[original]
         assert ("exp_avg_absmax" in held) == (p.numel() >= 100)

@@ -62,7 +62,7 @@ def test_a_loaded_run_is_the_undisturbed_one_bit_for_bit(tmp_path, saved_at):
     assert isinstance(undisturbed.optimizer, AcceleratedOptimizer)
     assert isinstance(undisturbed.scheduler, AcceleratedScheduler)
     undisturbed.steps(range(saved_at))
-    assert undisturbed.optimizer.param_groups[0]["step"] == saved_at  # one step for two micro-batches
+    assert undisturbed.optimizer.param_groups[0]["automagic_step"] == saved_at  # one step for two micro-batches
     undisturbed.accelerator.save_state(tmp_path)
     undisturbed.steps(range(saved_at, 10))
 
@@ -109,7 +109,7 @@ def test_a_step_that_the_scaler_skips_is_seen_by_the_wrapper_and_the_scheduler()
             params[0].grad[0, 0] = torch.inf
         wrapped.step()
         scheduler.step()
-        seen.append((wrapped.step_was_skipped, optimizer.param_groups[0]["step"], scheduler.get_last_lr()[0]))
+        seen.append((wrapped.step_was_skipped, optimizer.param_groups[0]["automagic_step"], scheduler.get_last_lr()[0]))
     assert seen == [(False, 1, 5e-4), (True, 1, 5e-4), (False, 2, 2.5e-4), (False, 3, 1.25e-4)]
     assert optimizer.state[params[0]]["skipped_steps"].item() == 0
 

@@ -41,7 +41,7 @@ def test_the_default_schedule_falls_to_zero_and_zero_is_no_step(tmp_path):
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     assert rates == pytest.approx([FIELDS["lr"] * (1 - step / STEPS) for step in range(STEPS)])
     (group,) = optimizer.param_groups
-    assert (group["step"], group["lr"], group["initial_lr"]) == (STEPS, 0.0, FIELDS["lr"])
+    assert (group["automagic_step"], group["lr"], group["initial_lr"]) == (STEPS, 0.0, FIELDS["lr"])
     assert all(optimizer.state[p]["exp_avg"].dtype == torch.uint8 for p in group["params"])
     assert len(found_marks(model)["lora"]) == 8
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
@@ -115,7 +115,7 @@ def test_accumulated_gradients_are_one_step(tmp_path):
 
     whole = run()
     parts = run(per_device_train_batch_size=2, gradient_accumulation_steps=2)
-    assert parts.param_groups[0]["step"] == whole.param_groups[0]["step"] == STEPS
+    assert parts.param_groups[0]["automagic_step"] == whole.param_groups[0]["automagic_step"] == STEPS
     start = trainable(adapted_model(dropout=0.0))
     for p, q, w in zip(parts.param_groups[0]["params"], whole.param_groups[0]["params"], start, strict=True):
         # Only the order of float32 sums differs; measured 1.2e-6.
@@ -132,7 +132,7 @@ def test_the_trainer_makes_the_optimizer_itself(tmp_path):
     optimizer = trained(trainer)
     assert isinstance(optimizer, AutomagicCameAMP8bit)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
-    assert all(group["step"] == STEPS for group in optimizer.param_groups)
+    assert all(group["automagic_step"] == STEPS for group in optimizer.param_groups)
 
 
 @pytest.mark.slow

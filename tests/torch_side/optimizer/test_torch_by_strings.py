@@ -52,8 +52,8 @@ def test_a_name_and_strings_make_the_same_optimizer_as_python_does(name):
         percentile_clipping=95,
     )
     assert [group["lr"] for group in made.param_groups] == [5e-5, 8e-4, 1e-4]
-    assert made.param_groups[1]["factored"] == "all"
-    assert made.param_groups[1]["edge_penalty"] == 0.15  # the profile's
+    assert made.param_groups[1]["automagic_factored"] == "all"
+    assert made.param_groups[1]["automagic_edge_penalty"] == 0.15  # the profile's
     for optimizer in (made, written):
         run(optimizer, range(1, 6))
     assert same(made.state_dict(), written.state_dict())
@@ -97,7 +97,7 @@ def test_a_mistake_is_an_error_that_names_the_field(argument):
         from_strings(NAMES[0], parameters([(8, 6)]), 1e-4, [argument])
 
 
-@pytest.mark.parametrize("lr", ["1e-4", None, True, 1.0, 0.0, float("nan"), [1e-4]])
+@pytest.mark.parametrize("lr", ["1e-4", None, True, 1.0, -0.1, float("nan"), [1e-4]])
 def test_a_wrong_rate_is_named_and_so_is_the_group_that_has_it(lr):
     with pytest.raises(ValueError, match=r"^lr = "):
         from_strings(NAMES[0], parameters([(8, 6)]), lr, [])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from automagic_core import PROFILES
 from automagic_torch import (
@@ -44,14 +44,13 @@ def test_schedulers_set_any_rate_zero_and_beyond_the_limits_included():
     assert 0 < moved[3] < moved[0] < moved[2]
 
 
-def test_one_cycle_sets_the_limits_too():
-    params = parameters([(3, 4)])
-    optimizer = AutomagicCameAMP8bit(params, **SMALL)
-    scheduler = OneCycleLR(optimizer, max_lr=0.01, total_steps=6)
-    for step in range(1, 6):
-        run(optimizer, range(step, step + 1))
-        scheduler.step()
-    assert optimizer.param_groups[0]["max_lr"] == 0.01
+def test_the_defaults_make_another_optimizer():
+    optimizer = AutomagicCameAMP8bit(parameters(), **SMALL | {"layout": "flax", "profile": "memory_optimized"})
+    optimizer.load_state_dict(optimizer.state_dict())
+    other = type(optimizer)(parameters(), **optimizer.defaults)
+    assert other.defaults == {k: v for k, v in optimizer.defaults.items() if k != "differentiable"}  # torch's own
+    third = type(optimizer)(parameters(), **optimizer.defaults | {"factored": "none"})
+    assert third.param_groups[0]["automagic_factored"] == "none"
 
 
 def test_a_tensor_rate_is_a_rate():
@@ -83,7 +82,7 @@ def test_gradient_scaler():
             without.step()
         scaler.step(with_scaler)
         scaler.update()
-    assert with_scaler.param_groups[0]["step"] == 3
+    assert with_scaler.param_groups[0]["automagic_step"] == 3
     assert same(snapshot(with_scaler), snapshot(without))
 
 
@@ -166,7 +165,7 @@ def test_a_bad_gradient_leaves_its_array_exactly_as_it_was(bits, bad, at, dtype)
         assert all(not t.any() for key, t in state.items() if key != "torque_mean")
     # the rest of the group does as if the bad gradient were none
     assert same(params[1].detach(), other.param_groups[0]["params"][1].detach())
-    assert same(optimizer.param_groups[0]["lr_scale"], other.param_groups[0]["lr_scale"])
+    assert same(optimizer.param_groups[0]["automagic_lr_scale"], other.param_groups[0]["automagic_lr_scale"])
     run(optimizer, range(at + 1, at + 3))
     assert params[0].isfinite().all()
     assert optimizer.state[params[0]]["age"].item() == at + 1
@@ -184,7 +183,7 @@ def test_parameters_without_gradient_take_no_part():
     optimizer.zero_grad(set_to_none=True)
     optimizer.step()
     assert optimizer.state[first]["age"].item() == 1
-    assert optimizer.param_groups[0]["step"] == 2
+    assert optimizer.param_groups[0]["automagic_step"] == 2
 
 
 def test_sparse_gradients_are_refused_by_name_before_anything_changes():
@@ -215,4 +214,4 @@ def test_it_trains(profile):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
-    assert optimizer.param_groups[0]["lr_scale"] > 1
+    assert optimizer.param_groups[0]["automagic_lr_scale"] > 1

@@ -57,5 +57,5 @@ def test_a_checkpoint_goes_from_the_plain_model_to_the_compiled_one():
     restored.load_state_dict(through_a_file(optimizer.state_dict()))
     assert same(snapshot(restored), snapshot(optimizer))
     steps(compiled, restored, range(3, 8))
-    assert restored.param_groups[0]["step"] == 8
+    assert restored.param_groups[0]["automagic_step"] == 8
     assert all(restored.state[p]["age"].item() == 8 for p in trainable(inner))

@@ -36,7 +36,7 @@ def test_a_second_gradient_before_the_step_is_refused_and_the_step_can_be_closed
     optimizer.step()
     (a.sum() + b.sum()).backward()
     optimizer.step()
-    assert optimizer.param_groups[0]["step"] == 2
+    assert optimizer.param_groups[0]["automagic_step"] == 2
 
 
 def test_two_backward_passes_over_different_parameters_are_one_step():
@@ -81,7 +81,7 @@ def test_a_backward_pass_that_failed_half_way_is_named_by_the_next(way_out):
         optimizer.load_state_dict(kept)
     (a.sum() + b.sum()).backward()
     optimizer.step()
-    assert optimizer.param_groups[0]["step"] == (2 if way_out == "step" else 1)
+    assert optimizer.param_groups[0]["automagic_step"] == (2 if way_out == "step" else 1)
 
 
 def test_what_would_see_half_a_step_is_refused():

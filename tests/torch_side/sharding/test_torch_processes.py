@@ -10,7 +10,7 @@ import training_workers as train
 from torch import Tensor
 
 from tests.torch_side.processes import run_processes
-from tests.torch_side.sharded_workers import gathered_on_demand, refusals, steps_from_one_state
+from tests.torch_side.sharded_workers import gathered_on_demand, gradient_in_one_process, refusals, steps_from_one_state
 from tests.torch_side.torch_helpers import same
 
 SUMS = 1e-6
@@ -65,7 +65,7 @@ def hold_run(several: dict[str, Any], one: dict[str, Any]) -> None:
     assert all(distance(several["params"][name], one["params"][name]) <= SUMS for name in names)
     hold_states([several["states"][name] for name in names], [one["states"][name] for name in names])
     assert several["group"].keys() == one["group"].keys()
-    assert several["group"]["step"] == one["group"]["step"]
+    assert several["group"]["automagic_step"] == one["group"]["automagic_step"]
 
 
 def short(rank: int, path: str) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_training_in_several_processes(way, world):
     results = run_processes(runs, world, way)
     assert all(same(result, results[0]) for result in results)
     for several, one in zip(results[0], runs(0, "plain"), strict=True):
-        if several["group"]["step"] == 1:
+        if several["group"]["automagic_step"] == 1:
             # Later gradients differ as the weights do, and what differs is no longer only a sum's order.
             hold_run(several, one)
         far = max(distance(several["params"][name], one["params"][name]) for name in one["params"])
@@ -170,3 +170,8 @@ def test_what_works_on_whole_states_works_on_sharded_ones():
             assert same(sharded, whole), name
         whole, sharded = both["metrics"]
         assert sharded == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_gradient_in_one_process_only_is_an_error_in_all():
+    message = "parameter 'b' has a gradient in 1 of the 2 processes that hold it: all of them must have one, or none"
+    assert run_processes(gradient_in_one_process, 2, limit=90.0) == [(message, False)] * 2

@@ -88,8 +88,8 @@ def largest_distance(fields, *, layout="torch", steps=24, disable=frozenset()):
             furthest = max(distance(updates.get(p, torch.zeros(p.shape)), theirs), *found.values())
             # In an array of a few elements a difference of two nearly equal numbers may be all there is.
             largest = max(largest, furthest if theirs.size > 4 else furthest / 10)
-        if oracle.stages.clip.ring and "norm_history" in optimizer.param_groups[0]:
-            ring = optimizer.param_groups[0]["norm_history"].sort().values
+        if oracle.stages.clip.ring and "automagic_norm_history" in optimizer.param_groups[0]:
+            ring = optimizer.param_groups[0]["automagic_norm_history"].sort().values
             largest = max(largest, distance(ring, sorted(oracle.stages.clip.ring)))
     return largest
 
@@ -133,7 +133,7 @@ def test_a_skipped_array_passes_no_stage_and_its_group_records_no_norm():
     optimizer = AutomagicCameAMP8bit([{"params": params[:3]}, {"params": params[3:]}], **ALL)
     run(optimizer, range(1, 4))
     before, group = dict(optimizer.state[params[2]]), dict(optimizer.param_groups[0])
-    other = optimizer.param_groups[1]["norm_position"].item()
+    other = optimizer.param_groups[1]["automagic_norm_position"].item()
     set_gradients(params, 4)
     params[2].grad[1, 1] = torch.inf
     optimizer.step()
@@ -141,9 +141,9 @@ def test_a_skipped_array_passes_no_stage_and_its_group_records_no_norm():
     assert after.pop("skipped_steps") == before.pop("skipped_steps") + 1
     assert same(after, {name: before[name] for name in after})
     assert not same(optimizer.state[params[0]]["edge_history"], torch.zeros(8, 1))
-    for name in ("norm_history", "norm_position"):
+    for name in ("automagic_norm_history", "automagic_norm_position"):
         assert same(optimizer.param_groups[0][name], group[name])
-    assert optimizer.param_groups[1]["norm_position"].item() == other + 1
+    assert optimizer.param_groups[1]["automagic_norm_position"].item() == other + 1
 
 
 def test_the_norm_is_that_of_the_group():
@@ -154,8 +154,8 @@ def test_the_norm_is_that_of_the_group():
     optimizer.step()
     for group in optimizer.param_groups:
         norm = sum(p.grad.double().square().sum().item() for p in group["params"] if p.grad is not None)
-        assert group["norm_history"].tolist() == pytest.approx([norm] * 100)
-        assert (group["norm_position"].item(), group["norm_position"].dtype) == (1, torch.int32)
+        assert group["automagic_norm_history"].tolist() == pytest.approx([norm] * 100)
+        assert (group["automagic_norm_position"].item(), group["automagic_norm_position"].dtype) == (1, torch.int32)
 
 
 def test_the_history_is_there_while_the_group_clips():
@@ -164,12 +164,12 @@ def test_the_history_is_there_while_the_group_clips():
         [{"params": params[:2]}, {"params": params[2:], "percentile_clipping": 100}], **ALL
     )
     first, second = optimizer.param_groups
-    assert same(first["norm_history"], torch.zeros(100))
-    assert "norm_history" not in second
-    second["percentile_clipping"] = 50  # before the first step fields may still change
+    assert same(first["automagic_norm_history"], torch.zeros(100))
+    assert "automagic_norm_history" not in second
+    second["automagic_percentile_clipping"] = 50  # before the first step fields may still change
     run(optimizer, range(1, 3))
-    assert second["norm_history"].all()
-    first["percentile_clipping"] = 100
+    assert second["automagic_norm_history"].all()
+    first["automagic_percentile_clipping"] = 100
     before = snapshot(optimizer)
     with pytest.raises(RuntimeError, match="the state of group 0 does not fit its percentile_clipping"):
         run(optimizer, range(3, 4))
@@ -195,13 +195,13 @@ def test_a_saved_run_goes_on_bit_for_bit(bits, saved_at):
 
 
 REFUSED = {
-    "lacks norm_history": lambda group: group.pop("norm_history"),
-    "lacks norm_position": lambda group: group.pop("norm_position"),
-    "valid: a float32 tensor of shape .100,.": lambda group: group.update(norm_history=torch.zeros(99)),
+    "lacks norm_history": lambda group: group.pop("automagic_norm_history"),
+    "lacks norm_position": lambda group: group.pop("automagic_norm_position"),
+    "valid: a float32 tensor of shape .100,.": lambda group: group.update(automagic_norm_history=torch.zeros(99)),
     "norm_position = .* valid: an int32 scalar tensor in .0, 99.": lambda group: group.update(
-        norm_position=torch.tensor(100, dtype=torch.int32)
+        automagic_norm_position=torch.tensor(100, dtype=torch.int32)
     ),
-    "has a norm_history with percentile_clipping = 100": lambda group: group.update(percentile_clipping=100),
+    "has a norm_history with percentile_clipping = 100": lambda group: group.update(automagic_percentile_clipping=100),
 }
 
 
@@ -236,7 +236,7 @@ def test_the_energy_of_every_stage_is_kept():
     set_gradients(params, 2)
     expected = []
     first = params[:3]
-    norms = optimizer.param_groups[0]["norm_history"], optimizer.param_groups[0]["norm_position"]
+    norms = optimizer.param_groups[0]["automagic_norm_history"], optimizer.param_groups[0]["automagic_norm_position"]
     assert not norms[0].any()  # the first call had a skipped array
     grads = [p.grad.clone() for p in first]
     expected.append(list(grads))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from automagic_core.arrays.group_keys import fields_of
 from automagic_torch import AutomagicCameAMP8bit, get_adaptive_config, get_hardware_optimized_config
 from automagic_torch.watching.hardware import cuda_memory_use
 from tests.torch_side.torch_helpers import parameters, run
@@ -50,7 +51,7 @@ def test_memory_use_is_that_of_the_fullest_card(two_cards):
 def test_the_optimizer_takes_the_whole_configuration(choose):
     config = choose(lr=1e-3, max_lr=1e-2, warmup_steps=2)
     optimizer = AutomagicCameAMP8bit(parameters([(80, 64)]), **config.__dict__)
-    assert {name: optimizer.param_groups[0][name] for name in config.__dict__} == config.__dict__
+    assert fields_of(optimizer.param_groups[0]) == config.__dict__
     run(optimizer, range(1, 4))
     report = optimizer.get_memory_efficiency_report()
     # 32 bits, but everything that can be factored is: one float32 per parameter and the statistics of 144 lines.
@@ -62,4 +63,5 @@ def test_the_optimizer_takes_the_configuration_of_a_card(two_cards):
     config = get_adaptive_config(device=0)
     optimizer = AutomagicCameAMP8bit(parameters([(80, 64)]), **config.__dict__)
     group = optimizer.param_groups[0]
-    assert (group["profile"], group["factored"], group["force_8bit"]) == ("memory_optimized", "all", True)
+    fields = fields_of(group)
+    assert (fields["profile"], fields["factored"], fields["force_8bit"]) == ("memory_optimized", "all", True)

@@ -100,13 +100,13 @@ def test_memory_pressure_is_what_the_reader_says():
     assert changed.pop("text")
     fields = {name: optimizer.param_groups[0][name] for name in optimizer.defaults}
     group = AutomagicCameAMP8bit(parameters(), **fields | changed).param_groups[0]
-    assert (group["factored"], group["min_8bit_size"]) == ("all", 1024)
+    assert (group["automagic_factored"], group["automagic_min_8bit_size"]) == ("all", 1024)
 
 
 def test_suggestions_are_about_the_rate_in_use():
     optimizer = stepped(steps=6)  # the warm-up of 4 steps is over
     group = optimizer.param_groups[0]
-    found = group["lr"] * float(group["lr_scale"].exp())
+    found = group["lr"] * float(group["automagic_lr_scale"].exp())
     assert found > 1.2 * group["lr"], "the search found something"
     monitor = AdaptiveTrainingMonitor(optimizer)
     lower = monitor.get_adjustment_suggestion("divergence")

@@ -1,0 +1,54 @@
+"""The keys of this optimizer in PyTorch's parameter groups (docs/algorithm.md, section 6.1).
+
+A parameter group is a dict that many write into: ``OneCycleLR`` has a `max_lr` there, timm's schedulers an `lr_scale`.
+So what the optimizer keeps there has a prefix, except `lr` and `weight_decay`, which schedulers set on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from automagic_core.arrays.state_forms import SHARED_STATES
+from automagic_core.config.config import FIELD_NAMES
+
+PREFIX = "automagic_"
+PLAIN = ("lr", "weight_decay")
+"""The fields that are read without a prefix."""
+EFFECTIVE_LR = "effective_lr"
+"""η̂ of the last step, which is written and never read."""
+
+
+def group_key(name: str) -> str:
+    """The key of a field, of `layout`, of `step` or of a state in `SHARED_STATES`."""
+    return name if name in PLAIN else PREFIX + name
+
+
+LAYOUT, STEP, LR_SCALE = map(group_key, ("layout", "step", "lr_scale"))
+OWN_KEYS: Mapping[str, str] = {name: group_key(name) for name in (*FIELD_NAMES, "layout", "step", *SHARED_STATES)}
+"""The key of everything that the optimizer keeps in a group, by its name."""
+_EXPECTED = ("params", *FIELD_NAMES, "layout", "step", "lr_scale")
+
+
+def with_own_keys(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a group in today's form.  In version 0.1.0 the keys had no prefix."""
+    if any(str(key).startswith(PREFIX) for key in group):
+        return dict(group)
+    renamed = {OWN_KEYS.get(key, key): value for key, value in group.items()}
+    return renamed | ({"betas": group["betas"]} if "betas" in group else {})
+
+
+def missing_names(group: Mapping[str, Any]) -> list[str]:
+    """The names of what every group has and this one, in today's form, lacks."""
+    return [name for name in _EXPECTED if OWN_KEYS.get(name, name) not in group]
+
+
+def foreign_entries(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a group that are somebody else's, such as a scheduler's `initial_lr`."""
+    own = {*OWN_KEYS.values(), "params", "param_names", EFFECTIVE_LR}
+    return {key: value for key, value in group.items() if key not in own}
+
+
+def fields_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Config` in a group, by name."""
+    return {name: group[OWN_KEYS[name]] for name in FIELD_NAMES}

@@ -1,0 +1,57 @@
+"""`TrainerRateCallback`, for the Trainer of Hugging Face's transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+from automagic_torch.arrays.marks import mark_embeddings, mark_lora
+from automagic_torch.watching.logged_rates import logged_rates
+
+
+class TrainerRateCallback(TrainerCallback):
+    """Marks adapters and embeddings before training, and logs the rate in force as ``effective_lr``.
+
+    ``learning_rate`` in the Trainer's log is what the scheduler set, without ramp and search.  ``effective_lr`` is
+    added to every record that has a loss: to ``trainer.state.log_history``, and to what callbacks behind this one get.
+    The reporters of ``report_to`` stand in front of the callbacks that a Trainer is given; `put_first` changes that.
+
+    Marks: `mark_lora` and `mark_embeddings` are called when the Trainer is made, so that a checkpoint loads with them,
+    and again when training begins.  Earlier marks stay.
+
+    Example:
+        >>> trainer = Trainer(model, args, optimizer_cls_and_kwargs=(AutomagicCameAMP8bit, {"lr": 1e-4}))
+        >>> TrainerRateCallback().put_first(trainer)
+    """
+
+    def put_first(self, trainer: Any) -> None:
+        """Makes this the first callback of a Trainer, so that its reporters show the rate too."""
+        callbacks = trainer.callback_handler.callbacks
+        callbacks[:] = [self, *(callback for callback in callbacks if callback is not self)]
+        _mark(trainer.model)
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Marks the model, if there is one yet."""
+        _mark(kwargs.get("model"))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Marks the model that is trained."""
+        _mark(kwargs.get("model"))
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Adds the rate in force to a record of training.  Waits for the device, as the Trainer's loss does."""
+        logs = kwargs.get("logs")
+        if logs is None or "loss" not in logs:
+            return
+        rates = {name: float(rate) for name, rate in logged_rates([kwargs.get("optimizer")]).items()}
+        logs.update(rates)
+        if state.log_history:
+            state.log_history[-1].update(rates)
+
+
+def _mark(model: Any) -> None:
+    if isinstance(model, nn.Module):
+        mark_lora(model)
+        mark_embeddings(model)
