@@ -56,7 +56,8 @@ def quantize_state(
     - it begins at a constant.  An array that begins with the values of the parameters, such as the `z` of
       schedule-free, is a parameter itself, and 8 bits would move it by more than small steps do,
     - its class is none of `moment_kinds.KEPT` (centered RMSprop, MADGRAD, COCOB, L-BFGS, line searches, the gradients
-      that ``optax.MultiSteps`` sums up), whose states are compared with each other, become parameters or are no moments.
+      that ``optax.MultiSteps`` sums up), whose states are compared with each other, become parameters or
+      are no moments.
 
     States that are never negative are stored as their square roots with the unsigned codebook, all others as they are
     with the signed one.  A block with a value that cannot be stored, such as NaN, reads as NaN as a whole.  Put
