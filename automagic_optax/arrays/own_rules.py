@@ -20,7 +20,7 @@ _STRICT: contextvars.ContextVar[bool] = contextvars.ContextVar("_STRICT", defaul
 
 def caller_is_strict() -> bool:
     """Whether the caller may not mix dtypes: ``jax_numpy_dtype_promotion="strict"`` holds around `own_rules`."""
-    return _STRICT.get() or jax.config.jax_numpy_dtype_promotion == "strict"
+    return _STRICT.get() or jax.numpy_dtype_promotion.value == "strict"
 
 
 @contextlib.contextmanager

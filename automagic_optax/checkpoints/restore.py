@@ -62,12 +62,15 @@ def restore(
     return finish_warmup(state) if finished else state
 
 
-_Earlier: Any = collections.namedtuple("_Earlier", ScaleByCameampState._fields[:-1])
+_Earlier: Any = collections.namedtuple("_Earlier", list(ScaleByCameampState._fields[:-1]))  # type: ignore[misc]
 """The state as version 0.1.0 saved it, without `learning_rate`."""
 
 
 def _as_now(part: Any) -> Any:
-    return ScaleByCameampState(*part, jnp.zeros_like(part.lr_scale)) if isinstance(part, _Earlier) else part
+    if not isinstance(part, _Earlier):
+        return part
+    fields: dict[str, Any] = part._asdict()
+    return ScaleByCameampState(**fields, learning_rate=jnp.zeros_like(fields["lr_scale"]))
 
 
 def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:

@@ -111,12 +111,12 @@ def test_stage_1_is_refused_by_name_whenever_it_is_turned_on():
     with pytest.raises(ValueError, match="group 1 has percentile_clipping = 50"):
         optimizer.add_param_group({"params": parameters([(3,)]), "percentile_clipping": 50})
     assert len(optimizer.param_groups) == 1
-    optimizer.param_groups[0]["percentile_clipping"] = 50
+    optimizer.param_groups[0]["automagic_percentile_clipping"] = 50
     before = a.detach().clone()
     with pytest.raises(ValueError, match="group 0 has percentile_clipping = 50"):
         a.sum().backward()
     assert torch.equal(a, before)
-    optimizer.param_groups[0]["percentile_clipping"] = 100
+    optimizer.param_groups[0]["automagic_percentile_clipping"] = 100
     optimizer.zero_grad()
     a.sum().backward()
     optimizer.step()
