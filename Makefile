@@ -23,13 +23,13 @@ lint: .venv/installed
 	$(RUN) -m mypy
 
 # XLA's newer code generator for CPUs takes more than half of the time of the tests in JAX.  `test-all` and `parity`
-# compile with it, as users do.
+# compile with it, as users do.  The tests of a file share what it compiles, so one process runs them all.
 test: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false
 test: lint  ## lint, format check, type check and every test but the slow ones
-	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not slow and not integrations'
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not integrations'
 
 test-all: lint  ## the slow ones too
-	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not integrations'
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not integrations'
 
 # A second environment, which sees .venv and holds only what .venv lacks, so that .venv stays as constraints.txt says.
 # Without dependencies: constraints-integrations.txt names all that is imported, and no library can bring another torch

@@ -122,8 +122,8 @@ def first_failure(tree: Path, some: Sequence[Path], options: argparse.Namespace)
         return None
     workers = min(options.workers, len(some))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
-    command += ["-n", str(workers), "--dist", "loadgroup"] if workers > 1 else []
-    command += [] if options.slow else ["-m", "not slow"]
+    command += ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"] if workers > 1 else []
+    command += [] if options.slow else ["-m", "not slow and not integrations"]
     # Processes that tests start import the tree too, and compile as `make test` does.
     environment = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false", "OMP_NUM_THREADS": "1", **os.environ}
     environment["PYTHONPATH"] = str(tree)

@@ -29,8 +29,8 @@ FAULTS = (
     Fault(
         "a tie between two codes goes to the lower one",
         CORE,
-        "return code + ((code % 2 == 1) & (y == above[code]))",
-        "return code",
+        "(code % 2 == 1) & (y == above[code])",
+        "(code % 2 == 2) & (y == above[code])",
         ("test_codec_in_numpy", "test_layout_change"),
     ),
     Fault(
@@ -57,15 +57,15 @@ FAULTS = (
     Fault(
         "the checksum of a neutral file is not compared",
         CORE,
-        "return found.hexdigest() == digest",
-        "return len(found.hexdigest()) == len(digest)",
+        "found.hexdigest() == digest",
+        "len(found.hexdigest()) == len(digest)",
         ("test_state_file",),
     ),
     Fault(
         "the second moment decays with the residual's β",
         TORCH,
-        "root, new = second_moment(g, old, correction2, means, beta2)",
-        "root, new = second_moment(g, old, correction2, means, beta3)",
+        "second_moment(g, old, correction2, means, beta2)",
+        "second_moment(g, old, correction2, means, beta3)",
         ("test_torch_oracle",),
     ),
     Fault(
@@ -85,8 +85,8 @@ FAULTS = (
     Fault(
         "stage 2 allows less than the usual roughness instead of more",
         TORCH,
-        "usual = edge_history * ((1 + threshold) / correction)",
-        "usual = edge_history * ((1 - threshold) / correction)",
+        "edge_history * ((1 + threshold)",
+        "edge_history * ((1 - threshold)",
         ("test_torch_stages",),
     ),
     Fault(
@@ -121,22 +121,22 @@ FAULTS = (
     Fault(
         "low-precision weights are rounded to the farther neighbour",
         TORCH,
-        "up = r < magnitude.sub_(low).div_(high.sub_(low))",
-        "up = r > magnitude.sub_(low).div_(high.sub_(low))",
+        "r < magnitude.sub_(low).div_(high.sub_(low))",
+        "r > magnitude.sub_(low).div_(high.sub_(low))",
         ("test_torch_mixed_precision",),
     ),
     Fault(
         "the residual decays with the second moment's β",
         JAX,
-        "section5.confidence(read_nonnegative(old.exp_avg_res), e, beta3, t, plan)",
-        "section5.confidence(read_nonnegative(old.exp_avg_res), e, beta2, t, plan)",
+        "confidence(read_nonnegative(old.exp_avg_res), e, beta3",
+        "confidence(read_nonnegative(old.exp_avg_res), e, beta2",
         ("test_oracle_single_features", "test_oracle_everything"),
     ),
     Fault(
         "a moment that is never negative is stored with the signed codebook",
         JAX,
-        '_NONNEGATIVE_ALSO = {("ScaleByAdanState", "n"), ',
-        "_NONNEGATIVE_ALSO = {",
+        '("ScaleByAdanState", "n"), ',
+        "",
         ("test_quantize_state", "test_quantize_state_composed"),
     ),
     Fault(
@@ -149,22 +149,22 @@ FAULTS = (
     Fault(
         "an injected weight decay stays what it was",
         JAX,
-        "delta = delta + rates.array() * jnp.asarray(shared.weight_decay, jnp.float32) * b * w",
-        "delta = delta + rates.array() * jnp.asarray(config.weight_decay, jnp.float32) * b * w",
+        "jnp.asarray(shared.weight_decay, jnp.float32)",
+        "jnp.asarray(config.weight_decay, jnp.float32)",
         ("test_optax_inject",),
     ),
     Fault(
         "the ring of norms never uses its last place",
         JAX,
-        "position = jnp.where(records, (state.norm_position + 1) % NORM_HISTORY, state.norm_position)",
-        "position = jnp.where(records, (state.norm_position + 1) % (NORM_HISTORY - 1), state.norm_position)",
+        "(state.norm_position + 1) % NORM_HISTORY",
+        "(state.norm_position + 1) % (NORM_HISTORY - 1)",
         ("test_stages_oracle", "test_stage_properties"),
     ),
     Fault(
         "an array votes at its first step",
         JAX,
-        "vote = count_array(g, last_negative, old.age > 0, plan)",
-        "vote = count_array(g, last_negative, old.age >= 0, plan)",
+        "count_array(g, last_negative, old.age > 0",
+        "count_array(g, last_negative, old.age >= 0",
         ("test_oracle_single_features", "test_oracle_everything"),
     ),
     Fault(
@@ -177,8 +177,8 @@ FAULTS = (
     Fault(
         "a skipped array ages",
         JAX,
-        "state = old._replace(skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1)",
-        "state = old._replace(skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1, age=old.age + 1)",
+        "skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1)",
+        "skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1, age=old.age + 1)",
         ("test_bad_gradients", "test_oracle_everything"),
     ),
     Fault(
