@@ -6,7 +6,7 @@ SOURCES := automagic_core automagic_torch automagic_optax parity benchmarks exam
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-integrations lint parity bench memory rates evidence soak gpu gpu-wheels clean
+.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak gpu gpu-wheels clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
@@ -48,6 +48,9 @@ test-integrations: .venv-integrations/installed  ## real libraries around the op
 	status=0; $(BESIDE)/bin/python -m pytest -n 2 --dist loadfile --junitxml=out/integrations.xml tests/integrations \
 		|| status=$$?; \
 	$(BESIDE)/bin/python -m tests.integrations.table out/integrations.xml docs/integrations.md && exit $$status
+
+mutants: .venv/installed  ## plants faults, one at a time: which test of `make test` finds each?  An hour
+	nice -n 5 $(RUN) -m tests.mutation $(OPTIONS)
 
 parity: .venv/installed  ## PyTorch against JAX; writes out/parity/report.md
 	$(RUN) -m parity

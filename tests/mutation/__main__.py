@@ -73,20 +73,26 @@ def copy_tree(target: Path, revision: str | None) -> None:
 
 @contextlib.contextmanager
 def planted(tree: Path, fault: Fault) -> Iterator[None]:
-    """The fault is in the tree while the context lasts.
+    """The fault is in the tree while the context lasts."""
+    file = file_of(tree, fault)
+    whole = file.read_text()
+    file.write_text(whole.replace(fault.old, fault.new))
+    try:
+        yield
+    finally:
+        file.write_text(whole)
+
+
+def file_of(tree: Path, fault: Fault) -> Path:
+    """The file in which the fault's text stands.
 
     Raises:
-        ValueError: its text is not there exactly once.
+        ValueError: it is not in the package exactly once.
     """
     files = [path for path in sorted((tree / fault.package).rglob("*.py")) if fault.old in path.read_text()]
     if len(files) != 1 or files[0].read_text().count(fault.old) != 1:
         raise ValueError(f"{fault.package} does not have this text exactly once: {fault.old}")
-    whole = files[0].read_text()
-    files[0].write_text(whole.replace(fault.old, fault.new))
-    try:
-        yield
-    finally:
-        files[0].write_text(whole)
+    return files[0]
 
 
 def modules(tree: Path) -> list[Path]:
