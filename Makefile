@@ -6,7 +6,7 @@ SOURCES := automagic_core automagic_torch automagic_optax parity benchmarks exam
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-integrations lint parity bench memory rates evidence soak gpu gpu-wheels clean
+.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak gpu gpu-wheels clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
@@ -23,13 +23,13 @@ lint: .venv/installed
 	$(RUN) -m mypy
 
 # XLA's newer code generator for CPUs takes more than half of the time of the tests in JAX.  `test-all` and `parity`
-# compile with it, as users do.
+# compile with it, as users do.  The tests of a file share what it compiles, so one process runs them all.
 test: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false
 test: lint  ## lint, format check, type check and every test but the slow ones
-	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not slow and not integrations'
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not integrations'
 
 test-all: lint  ## the slow ones too
-	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not integrations'
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not integrations'
 
 # A second environment, which sees .venv and holds only what .venv lacks, so that .venv stays as constraints.txt says.
 # Without dependencies: constraints-integrations.txt names all that is imported, and no library can bring another torch
@@ -48,6 +48,9 @@ test-integrations: .venv-integrations/installed  ## real libraries around the op
 	status=0; $(BESIDE)/bin/python -m pytest -n 2 --dist loadfile --junitxml=out/integrations.xml tests/integrations \
 		|| status=$$?; \
 	$(BESIDE)/bin/python -m tests.integrations.table out/integrations.xml docs/integrations.md && exit $$status
+
+mutants: .venv/installed  ## plants faults, one at a time: which test of `make test` finds each?  An hour
+	nice -n 5 $(RUN) -m tests.mutation $(OPTIONS)
 
 parity: .venv/installed  ## PyTorch against JAX; writes out/parity/report.md
 	$(RUN) -m parity

@@ -1,18 +1,59 @@
-"""One thread for torch, and memory that does not grow with the number of tests."""
+"""One thread for torch, programs of JAX compiled once in a run, and memory that does not grow with the tests."""
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 # The arrays are small, and the order of torch's sums should not depend on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+MOST_MEMORY = 3 * 2**30
+"""Bytes in use by a process above which it drops the programs that JAX keeps: all of the suite's would take 8 GB."""
+OPTIMIZATIONS_OFF = "jax_disable_most_optimizations"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The processes of a run share a folder of compiled programs, empty at its start."""
+    if hasattr(config, "workerinput"):
+        return  # a worker, which has the environment of the process that began the run
+    folder = tempfile.mkdtemp(prefix="compiled_programs_")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is compiled quickly comes last, so that each process changes the way of compiling once."""
+    items.sort(key=lambda item: item.get_closest_marker("compiled_quickly") is not None)
+
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_programs_of_earlier_modules() -> Iterator[None]:
-    """JAX keeps every compiled program, some 20 MB each: by the end of the suite a process would hold 8 GB of them."""
-    yield
-    if jax := sys.modules.get("jax"):
+def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs as the module wants them.
+
+    Operation by operation every operation on every shape is a program, and most modules need the same ones.
+    """
+    jax = sys.modules.get("jax")
+    if not jax:
+        yield
+        return
+    marked = request.node.get_closest_marker("compiled_quickly") is not None
+    quickly = marked and "not slow" in request.config.getoption("markexpr")
+    if jax.config.values[OPTIMIZATIONS_OFF] != quickly:
+        jax.config.update(OPTIMIZATIONS_OFF, quickly)
         jax.clear_caches()
+    yield
+    if bytes_in_use() > MOST_MEMORY:
+        jax.clear_caches()
+
+
+def bytes_in_use() -> float:
+    """Of this process; infinity where the system does not tell."""
+    told = Path("/proc/self/statm")
+    return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if told.exists() else float("inf")

@@ -200,6 +200,17 @@ def relative(ours: Any, theirs: Any) -> float:
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-20))
 
 
+def is_noticed(recorded: Run, bound: float, **changes: Any) -> bool:
+    """Whether the update of some step is further off than the bound where the oracle differs."""
+    oracle = recorded.oracle(**changes)
+    for step in recorded.steps:
+        updates = oracle.step_(step.grads, step.params)
+        for g, ours, theirs in zip(step.grads, step.updates, updates, strict=True):
+            if relative(np.zeros_like(theirs) if g is None and ours is None else ours, theirs) > bound:
+                return True
+    return False
+
+
 def worst_errors(recorded: Run, **changes: Any) -> dict[str, float]:
     """The largest relative error over all steps and arrays, for the update and for every state by its name."""
     oracle = recorded.oracle(**changes)

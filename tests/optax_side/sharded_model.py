@@ -122,7 +122,8 @@ def on_eight_devices(module: str, *arguments: str, timeout: int = 300, devices: 
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         # On several threads XLA's FFT is now and then one unit in the last place off what it was before.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices} "
+        "--xla_cpu_multi_thread_eigen=false",
     }
     done = subprocess.run(
         [sys.executable, "-m", f"tests.optax_side.{module}", *arguments],

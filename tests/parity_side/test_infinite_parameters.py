@@ -14,6 +14,7 @@ import torch
 from automagic_optax import automagic_8bit, round_to_parameters
 from automagic_torch import AutomagicCameAMP8bit
 
+pytestmark = pytest.mark.compiled_quickly
 FIELDS: dict[str, Any] = {"weight_decay": 0.5, "warmup_steps": 2, "max_lr": 0.1, "optim_bits": 32}
 WEIGHTS = np.array([[1.0, np.inf, -2.0], [-np.inf, 0.5, -0.0], [3.0, 1.0, 2.0]], np.float32)
 GRADIENTS = np.array([[1.0, -1.0, 0.5], [0.2, 0.0, 1.0], [-1.0, 0.3, 0.1]], np.float32)

@@ -11,6 +11,7 @@ from automagic_core import Config
 from automagic_optax import automagic_8bit, metrics
 from automagic_torch import AutomagicCameAMP8bit
 
+pytestmark = pytest.mark.compiled_quickly
 SHAPES = {
     "layer.kernel": (24, 16),
     "layer.lora_A": (4, 16),

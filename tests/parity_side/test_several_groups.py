@@ -13,6 +13,7 @@ from automagic_core.convert import convert
 from automagic_optax import automagic_8bit, from_torch_state, load_state_file, save_state_file, to_torch_state
 from automagic_torch import AutomagicCameAMP8bit
 
+pytestmark = pytest.mark.compiled_quickly
 GROUPS = {
     "plain": {"lr": 1e-4, "weight_decay": 0.0, "percentile_clipping": 90, "warmup_steps": 2},
     "fast": {"lr": 5e-4, "max_lr": 1e-2, "factored": "none", "warmup_steps": 20},

@@ -10,6 +10,8 @@ from parity import __main__ as command
 from parity import carried_runs, codec_suite, free_running, model_runs
 from parity.checks import Check, Report, distance
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 def test_the_codec_is_that_of_bitsandbytes():
     checks = list(codec_suite.suite("cpu", size=300_000))

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from automagic_optax import ScaleByCameampState, SuppressEdgesState
-from parity import stages
+from parity import stages, teacher_forced
+from parity.sides import JaxSide
 from parity.streams import SHAPES
 from parity.teacher_forced import BASE, CODE_BOUND, ELEMENT_BOUND, UPDATE_BOUND, Comparison, compare
 
+pytestmark = pytest.mark.compiled_quickly
 STEPS = 12
 # Half of the steps in the warm-up: the votes, s and the ramp on one side of it, their absence on the other.
 FIELDS = {**BASE, "warmup_steps": 6}
@@ -16,6 +18,31 @@ FEW = (SHAPES[0], SHAPES[1], SHAPES[6])  # 8-bit with either kind of blocks, and
 # To take a feature out: all of the steps in the warm-up, where every feature is at work.
 ALL_ON = {**BASE, "warmup_steps": 7, "factored": "none", "percentile_clipping": 30}
 TWO = (SHAPES[1], SHAPES[6], SHAPES[8])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_program_for_each_configuration():
+    """The JAX side of a configuration is compiled once: it keeps nothing from step to step."""
+    sides = {}
+
+    def side(*arguments):
+        key = repr(arguments)
+        if key not in sides:
+            sides[key] = JaxSide(*arguments)
+        return sides[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher_forced, "JaxSide", side)
+        yield
+
+
+@pytest.fixture
+def _never_optimized():
+    """What only shows that a difference is seen needs no optimized program."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def is_equal(found: Comparison) -> bool:
@@ -42,19 +69,46 @@ def test_each_step_is_the_same(factored):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"block_wise": False, "factored": "none"}, {"optim_bits": 32}, {"betas": (0, 0, 0)}]
+    "fields",
+    [
+        {"block_wise": False, "factored": "none"},
+        pytest.param({"optim_bits": 32}, marks=pytest.mark.slow),
+        pytest.param({"betas": (0, 0, 0)}, marks=pytest.mark.slow),
+    ],
 )
 def test_each_step_is_the_same_in_other_forms(fields):
     assert is_equal(compare({**FIELDS, **fields}, steps=STEPS, shapes=FEW))
 
 
-@pytest.mark.parametrize("layout", [pytest.param("torch", marks=pytest.mark.slow), "flax"])
+def test_the_stages_are_the_same_on_a_few_arrays():
+    chosen = [
+        0,
+        2,
+        6,
+        7,
+        12,
+        14,
+    ]  # adapters of either long side, of zeros and of equal singular values, a kernel, a row
+    shapes, weights = ([every[i] for i in chosen] for every in (stages.SHAPES, stages.weights()))
+    fields = FIELDS | {name: value for on in stages.ON.values() for name, value in on.items()}
+    assert is_equal(compare(fields, steps=STEPS, shapes=tuple(shapes), layout="flax", weights=weights))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["torch", "flax"])
 def test_the_stages_are_the_same_in_both_layouts(layout):
     assert all(check.passed for check in stages.checks(tuple(stages.ON), layout, "cpu", STEPS))
 
 
-@pytest.mark.parametrize("stochastic", [True, False])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "stochastic"),
+    [
+        ("bfloat16", True),
+        ("float16", False),
+        pytest.param("bfloat16", False, marks=pytest.mark.slow),
+        pytest.param("float16", True, marks=pytest.mark.slow),
+    ],
+)
 def test_low_precision_parameters_are_the_same(dtype, stochastic):
     fields = {**FIELDS, "stochastic_rounding_params": stochastic}
     found = compare(fields, steps=STEPS, dtype=dtype, shapes=FEW)
@@ -88,38 +142,19 @@ WITHOUT = {
 }
 
 
-# Numbers that no feature depends on alone: their features are in the quick half.
-NUMBERS = {
-    "torque_decay",
-    "update_clip",
-    "confidence_floor",
-    "max_lr",
-    "lr_mask_gain",
-    "edge_penalty",
-    "edge_threshold",
-    "beta1",
-    "beta2",
-    "beta3",
-}
+# Each compiles a program of its own.  One of section 5, one of section 4 and one of the codec are in the quick half.
+QUICK = ("torque", "clipping", "stochastic_rounding")
 
 
-@pytest.fixture
-def _compiled_quickly():
-    """What only shows that a difference is seen needs no optimized program."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("_compiled_quickly")
+@pytest.mark.usefixtures("_never_optimized")
 @pytest.mark.parametrize(
-    "feature", [pytest.param(name, marks=pytest.mark.slow if name in NUMBERS else ()) for name in WITHOUT]
+    "feature", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in WITHOUT]
 )
 def test_a_feature_missing_on_one_side_is_noticed(feature):
     assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, ours=WITHOUT[feature]))
 
 
-@pytest.mark.usefixtures("_compiled_quickly")
+@pytest.mark.usefixtures("_never_optimized")
 def test_without_a_change_the_sides_are_equal():
     assert is_equal(compare(ALL_ON, steps=6, shapes=TWO))
 
@@ -150,7 +185,7 @@ EDITS = {
 }
 
 
-@pytest.mark.usefixtures("_compiled_quickly")
+@pytest.mark.usefixtures("_never_optimized")
 @pytest.mark.parametrize("feature", EDITS)
 def test_a_state_that_does_nothing_on_one_side_is_noticed(feature):
     assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, edit=EDITS[feature]))

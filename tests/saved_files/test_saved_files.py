@@ -16,11 +16,14 @@ import torch
 import automagic_optax
 from tests.saved_files.runs import FIELDS, SHAPES, gradients, jax_params, torch_model
 
+pytestmark = pytest.mark.compiled_quickly
 FILES = Path(__file__).parent
 TRANSFORMATIONS = {
     "whole": automagic_optax.automagic_8bit(1e-3, **FIELDS),
     "moments": automagic_optax.quantize_state(optax.adamw(1e-3), min_8bit_size=256),
 }
+
+UPDATES = {run: jax.jit(tx.update) for run, tx in TRANSFORMATIONS.items()}
 
 
 def expected(run: str) -> dict[str, np.ndarray]:
@@ -30,7 +33,7 @@ def expected(run: str) -> dict[str, np.ndarray]:
 
 
 def assert_goes_on(run: str, w: Any, state: Any) -> None:
-    updates, _ = TRANSFORMATIONS[run].update(gradients(w, 4), state, w)
+    updates, _ = UPDATES[run](gradients(w, 4), state, w)
     for key, value in optax.apply_updates(w, updates).items():
         # Other versions of XLA may round a last bit otherwise.
         np.testing.assert_allclose(value, expected(run)[key], rtol=1e-6, atol=1e-7)

@@ -144,6 +144,7 @@ def run(folder, specs=SPECS):
 
 
 class TestRuns:
+    @pytest.mark.slow
     def test_a_second_call_does_only_what_is_missing(self, tmp_path):
         outcome, store = run(tmp_path)
         assert outcome == (3, 0, [])
@@ -165,6 +166,7 @@ class TestRuns:
         assert again[SPECS[0]]["loss"] == ours["loss"], "the seed decides everything"
         assert again[SPECS[1]] == first[SPECS[1]]
 
+    @pytest.mark.slow
     def test_a_failure_is_told_and_costs_only_its_own_run(self, tmp_path):
         broken = Spec("digits", "no-such-variant", 1e-3, 0)
         outcome, store = run(tmp_path, [broken, SPECS[2]])

@@ -59,6 +59,7 @@ class TestEndurance:
         assert not leaking.flat
         assert leaking.own_bytes_per_step == pytest.approx(2000)
 
+    @pytest.mark.slow
     def test_a_short_run(self) -> None:
         from benchmarks.soak.endurance_torch import run
 

@@ -10,7 +10,14 @@ LIMITS = {"memory_optimized": 13.5, "balanced": 26.0, "quality_optimized": 39.0}
 WARM_UP_POINTS = 1.6
 
 
-@pytest.mark.parametrize("profile", LIMITS)
+@pytest.mark.parametrize(
+    "profile",
+    [
+        "memory_optimized",
+        pytest.param("balanced", marks=pytest.mark.slow),
+        pytest.param("quality_optimized", marks=pytest.mark.slow),
+    ],
+)
 def test_state_bytes_against_adam(profile):
     like = shapes(layers=3, width=512)
     params = [torch.nn.Parameter(torch.full(shape, 0.01)) for shape in like.values()]

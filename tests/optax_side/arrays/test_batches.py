@@ -15,6 +15,7 @@ from automagic_optax.arrays.batches import enter, in_batches
 from tests.optax_side.oracle_runs import relative
 from tests.optax_side.small import assert_same_bits, find_state
 
+pytestmark = pytest.mark.compiled_quickly
 # Adapters of two shapes that are each other's transposes, small and large enough for 8 bits; convolutions; vectors; and
 # arrays that nothing is like.
 SHAPES = [(16, 96), (5,), (96, 16), (4, 3, 3, 3), (16, 96), (7, 3), (5,), (96, 16), (4, 3, 3, 3), (16, 96), (0, 3), ()]

@@ -20,6 +20,7 @@ from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import resolve_mark
 from tests.optax_side.small import find_state
 
+pytestmark = pytest.mark.compiled_quickly
 EMBED, LORA_A, LORA_B = "embed.embedding", "layers.0.lora.lora_a", "layers.0.lora.lora_b"
 
 

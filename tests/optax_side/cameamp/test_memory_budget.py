@@ -46,14 +46,32 @@ def held_bytes(state: Any) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize(
-    ("profile", "budget"),
-    [
-        ("memory_optimized", 0.135),
-        pytest.param("balanced", 0.26, marks=pytest.mark.slow),
-        pytest.param("quality_optimized", 0.39, marks=pytest.mark.slow),
-    ],
-)
+BUDGETS = {"memory_optimized": 0.135, "balanced": 0.26, "quality_optimized": 0.39}
+
+
+def is_embedding(path: Any, leaf: Any) -> bool:
+    return "embedding" in str(path)
+
+
+@pytest.mark.parametrize("profile", BUDGETS)
+def test_share_of_the_states_that_a_step_would_leave(profile: str) -> None:
+    params = transformer()
+    adam = 8 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    tx = automagic_8bit(1e-5, profile=profile, warmup_steps=2, embedding=is_embedding)
+    first = jax.eval_shape(tx.init, params)
+    _, warming = jax.eval_shape(tx.update, params, first, params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), warming) == jax.tree.map(lambda x: (x.shape, x.dtype), first)
+    share, share_warming = (
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / adam
+        for state in (finish_warmup(warming), warming)
+    )
+    assert share <= BUDGETS[profile]
+    # One sign bit for each element of 64 bits is 1.5625 points.
+    assert share < share_warming <= share + 0.016
+
+
+@pytest.mark.slow  # as above, of the arrays that are held after real steps
+@pytest.mark.parametrize(("profile", "budget"), BUDGETS.items())
 def test_share_of_adams_state(profile: str, budget: float) -> None:
     params = transformer()
     leaves = jax.tree.leaves(params)
@@ -63,7 +81,7 @@ def test_share_of_adams_state(profile: str, budget: float) -> None:
     adam = sum(leaf.nbytes for leaf in jax.tree.leaves(optax.scale_by_adam().init(params)) if leaf.ndim > 0)
     assert adam == 8 * elements
 
-    tx = automagic_8bit(1e-5, profile=profile, warmup_steps=2, embedding=lambda path, leaf: "embedding" in str(path))
+    tx = automagic_8bit(1e-5, profile=profile, warmup_steps=2, embedding=is_embedding)
 
     @jax.jit
     def step(params: Tree, state: Any) -> tuple[Tree, Any]:

@@ -59,6 +59,7 @@ def test_the_same_bits_with_and_without_x64() -> None:
             np.testing.assert_allclose(wide, single, rtol=2e-6, atol=1e-12 + 2e-7 * largest)
 
 
+@pytest.mark.slow
 def test_x64_from_the_environment_and_under_jit() -> None:
     code = """
 import jax, jax.numpy as jnp, optax

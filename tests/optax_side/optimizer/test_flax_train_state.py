@@ -13,6 +13,8 @@ from flax.training.train_state import TrainState
 from automagic_optax import automagic_8bit, finish_warmup, memory_report
 from tests.optax_side.small import assert_nearly_same, assert_same_bits, find_state, quantized_leaves
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 class Model(linen.Module):
     @linen.compact

@@ -23,6 +23,7 @@ from automagic_optax import (
 from tests.optax_side.small import assert_nearly_same, assert_same_bits, find_state, grads, params
 from tests.optax_side.stage_runs import states_of
 
+pytestmark = pytest.mark.compiled_quickly
 TX = automagic_8bit(1e-4, warmup_steps=3, weight_decay=0.1)
 
 

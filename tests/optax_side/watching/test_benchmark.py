@@ -13,6 +13,7 @@ from flax import nnx
 from automagic_optax import automagic_8bit, benchmark_optimizer, memory_report
 from tests.optax_side.small import assert_same_bits, params
 
+pytestmark = pytest.mark.compiled_quickly
 TX = automagic_8bit(1e-3, warmup_steps=4)
 
 

@@ -22,6 +22,7 @@ from automagic_optax import (
 )
 from tests.optax_side.small import find_state, grads, params, train
 
+pytestmark = pytest.mark.compiled_quickly
 TX = optax.chain(optax.clip(1.0), automagic_8bit(1e-3, max_lr=1e-2, warmup_steps=4))
 STEPS = np.arange(60)
 NOISE = 1 + 0.02 * np.random.default_rng(0).standard_normal(60)

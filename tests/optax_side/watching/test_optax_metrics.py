@@ -17,6 +17,7 @@ from automagic_optax import MetricsLogger, ScaleByCameampState, automagic_8bit, 
 from automagic_optax.cameamp.equations import spatial_factor
 from automagic_optax.cameamp.learning_rate import rates
 
+pytestmark = pytest.mark.compiled_quickly
 # Two stages are off, to compile less; the parity test has all of them.
 FIELDS = {"warmup_steps": 4, "max_lr": 1e-1, "min_8bit_size": 16, "frequency_penalty": 0, "edge_penalty": 0}
 SHAPES = {"dense": {"kernel": (6, 8), "bias": (8,)}, "lora_a": (10, 3), "lora_b": (3, 10)}

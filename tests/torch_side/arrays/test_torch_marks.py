@@ -204,6 +204,7 @@ def test_the_marks_change_what_the_optimizer_does() -> None:
     assert states[max(LORA)].dtype == torch.uint8
 
 
+@pytest.mark.slow  # without bitsandbytes it is tested beside the groups
 def test_peft_is_not_imported() -> None:
     code = "import sys, automagic_torch; print({'peft', 'transformers'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

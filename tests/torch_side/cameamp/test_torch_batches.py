@@ -156,7 +156,7 @@ def operations(count, bits):
 
 
 def test_the_number_of_operations_does_not_grow_with_the_arrays():
-    few, many = operations(40, 8), operations(1000, 8)
+    few, many = operations(40, 8), operations(240, 8)
     shapes = len(ADAPTERS)
     assert few["fft"] == many["fft"] <= 4 * shapes
     assert few["eigh"] == many["eigh"] == shapes

@@ -98,8 +98,14 @@ def largest_distance(fields, *, layout="torch", steps=24, disable=frozenset()):
 BOUND = 1e-5
 
 
-@pytest.mark.parametrize("layout", ["torch", "flax"])
-@pytest.mark.parametrize("names", [*itertools.combinations(ON, 1), *itertools.combinations(ON, 2)])
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        *((names, "torch") for count in (1, 2) for names in itertools.combinations(ON, count)),
+        *(((name,), "flax") for name in ON),
+        *(pytest.param(names, "flax", marks=pytest.mark.slow) for names in itertools.combinations(ON, 2)),
+    ],
+)
 def test_stages_alone_and_in_pairs(names, layout):
     assert largest_distance(BASE | stages(*names), layout=layout) < BOUND
 

@@ -1,0 +1,198 @@
+"""Faults to plant, one at a time: each changes one place of a package, found by its text and not by its file's name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One planted fault.
+
+    Attributes:
+        name: what goes wrong.
+        package: where it is planted.
+        old: text that is in that package once.
+        new: what takes its place.
+        likely: names of test modules that are run first; whether any test notices the fault does not depend on them.
+    """
+
+    name: str
+    package: str
+    old: str
+    new: str
+    likely: tuple[str, ...]
+
+
+CORE, TORCH, JAX = "automagic_core", "automagic_torch", "automagic_optax"
+
+FAULTS = (
+    Fault(
+        "a tie between two codes goes to the lower one",
+        CORE,
+        "(code % 2 == 1) & (y == above[code])",
+        "(code % 2 == 2) & (y == above[code])",
+        ("test_codec_in_numpy", "test_layout_change"),
+    ),
+    Fault(
+        "a constant of the random bits has one bit wrong",
+        CORE,
+        "MIX_MULTIPLIERS = (0x7FEB352D, 0x846CA68B)",
+        "MIX_MULTIPLIERS = (0x7FEB352D, 0x846CA68F)",
+        ("test_random_bits_core",),
+    ),
+    Fault(
+        "kernels come back from Flax with their first two axes in the wrong order",
+        CORE,
+        "return (ndim - 1, ndim - 2, *range(ndim - 2))",
+        "return (ndim - 2, ndim - 1, *range(ndim - 2))",
+        ("test_layout_table", "test_layout_change"),
+    ),
+    Fault(
+        "a transposed residual is rounded again with the signed codebook",
+        CORE,
+        "signed = state not in COMPANDED",
+        'signed = state != "exp_avg_sq"',
+        ("test_layout_change",),
+    ),
+    Fault(
+        "the checksum of a neutral file is not compared",
+        CORE,
+        "found.hexdigest() == digest",
+        "len(found.hexdigest()) == len(digest)",
+        ("test_state_file",),
+    ),
+    Fault(
+        "the second moment decays with the residual's β",
+        TORCH,
+        "second_moment(g, old, correction2, means, beta2)",
+        "second_moment(g, old, correction2, means, beta3)",
+        ("test_torch_oracle",),
+    ),
+    Fault(
+        "the momentum's bias correction is one step late",
+        TORCH,
+        'return m / one_minus_power(beta, age), {"exp_avg": m}',
+        'return m / one_minus_power(beta, age + 1), {"exp_avg": m}',
+        ("test_torch_oracle",),
+    ),
+    Fault(
+        "torque shortens what agrees with the gradient",
+        TORCH,
+        "tau = s.add(1).div_(2)",
+        "tau = s.neg().add_(1).div_(2)",
+        ("test_torch_oracle",),
+    ),
+    Fault(
+        "stage 2 allows less than the usual roughness instead of more",
+        TORCH,
+        "edge_history * ((1 + threshold)",
+        "edge_history * ((1 - threshold)",
+        ("test_torch_stages",),
+    ),
+    Fault(
+        "a skipped array ages",
+        TORCH,
+        'extent.replace(batch.states, "skipped_steps", skipped + (~ok & (skipped < MAX_STEP)))',
+        'extent.replace(batch.states, "skipped_steps", skipped + (~ok & (skipped < MAX_STEP)))\n'
+        '    extent.replace(batch.states, "age", new["age"])',
+        ("test_torch_oracle", "test_torch_citizenship"),
+    ),
+    Fault(
+        "what a scheduler sets is ignored once there is an initial_lr",
+        TORCH,
+        'lr, lr_scale = self.group["lr"],',
+        'lr, lr_scale = self.group.get("initial_lr", self.group["lr"]),',
+        ("test_torch_groups", "test_torch_citizenship"),
+    ),
+    Fault(
+        "adapters and other arrays of their shape are in one batch",
+        TORCH,
+        "is_embedding(p), is_lora(p), _processes(p)",
+        "is_embedding(p), _processes(p)",
+        ("test_torch_stage_chain", "test_torch_batches"),
+    ),
+    Fault(
+        "the mean over rows is that of one process",
+        TORCH,
+        "return [total / self.plan.shape[0] for total in summed([_sum(R) for R in statistics], self.split)]",
+        "return [_sum(R) / R.shape[1] for R in statistics]",
+        ("test_torch_processes",),
+    ),
+    Fault(
+        "low-precision weights are rounded to the farther neighbour",
+        TORCH,
+        "r < magnitude.sub_(low).div_(high.sub_(low))",
+        "r > magnitude.sub_(low).div_(high.sub_(low))",
+        ("test_torch_mixed_precision",),
+    ),
+    Fault(
+        "the residual decays with the second moment's β",
+        JAX,
+        "confidence(read_nonnegative(old.exp_avg_res), e, beta3",
+        "confidence(read_nonnegative(old.exp_avg_res), e, beta2",
+        ("test_oracle_single_features", "test_oracle_everything"),
+    ),
+    Fault(
+        "a moment that is never negative is stored with the signed codebook",
+        JAX,
+        '("ScaleByAdanState", "n"), ',
+        "",
+        ("test_quantize_state", "test_quantize_state_composed"),
+    ),
+    Fault(
+        "a row statistic is split along axes that it has lost",
+        JAX,
+        "kept = [entry if n == m else None for entry, n, m in zip(spec, shape, whole, strict=True)]",
+        "kept = [entry for entry, n, m in zip(spec, shape, whole, strict=True)]",
+        ("test_sharded_types", "test_sharded_update"),
+    ),
+    Fault(
+        "an injected weight decay stays what it was",
+        JAX,
+        "jnp.asarray(shared.weight_decay, jnp.float32)",
+        "jnp.asarray(config.weight_decay, jnp.float32)",
+        ("test_optax_inject",),
+    ),
+    Fault(
+        "the ring of norms never uses its last place",
+        JAX,
+        "(state.norm_position + 1) % NORM_HISTORY",
+        "(state.norm_position + 1) % (NORM_HISTORY - 1)",
+        ("test_stages_oracle", "test_stage_properties"),
+    ),
+    Fault(
+        "an array votes at its first step",
+        JAX,
+        "count_array(g, last_negative, old.age > 0",
+        "count_array(g, last_negative, old.age >= 0",
+        ("test_oracle_single_features", "test_oracle_everything"),
+    ),
+    Fault(
+        "metrics tell the rate of the step before",
+        JAX,
+        "NextStep.of(config, lr, int(step))",
+        "NextStep.of(config, lr, int(step) - 1)",
+        ("test_optax_metrics",),
+    ),
+    Fault(
+        "a skipped array ages",
+        JAX,
+        "skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1)",
+        "skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1, age=old.age + 1)",
+        ("test_bad_gradients", "test_oracle_everything"),
+    ),
+    Fault(
+        "arrays of a batch share the random place of the first axis",
+        JAX,
+        "stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)",
+        "stride = np.uint32(math.prod(shape[axis:]) % 2**32)",
+        ("test_random_bits_jax",),
+    ),
+    Fault(
+        "low-precision weights are rounded to the farther neighbour",
+        JAX,
+        "return jnp.where(random < share, far, near)",
+        "return jnp.where(random < share, near, far)",
+        ("test_round_parameters",),
+    ),
+)
