@@ -95,7 +95,7 @@ STAGES: tuple[tuple[Part, ...], ...] = (
         _parity("codec", ("codec",), 130),
         *_shared_parity("teacher", 3, 150),
         *_shared_parity("stages", 4, 150),
-        _tests("moved to the device", MOVED_TESTS, 140, workers=3, moved=True),
+        _tests("moved to the device", MOVED_TESTS, 140, workers=6, moved=True),
     ),
     (_own("torch_speed", 100),),
     (_own("jax_speed", 130),),
