@@ -50,7 +50,8 @@ def spoilt(step: int, name: str, value: float) -> Any:
 def array_states(state: Any, name: str) -> dict[str, Any]:
     cameamp = find_state(state)
     trees = cameamp._asdict()
-    return {k: of(tree, name) for k, tree in trees.items() if tree is not None and k not in ("step", "lr_scale")}
+    shared = ("step", "lr_scale", "learning_rate")
+    return {k: of(tree, name) for k, tree in trees.items() if tree is not None and k not in shared}
 
 
 @jax.jit

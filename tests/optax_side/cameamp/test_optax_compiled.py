@@ -91,9 +91,10 @@ def test_scan_is_the_loop() -> None:
 
 
 def states_told(tree: Any) -> list[jax.Array]:
-    """The `energy_removed` of each stage; no array here has an `effective_rank`."""
-    states = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "energy_removed"))
-    return [x.energy_removed for x in states if hasattr(x, "energy_removed")]
+    """The `energy_removed` of each stage and the rate in force; no array here has an `effective_rank`."""
+    states = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "energy_removed") or hasattr(x, "lr_scale"))
+    told = [getattr(x, "energy_removed", getattr(x, "learning_rate", None)) for x in states]
+    return [x for x in told if x is not None]
 
 
 def test_donated_buffers_are_reused() -> None:
@@ -107,10 +108,10 @@ def test_donated_buffers_are_reused() -> None:
         for t in range(6):
             last = (weights, state)
             weights, state = donating(weights, state, grads(t))
-            # What a stage has only to tell is never read, so it is no argument of the program.
+            # What a state has only to tell is never read, so it is no argument of the program.
             told = states_told(last)
             assert all(x.is_deleted() for x in jax.tree.leaves(last) if not any(x is y for y in told))
-            assert len(told) == 3
+            assert len(told) == 4
     assert donating._cache_size() == 1
     assert_nearly_same(weights, loop(6)[0])
 

@@ -82,7 +82,7 @@ def test_map_params_visits_everything_shaped_like_parameters() -> None:
 
     mapped = optax.tree.map_params(tx, visit, state, is_leaf=is_stored)
     assert_same_bits(mapped, state)
-    trees = [v for name, v in find_state(state)._asdict().items() if name not in ("step", "lr_scale")]
+    trees = [v for name, v in find_state(state)._asdict().items() if name not in ("step", "lr_scale", "learning_rate")]
     (edges,), (rank,) = (states_of(state, kind) for kind in (SuppressEdgesState, EncourageLowRankState))
     trees += [edges.age, edges.edge_history, rank.effective_rank]
     expected = [leaf for tree in trees for leaf in jax.tree.leaves(tree, is_leaf=is_stored)]
