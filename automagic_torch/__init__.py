@@ -7,11 +7,8 @@ from automagic_torch.gradient_release import release_gradients
 from automagic_torch.moving.migration import load_adam_state
 from automagic_torch.moving.progressive import ProgressiveQuantization
 from automagic_torch.moving.requantized import load_requantized
-from automagic_torch.optimizer import (
-    Automagic_CameAMP_Improved_8Bit,
-    AutomagicCameAMP8bit,
-    create_improved_8bit_optimizer,
-)
+from automagic_torch.optimizer import AutomagicCameAMP8bit
+from automagic_torch.original_names import Automagic_CameAMP_Improved_8Bit, create_improved_8bit_optimizer
 from automagic_torch.stages import (
     clip_by_percentile,
     encourage_low_rank,

@@ -314,17 +314,3 @@ class AutomagicCameAMP8bit(Optimizer):
         if what not in self._told:
             self._told.add(what)
             warnings.warn(message, stacklevel=2)
-
-
-def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **overrides: Any) -> AutomagicCameAMP8bit:
-    """Makes an optimizer from a profile; fields given beside it win over it.
-
-    Args:
-        params: as for `AutomagicCameAMP8bit`.
-        profile: ``"memory_optimized"``, ``"balanced"``, ``"quality_optimized"`` or None.
-        **overrides: `lr`, `layout` and any field of `automagic_core.Config`.
-    """
-    return AutomagicCameAMP8bit(params, profile=profile, **overrides)
-
-
-Automagic_CameAMP_Improved_8Bit = AutomagicCameAMP8bit
