@@ -129,23 +129,30 @@ def _matched(
     check_layout(group.layout)
     positions = torch_indices(params, [array.name for array in group.arrays], group.named, names)
     marks = resolve_mark(embedding, params, "embedding")
+    matched = [
+        (dataclasses.replace(theirs, name=leaf_name(leaf.path), shape=leaf.shape, embedding=mark), theirs)
+        for leaf, theirs, mark in zip(
+            leaves_of(params), (group.arrays[position] for position in positions), marks, strict=True
+        )
+    ]
+
+    def shape_there(array: NeutralArray, layout: Layout) -> Any:
+        order = axes_of(array, group.layout, layout, (axes or {}).get(array.name))
+        assert array.shape is not None
+        return transposed_shape(array.shape, inverse_axes(order))
+
     arrays = []
-    for leaf, position, mark in zip(leaves_of(params), positions, marks, strict=True):
-        theirs, name = group.arrays[position], leaf_name(leaf.path)
-        array = dataclasses.replace(theirs, name=name, shape=leaf.shape, embedding=mark)
-        order = axes_of(array, group.layout, layout, (axes or {}).get(name))
-        shape = transposed_shape(leaf.shape, inverse_axes(order))
+    for array, theirs in matched:
+        shape = shape_there(array, layout)
         if theirs.shape not in (None, shape):
             other: Layout = "torch" if layout == "flax" else "flax"
-            if transposed_shape(leaf.shape, inverse_axes(axes_of(array, group.layout, other, None))) == theirs.shape:
-                raise ValueError(
-                    f"{name} has shape {leaf.shape} and {theirs.name!r} in {label} {theirs.shape}: this is layout "
-                    f"{other!r}, so give layout={other!r} (here layout is {layout!r})"
-                )
+            if all(x.shape in (None, shape_there(ours, other)) for ours, x in matched):
+                why = f"all shapes fit with layout={other!r}"
+            else:
+                why = "names=, embedding= or axes= may be wrong"
             raise ValueError(
-                f"{name} of shape {leaf.shape} with layout {layout!r} has shape {shape} with {label}'s layout "
-                f"{group.layout!r}, but {theirs.name!r} there has {theirs.shape}: names=, embedding= or axes= may be "
-                "wrong"
+                f"{array.name} of shape {array.shape} with layout {layout!r} has shape {shape} with {label}'s layout "
+                f"{group.layout!r}, but {theirs.name!r} there has {theirs.shape}: {why}"
             )
         arrays.append(dataclasses.replace(array, shape=shape))
     return dataclasses.replace(group, arrays=tuple(arrays), named=True)
