@@ -24,6 +24,8 @@ from automagic_optax import automagic_8bit, found_marks, memory_report, quantize
 from automagic_optax.arrays.containers import held_like, is_container, pure
 from tests.optax_side.small import assert_same_bits
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["axes"])
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 from collections.abc import Callable
@@ -31,21 +32,24 @@ from tests.optax_side.small import assert_same_bits, find_state
 
 ocp = pytest.importorskip("orbax.checkpoint")
 
+pytestmark = pytest.mark.compiled_quickly
 TX = optax.chain(
     optax.clip_by_global_norm(1.0), automagic_8bit(1e-3, warmup_steps=2, torque_decay=0.9, min_8bit_size=64)
 )
 PARAMS = {"kernel": jnp.ones((4, 64)), "bias": jnp.ones(4)}
 
 
-def trained() -> Any:
+@functools.cache
+def trained(form: str) -> Any:
+    if form == "finished":
+        return finish_warmup(trained("whole"))
     state = TX.init(PARAMS)
     for _ in range(3):
         _, state = TX.update(PARAMS, state, PARAMS)
     return state
 
 
-TRAINED = {"whole": trained()}
-TRAINED["finished"] = finish_warmup(TRAINED["whole"])
+FORMS = ("whole", "finished")
 
 
 def with_pickle(state: Any, folder: Path) -> Any:
@@ -104,23 +108,25 @@ WAYS: list[Callable[[Any, Path], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("form", TRAINED)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
 def test_into_a_fresh_optimizer(way: Callable[[Any, Path], Any], form: str, tmp_path: Path) -> None:
-    loaded = way(TRAINED[form], tmp_path)
-    assert_same_bits(loaded, TRAINED[form])
+    loaded = way(trained(form), tmp_path)
+    assert_same_bits(loaded, trained(form))
     updates, after = TX.update(PARAMS, loaded, PARAMS)
     assert_same_bits((updates, finish_warmup(after)), next_step())
     assert jax.tree.structure(after) == jax.tree.structure(loaded)
 
 
+@functools.cache
 def next_step() -> Any:
-    return TX.update(PARAMS, TRAINED["finished"], PARAMS)
+    return TX.update(PARAMS, trained("finished"), PARAMS)
 
 
 def test_equinox(tmp_path: Path) -> None:
     eqx = pytest.importorskip("equinox")
-    for form, state in TRAINED.items():
+    for form in FORMS:
+        state = trained(form)
         assert all(eqx.is_array_like(x) for x in jax.tree.leaves(state))
         eqx.tree_serialise_leaves(tmp_path / form, (PARAMS, state))
         fresh = (PARAMS, TX.init(PARAMS))
@@ -129,7 +135,7 @@ def test_equinox(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pure", [False, True])
-@pytest.mark.parametrize("form", TRAINED)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_state_of_nnx(form: str, pure: bool, tmp_path: Path) -> None:
     def made() -> tuple[nnx.Linear, nnx.Optimizer]:
         model = nnx.Linear(4, 64, rngs=nnx.Rngs(0))
@@ -173,16 +179,16 @@ def test_a_file_that_fits_neither_form() -> None:
 
 
 def test_flax_with_a_target_of_another_form() -> None:
-    whole = flax.serialization.to_state_dict(TRAINED["whole"])
-    assert_same_bits(flax.serialization.from_state_dict(finish_warmup(TX.init(PARAMS)), whole), TRAINED["finished"])
+    whole = flax.serialization.to_state_dict(trained("whole"))
+    assert_same_bits(flax.serialization.from_state_dict(finish_warmup(TX.init(PARAMS)), whole), trained("finished"))
     # A version with fewer fields saved a file without them.
     del whole["1"]["4"]["skipped_steps"]
-    assert_same_bits(flax.serialization.from_state_dict(TX.init(PARAMS), whole), TRAINED["whole"])
+    assert_same_bits(flax.serialization.from_state_dict(TX.init(PARAMS), whole), trained("whole"))
     whole["1"]["4"]["of a later version"] = 0
     with pytest.raises(ValueError, match="of a later version"):
         flax.serialization.from_state_dict(TX.init(PARAMS), whole)
     without_torque = scale_by_cameamp(1e-3).init(PARAMS)
-    saved = flax.serialization.to_state_dict(find_state(TRAINED["whole"]))
+    saved = flax.serialization.to_state_dict(find_state(trained("whole")))
     assert flax.serialization.from_state_dict(without_torque, saved).s is None
 
 

@@ -13,6 +13,7 @@ import pytest
 from automagic_optax import automagic_8bit
 from automagic_optax.stages.encourage_low_rank import _encouraged
 
+pytestmark = pytest.mark.compiled_quickly
 FIELDS: dict[str, Any] = {"warmup_steps": 4, "optim_bits": 32, "max_lr": 1.0}
 SHAPES = {"conv": (3, 4, 2, 8), "lora_a": (8, 4), "bias": (5,)}
 

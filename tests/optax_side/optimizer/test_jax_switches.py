@@ -18,6 +18,7 @@ from automagic_optax import (
     suppress_high_frequencies,
 )
 
+pytestmark = pytest.mark.compiled_quickly
 SWITCHES: dict[str, Any] = {
     "jax_debug_nans": True,
     "jax_debug_infs": True,
@@ -76,7 +77,11 @@ def runs(tx: Any, switch: str, jitted: bool, dtype: Any, whole: bool = False) ->
     assert (new["conv"] != params["conv"]).any()
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
+# Slow by themselves, or much like another one.
+SLOW = ("jax_debug_infs", "jax_check_tracer_leaks", "jax_disable_jit")
+
+
+@pytest.mark.parametrize("switch", [pytest.param(s, marks=pytest.mark.slow if s in SLOW else ()) for s in SWITCHES])
 def test_compiled_and_eager(switch: str) -> None:
     runs(TRANSFORMATIONS["everything"], switch, True, jnp.bfloat16)
     if switch != "jax_disable_jit":

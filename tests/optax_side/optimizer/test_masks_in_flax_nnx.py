@@ -27,6 +27,8 @@ from automagic_optax import (
 )
 from tests.optax_side.small import assert_nearly_same, assert_same_bits
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 def is_matrix(path: Any, x: Any) -> bool:
     return x.ndim == 2
@@ -105,8 +107,20 @@ def plain(inner: str, wrapper: str) -> Any:
     return params
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("inner", INNER)
+# In the quick half every transformation is in some wrapper and every wrapper around some transformation.
+QUICK = {(inner, "masked") for inner in INNER} | {
+    (inner, w) for inner in ("automagic_8bit", "quantize_state") for w in WRAPPERS
+}
+
+
+@pytest.mark.parametrize(
+    ("inner", "wrapper"),
+    [
+        pytest.param(inner, wrapper, marks=() if (inner, wrapper) in QUICK else pytest.mark.slow)
+        for inner in INNER
+        for wrapper in WRAPPERS
+    ],
+)
 def test_in_nnx_optimizer(inner: str, wrapper: str) -> None:
     model = Model()
     optimizer = nnx.Optimizer(model, WRAPPERS[wrapper](INNER[inner]), wrt=nnx.Param)
@@ -120,7 +134,10 @@ def test_in_nnx_optimizer(inner: str, wrapper: str) -> None:
         assert_same_bits(*frozen)
 
 
-@pytest.mark.parametrize(("inner", "wrapper"), [("scale_by_cameamp", "partition"), ("quantize_state", "masked")])
+@pytest.mark.parametrize(
+    ("inner", "wrapper"),
+    [pytest.param("scale_by_cameamp", "partition", marks=pytest.mark.slow), ("quantize_state", "masked")],
+)
 def test_under_the_transformations_of_nnx(inner: str, wrapper: str) -> None:
     def make() -> tuple[Model, nnx.Optimizer]:
         model = Model()
@@ -169,7 +186,7 @@ class CallableMask(Mask):
         return cls(*children)
 
 
-@pytest.mark.parametrize("kind", [Mask, CallableMask])
+@pytest.mark.parametrize("kind", [pytest.param(Mask, marks=pytest.mark.slow), CallableMask])
 def test_trees_that_can_be_called(kind: Any) -> None:
     params = kind(jnp.ones((16, 64)), jnp.ones(16))
     grads = jax.tree.map(lambda x: 0.1 * x, params)

@@ -80,6 +80,7 @@ def short(rank: int, path: str) -> dict[str, Any]:
         "loaded after the warm-up": train.loaded(rank, "fsdp", path + "_after", 2, 3, warmup_steps=2),
         "asked": train.asked_for_states(rank, "fsdp"),
         "refusals": refusals(rank),
+        "a gradient in one process only": gradient_in_one_process(rank),
     }
 
 
@@ -102,6 +103,8 @@ def test_two_processes(tmp_path):
     for message in result["refusals"]:
         assert "'weight'" in message
         assert "valid: Shard(0) on one mesh dimension at most" in message
+    message = "parameter 'b' has a gradient in 1 of the 2 processes that hold it: all of them must have one, or none"
+    assert result["a gradient in one process only"] == (message, False)
 
 
 def runs(rank: int, way: str) -> list[dict[str, Any]]:
@@ -170,8 +173,3 @@ def test_what_works_on_whole_states_works_on_sharded_ones():
             assert same(sharded, whole), name
         whole, sharded = both["metrics"]
         assert sharded == pytest.approx(whole, rel=1e-6)
-
-
-def test_a_gradient_in_one_process_only_is_an_error_in_all():
-    message = "parameter 'b' has a gradient in 1 of the 2 processes that hold it: all of them must have one, or none"
-    assert run_processes(gradient_in_one_process, 2, limit=90.0) == [(message, False)] * 2
