@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,21 @@ def release_gradients(optimizer: AutomagicCameAMP8bit) -> GradientRelease:
     # A GradScaler shows itself to optimizers that say so.
     optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
     return release
+
+
+def refuse_clipping(optimizers: Iterable[Any], limit: float | None, name: str) -> None:
+    """Raises a ValueError if a training library is to clip gradients that an optimizer releases.
+
+    Args:
+        optimizers: optimizers or wrappers of them.
+        limit: to which the library clips; 0 and None: it does not.
+        name: of the library's argument.
+    """
+    for optimizer in optimizers:
+        while optimizer is not None and getattr(optimizer, "_gradient_release", None) is None:
+            optimizer = getattr(optimizer, "optimizer", None)
+        if optimizer is not None and limit:
+            raise ValueError(f"{name} = {limit} would clip nothing: gradients are released before; valid: 0")
 
 
 class GradientRelease:

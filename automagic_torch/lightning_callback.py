@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from automagic_torch.arrays.marks import mark_embeddings, mark_lora
+from automagic_torch.gradient_release import refuse_clipping
 from automagic_torch.watching.logged_rates import logged_rates
 
 _Callback: Any = import_module("lightning.pytorch" if find_spec("lightning") else "pytorch_lightning").Callback
@@ -29,8 +30,9 @@ class LightningRateCallback(_Callback):  # type: ignore[misc]
             _mark(pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Marks the module again."""
+        """Marks the module again, and refuses to clip gradients that are released."""
         _mark(pl_module)
+        refuse_clipping(trainer.optimizers, trainer.gradient_clip_val, "gradient_clip_val")
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any

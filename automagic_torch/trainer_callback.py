@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from automagic_torch.arrays.marks import mark_embeddings, mark_lora
+from automagic_torch.gradient_release import refuse_clipping
 from automagic_torch.watching.logged_rates import logged_rates
 
 
@@ -37,8 +38,9 @@ class TrainerRateCallback(TrainerCallback):
         _mark(kwargs.get("model"))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Marks the model that is trained."""
+        """Marks the model that is trained, and refuses to clip gradients that are released."""
         _mark(kwargs.get("model"))
+        refuse_clipping([kwargs.get("optimizer")], args.max_grad_norm, "max_grad_norm")
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Adds the rate in force to a record of training.  Waits for the device, as the Trainer's loss does."""

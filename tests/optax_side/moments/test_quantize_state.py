@@ -40,6 +40,9 @@ FOUND: dict[str, tuple[Any, dict[str, str]]] = {
     "lbfgs": (optax.scale_by_lbfgs(), {}),
     "madgrad": (c.madgrad(1e-3), {}),  # the parameters are x0 − s / ∛n
     "sm3": (optax.sm3(1e-3), {"nu": "+"}),  # its momentum
+    # A sum of gradients would be rounded anew at each addition.
+    "multi_steps": (optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation(), {"mu": "+", "nu": "√"}),
+    "apply_every": (optax.apply_every(4), {}),
     "injected": (optax.inject_hyperparams(optax.adam)(1e-3), {"mu": "+", "nu": "√"}),
     "chained": (optax.chain(optax.clip(1.0), optax.trace(0.9), optax.ema(0.9)), {"trace": "+", "ema": "+"}),
     "masked by a prefix": (

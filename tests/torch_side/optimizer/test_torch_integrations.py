@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from automagic_torch import AutomagicCameAMP8bit, integrations
+from automagic_torch import AutomagicCameAMP8bit, integrations, release_gradients
 from automagic_torch.arrays.marks import is_embedding, is_lora
 
 FIELDS: dict[str, Any] = {"lr": 1e-3, "max_lr": 0.1, "warmup_steps": 4, "optim_bits": 32}
@@ -72,6 +72,25 @@ def test_the_trainer_logs_the_rate_and_marks(tmp_path: Any, first: bool) -> None
     assert records[-1]["effective_lr"] == pytest.approx(sum(rates) / len(rates))
     assert all(isinstance(record["effective_lr"], float) for record in records)
     assert ("effective_lr" in shown[0]) == first, "reporters in front of it see nothing"
+
+
+def test_the_trainer_may_not_clip_released_gradients(tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = Adapted()
+    optimizer = AutomagicCameAMP8bit(model.parameters(), **FIELDS)
+    trainer = transformers.Trainer(
+        model,
+        transformers.TrainingArguments(str(tmp_path), max_steps=1, report_to="none", use_cpu=True, save_strategy="no"),
+        train_dataset=[{"x": torch.arange(3), "labels": torch.zeros(1)} for _ in range(8)],
+        optimizers=(optimizer, None),
+        callbacks=[integrations.TrainerRateCallback()],
+    )
+    release_gradients(optimizer)
+    with pytest.raises(ValueError, match=r"max_grad_norm = 1.0 would clip nothing"):
+        trainer.train()
+    trainer.args.max_grad_norm = 0.0
+    trainer.train()
+    assert optimizer.state[model.lora_A.weight]["age"] == 1
 
 
 def test_lightning_logs_the_rate_and_marks(tmp_path: Any) -> None:
