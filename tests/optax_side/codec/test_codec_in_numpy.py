@@ -10,11 +10,14 @@ from automagic_optax import dequantize, quantize
 
 
 def values(shape, signed):
-    """Magnitudes over 30 powers of two, codebook values, ties between them, and a block of zeros."""
+    """Magnitudes over 30 powers of two, codebook values, ties between them, and a block of zeros.
+
+    The ties stand in one block with a 1, since only an absmax of 1 leaves them ties.
+    """
     rng = np.random.default_rng(0)
     size = int(np.prod(shape))
     x = rng.standard_normal(size) * np.exp2(-rng.integers(0, 30, size))
-    special = np.concatenate([codebook_midpoints(signed), dynamic_codebook(signed), [1.0]])
+    special = np.concatenate([codebook_midpoints(signed), [1.0], dynamic_codebook(signed)])
     x[: min(size, 512)] = special[: min(size, 512)]
     x[1024:1536] = 0
     x[-3:] = 1e-40
