@@ -19,7 +19,7 @@ from automagic_core.arrays.layout import (
 from automagic_core.arrays.state_plan import StatePlan, state_plan
 from automagic_core.codec.blocks import absmax_shape
 from automagic_core.codec.codebook import codebook_midpoints, dynamic_codebook
-from automagic_core.codec.random_bits import Slot, mix32, random_unit, rounding_key
+from automagic_core.codec.random_bits import Slot, mix32, random_unit, rounding_key, walk_signs
 from automagic_core.config.config import FIELD_NAMES, PROFILES, Config, check_field, check_names
 from automagic_core.config.constants import MAX_STEP
 from automagic_core.config.hardware import adaptive_config, hardware_optimized_config
@@ -79,4 +79,5 @@ __all__ = [
     "state_plan",
     "suggestion",
     "training_health",
+    "walk_signs",
 ]

@@ -20,9 +20,9 @@ from automagic_torch.optimizer import AutomagicCameAMP8bit
 def release_gradients(optimizer: AutomagicCameAMP8bit) -> GradientRelease:
     """Lets every backward pass update each parameter as soon as its gradient is there, and free the gradient.
 
-    ``optimizer.step()`` then closes the step: it counts the votes and uses the gradients that no hook has seen.  Every
-    array is computed with alone, so sums may round differently where it would have been in a batch (section 8).  The
-    rate and the fields in force are those at the beginning of the backward pass.
+    ``optimizer.step()`` then closes the step: it moves the rate search and uses the gradients that no hook has seen.
+    Every array is computed with alone, so sums may round differently where it would have been in a batch (section 8).
+    The rate and the fields in force are those at the beginning of the backward pass.
 
     Args:
         optimizer: with any groups.  Groups that are added later are released too, and parameters that are unfrozen
@@ -136,7 +136,7 @@ class GradientRelease:
             p.grad = None
 
     def before_close(self) -> None:
-        """Refuses what cannot be closed, and brings the votes into the order of an ordinary step.
+        """Refuses what cannot be closed, and brings the ballots into the order of an ordinary step.
 
         Raises:
             RuntimeError: a `GradScaler`, or an updated array with another gradient.
@@ -158,7 +158,7 @@ class GradientRelease:
                 "optimizer.zero_grad() and then optimizer.step() close this step"
             )
         for call in optimizer._open_step.calls:
-            call.votes.sort(key=lambda ballot: self._places[ballot[0].params[0]])
+            call.ballots.sort(key=lambda ballot: self._places[ballot.batch.params[0]])
 
     def after_close(self) -> None:
         """Frees the gradients that `step` found, and looks for parameters that were unfrozen."""

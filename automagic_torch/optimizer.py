@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from automagic_core import StatePlan
-from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LR_SCALE, STEP, with_own_keys
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, STEP, with_own_keys
 from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.arrays.marks import held_marks, set_marks
@@ -36,6 +36,7 @@ from automagic_torch.cameamp.groups import (
 )
 from automagic_torch.cameamp.rehearsal import is_rehearsal
 from automagic_torch.cameamp.verbose import tell_step
+from automagic_torch.checkpoints.earlier import add_search
 from automagic_torch.checkpoints.loading import checked_state
 from automagic_torch.checkpoints.placeholders import with_placeholders
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
@@ -68,11 +69,12 @@ class AutomagicCameAMP8bit(Optimizer):
     both need bitsandbytes.
 
     In a group the fields, except `lr` and `weight_decay`, have the prefix ``automagic_``, and so have `step`, ℓ in
-    `lr_scale`, and while `percentile_clipping` is below 100 `norm_history` and `norm_position` (section 6.1).  Change a
-    field there: ``group["automagic_max_lr"] = 1e-2``.  All other keys of a group, and other entries of
-    ``optimizer.state[p]``, are saved and restored, and never read.  ``group["effective_lr"]`` is what
-    `get_learning_rates` gives, as a tensor.  Arrays of one kind are computed as one batch (section 8).  Nothing in a
-    step waits for the device, except the eigenvalues of adapters, once for each batch of them.
+    `log_rate_scale`, the search's `walk_energy` and `agreement`, and while `percentile_clipping` is below 100
+    `norm_history` and `norm_position` (section 6.1).  Change a field there: ``group["automagic_max_lr"] = 1e-2``.  All
+    other keys of a group, and other entries of ``optimizer.state[p]``, are saved and restored, and never read.
+    ``group["effective_lr"]`` is what `get_learning_rates` gives, as a tensor.  Arrays of one kind are computed as one
+    batch (section 8).  Nothing in a step waits for the device, except the eigenvalues of adapters, once for each batch
+    of them.
     """
 
     _on_update: Callable[[Tensor, Tensor], None] | None = None
@@ -130,7 +132,7 @@ class AutomagicCameAMP8bit(Optimizer):
             self.param_groups.pop()
             raise
         group[STEP] = 0
-        group[LR_SCALE] = torch.zeros((), dtype=torch.float32, device=group_device(group))
+        group.update({key: torch.zeros((), device=group_device(group), dtype=torch.float32) for key in SEARCH_KEYS})
         group[EFFECTIVE_LR] = formed_rate(group, 1)
         for key in (HISTORY, POSITION):
             group.pop(key, None)
@@ -180,7 +182,7 @@ class AutomagicCameAMP8bit(Optimizer):
             call.clip()
             for batch in call.batches:
                 update_batch(batch, opened.energy, self._on_update)
-            call.count_votes()
+            call.search(self._walks_of_absent(call))
             call.end()
             self._drop_what_only_the_warm_up_needs(call)
         if self.state_device is not None:
@@ -224,6 +226,14 @@ class AutomagicCameAMP8bit(Optimizer):
             self.state[p] = state
             batch.params.append(p)
             batch.states.append(state)
+
+    def _walks_of_absent(self, call: Call) -> list[Tensor]:
+        """`walk` of the arrays of a group that have one and do not take part in the call."""
+        if not call.searching:
+            return []
+        present = {p for ballot in call.ballots for p in ballot.batch.params}
+        absent = (self.state.get(p, {}) for p in dict.fromkeys(call.group["params"]) if p not in present)
+        return [state["walk"] for state in absent if "walk" in state]
 
     def _drop_what_only_the_warm_up_needs(self, call: Call) -> None:
         if call.step >= call.config.warmup_steps:
@@ -294,6 +304,7 @@ class AutomagicCameAMP8bit(Optimizer):
             state["defaults"] = with_own_keys(state["defaults"])
         super().__setstate__(state)
         for group in self.param_groups:
+            add_search(group, self.state)
             group[EFFECTIVE_LR] = rate_in_force(group)
         self.__dict__.setdefault("_told", set())
         self.__dict__.setdefault("_gradients_agreed", {})

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from automagic_core.arrays.state_forms import SHARED_STATES
-from automagic_core.config.config import FIELD_NAMES
+from automagic_core.arrays.state_forms import SEARCH_SCALARS, SHARED_STATES
+from automagic_core.config.config import FIELD_NAMES, Config
 
 PREFIX = "automagic_"
 PLAIN = ("lr", "weight_decay")
@@ -24,18 +24,32 @@ def group_key(name: str) -> str:
     return name if name in PLAIN else PREFIX + name
 
 
-LAYOUT, STEP, LR_SCALE = map(group_key, ("layout", "step", "lr_scale"))
+LAYOUT, STEP = map(group_key, ("layout", "step"))
+LOG_RATE_SCALE, WALK_ENERGY, AGREEMENT = SEARCH_KEYS = tuple(map(group_key, SEARCH_SCALARS))
+"""What a group holds for its rate search."""
 OWN_KEYS: Mapping[str, str] = {name: group_key(name) for name in (*FIELD_NAMES, "layout", "step", *SHARED_STATES)}
 """The key of everything that the optimizer keeps in a group, by its name."""
-_EXPECTED = ("params", *FIELD_NAMES, "layout", "step", "lr_scale")
+_EXPECTED = ("params", *FIELD_NAMES, "layout", "step", "log_rate_scale")
 
 
 def with_own_keys(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a group in today's form.  In version 0.1.0 the keys had no prefix."""
+    """A copy of a group in today's form.
+
+    In version 0.1.0 the keys had no prefix, ℓ was called `lr_scale`, and other fields led the search.
+    """
     if any(str(key).startswith(PREFIX) for key in group):
         return dict(group)
-    renamed = {OWN_KEYS.get(key, key): value for key, value in group.items()}
+    keys = {**OWN_KEYS, "lr_scale": LOG_RATE_SCALE}
+    renamed = {keys.get(key, key): value for key, value in with_search_fields(group).items()}
     return renamed | ({"betas": group["betas"]} if "betas" in group else {})
+
+
+def with_search_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by name, with those of the search, which version 0.1.0 had not: its search was off with the row mask."""
+    if "lr_mask_gain" not in fields or "search_gain" in fields:
+        return dict(fields)
+    on = {name: getattr(Config, name) for name in ("search_gain", "straightness", "agreement_floor")}
+    return on | ({} if fields["lr_mask_gain"] else {"search_gain": 0.0}) | dict(fields)
 
 
 def missing_names(group: Mapping[str, Any]) -> list[str]:

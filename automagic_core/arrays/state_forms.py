@@ -28,8 +28,9 @@ COMPANDED = ("exp_avg_sq", "exp_avg_res")
 """The states that are stored in 8 bits as their square root, with the unsigned codebook."""
 ROW_STATES = ("lr_mask", "spatial_variance", "edge_history")
 SCALARS = ("age", "skipped_steps", "torque_mean", "background_scale")
-WARM_UP_ONLY = ("s", "s_absmax", "last_polarity")
-SHARED_STATES = ("lr_scale", "norm_history", "norm_position")
+WARM_UP_ONLY = ("s", "s_absmax", "last_polarity", "walk")
+SEARCH_SCALARS = ("log_rate_scale", "walk_energy", "agreement")
+SHARED_STATES = (*SEARCH_SCALARS, "norm_history", "norm_position")
 """The states that a group holds for all its arrays."""
 _CODED = tuple(name + part for name in SLOTS for part in ("", "_absmax"))
 _FACTORED = tuple(name + part for name in COMPANDED for part in ("_row", "_col"))
@@ -82,6 +83,8 @@ def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
         element_wise("s")
     if warming and plan.has_last_polarity:
         forms["last_polarity"] = Form(plan.polarity_shape, "uint8")
+    if warming and plan.has_walk:
+        forms["walk"] = Form(plan.row_shape, "float32")
     for name in ROW_STATES:
         if getattr(plan, "has_" + name):
             forms[name] = Form(plan.row_shape, "float32")

@@ -32,7 +32,7 @@ class StatePlan:
         block_size: elements per block; None where the whole array is one block.
         quantized: states with one value per element have 8 bits, else 32.
         factored_sq, factored_res: `exp_avg_sq`, `exp_avg_res` are row and column means.
-        has_s, has_last_polarity: the array has this state during the warm-up.
+        has_s, has_last_polarity, has_walk: the array has this state during the warm-up.
         has_lr_mask, has_spatial_variance, has_edge_history: the array has this state, with one value per row.
         has_background_scale: the mean of √v̂ is kept for the next step.
     """
@@ -49,6 +49,7 @@ class StatePlan:
     factored_res: bool
     has_s: bool
     has_last_polarity: bool
+    has_walk: bool
     has_lr_mask: bool
     has_spatial_variance: bool
     has_edge_history: bool
@@ -63,6 +64,11 @@ class StatePlan:
     def columns(self) -> int:
         """Number of elements in a row."""
         return math.prod(self.shape[axis] for axis in self.column_axes)
+
+    @property
+    def row_count(self) -> int:
+        """Number of rows; 1 for an array without rows."""
+        return math.prod(self.row_shape)
 
     @property
     def absmax_shape(self) -> Shape:
@@ -90,7 +96,6 @@ def state_plan(
     shape = tuple(shape)
     rows = row_axis(len(shape), layout, embedding)
     has_rows = rows is not None
-    mask = config.lr_mask_gain > 0
     warming = config.warmup_steps > 0
     spatial = picture_axes(shape, layout)
     factored_sq = has_rows and config.factored in ("second_moment", "all")
@@ -109,8 +114,9 @@ def state_plan(
         factored_sq=factored_sq,
         factored_res=has_rows and config.factored == "all",
         has_s=config.torque and config.torque_decay > 0 and warming,
-        has_last_polarity=mask and warming,
-        has_lr_mask=mask and has_rows,
+        has_last_polarity=config.votes,
+        has_walk=config.searches,
+        has_lr_mask=config.masks_rows and has_rows,
         has_spatial_variance=config.spatial_awareness and has_rows,
         has_edge_history=config.suppresses_edges and spatial is not None,
         has_background_scale=config.background_regularization and not factored_sq,

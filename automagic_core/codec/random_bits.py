@@ -16,13 +16,18 @@ MIX_MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 
 
 class Slot(enum.IntEnum):
-    """A number for each thing that is rounded, which gives it random bits of its own."""
+    """A number for each thing that needs random bits of its own.
+
+    Slots from 5 on also belong to `quantize_state`.  Its bits are those of steps from 1 on, and the signs of the walk
+    have step 0.
+    """
 
     exp_avg = 0
     exp_avg_sq = 1
     exp_avg_res = 2
     s = 3
     parameters = 4
+    walk = 5
 
 
 def mix32(x: np.ndarray | int) -> np.ndarray:
@@ -47,11 +52,22 @@ def rounding_key(step: int, slot: int, numel: int) -> int:
     """The key of one array's random bits in one step: an unsigned 32-bit integer.
 
     Args:
-        step: t ≥ 1, the number of calls of the optimizer.
+        step: t ≥ 1, the number of calls of the optimizer; 0 for the signs of the walk.
         slot: one of `Slot`.
         numel: number of elements of the whole, unsharded array.
     """
     return int(mix32((step * STEP_MULTIPLIER + slot * SLOT_MULTIPLIER + numel) % 2**32))
+
+
+def walk_signs(numel: int, index: np.ndarray | None = None) -> np.ndarray:
+    """The signs σ of the walk (section 5.8), the same at every step: int8, −1 or 1, in the shape of `index`.
+
+    Args:
+        numel, index: as in `random_unit`.
+    """
+    index = np.arange(numel, dtype=np.uint64) if index is None else np.asarray(index, dtype=np.uint64)
+    bits = mix32(index + np.uint64(rounding_key(0, Slot.walk, numel)))
+    return 1 - 2 * (bits >> np.uint32(31)).astype(np.int8)
 
 
 def random_unit(step: int, slot: int, numel: int, index: np.ndarray | None = None) -> np.ndarray:

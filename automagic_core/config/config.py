@@ -60,7 +60,10 @@ class Config:
     factored: str = "second_moment"
     torque: bool = True
     torque_decay: float = 0.0
-    lr_mask_gain: float = 0.2
+    search_gain: float = 0.1
+    straightness: float = 1.5
+    agreement_floor: float = -0.05
+    lr_mask_gain: float = 0.0
     optim_bits: int = 8
     min_8bit_size: int = 4096
     percentile_clipping: int = 100
@@ -112,6 +115,27 @@ class Config:
     def absmax_block_size(self) -> int | None:
         """Elements per block, or None where the whole array is one block."""
         return self.block_size if self.block_wise else None
+
+    @property
+    def ramp_steps(self) -> int:
+        """The steps in which the rate rises to η₀: the first quarter of the warm-up, rounded up."""
+        return -(-self.warmup_steps // 4)
+
+    @property
+    def searches(self) -> bool:
+        """The rate search is on."""
+        return self.warmup_steps > 0 and not _is_plainly(self.search_gain, 0)
+
+    @property
+    def masks_rows(self) -> bool:
+        """Rows have rates of their own."""
+        return not _is_plainly(self.lr_mask_gain, 0)
+
+    @property
+    def votes(self) -> bool:
+        """Successive gradients are compared while warming up."""
+        asks = self.searches and not _is_plainly(self.agreement_floor, -1)
+        return self.warmup_steps > 0 and (asks or self.masks_rows)
 
     @property
     def clips_by_percentile(self) -> bool:

@@ -7,6 +7,10 @@ GRADIENT_LIMIT = 1e15
 TORQUE_SOFTNESS = 0.01
 """s = x / (|x| + 0.01), a sign without a jump (section 5.4)."""
 TORQUE_MEAN_FLOOR = 0.05
+AGREEMENT_DECAY = 0.9
+"""Of the average of the pooled votes (section 5.8)."""
+LARGEST_RISE = 3.0
+"""log(ρ / straightness) counts as at most this much in one step of the search."""
 ROW_SHRINKAGE = 256
 """In n / (n + 256): rows of few columns follow their array (section 5.8)."""
 ROW_LIMIT = 1.0986122886681098

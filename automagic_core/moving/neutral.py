@@ -13,7 +13,7 @@ import numpy as np
 
 from automagic_core.arrays.axes import axes_between, check_axes, transposed_shape
 from automagic_core.arrays.layout import Layout, check_layout
-from automagic_core.arrays.state_forms import Form, as_held, check_forms, state_forms
+from automagic_core.arrays.state_forms import SEARCH_SCALARS, Form, as_held, check_forms, state_forms
 from automagic_core.arrays.state_plan import state_plan
 from automagic_core.codec.blocks import Shape
 from automagic_core.config.config import FIELD_NAMES, Config, check_names
@@ -51,8 +51,8 @@ class NeutralGroup:
         fields: every field of `Config`; `lr` has the value that a scheduler set last.
         layout: the layout of all arrays.
         step: t, the number of calls.
-        shared: `lr_scale`, float32 (), and with `percentile_clipping` `norm_history`, float32 (100,), and
-            `norm_position`, int32 ().
+        shared: `log_rate_scale`, `walk_energy` and `agreement`, float32 (), and with `percentile_clipping`
+            `norm_history`, float32 (100,), and `norm_position`, int32 ().
         arrays: in PyTorch's order if the run came from PyTorch.
         named: whether the arrays have names of their own.
         others: other entries of a PyTorch group, numbers and strings such as `initial_lr`.
@@ -91,7 +91,7 @@ def one_group(groups: Sequence[NeutralGroup], index: int | None, label: str) -> 
     if index is None and len(groups) != 1:
         raise ValueError(
             f"{label} has {len(groups)} parameter groups; a transformation has one set of hyperparameters and one "
-            f"lr_scale, so carry each by itself: group=0 to {len(groups) - 1}, each with its own part of the "
+            f"log_rate_scale, so carry each by itself: group=0 to {len(groups) - 1}, each with its own part of the "
             "parameters (optax.partition)"
         )
     if index is not None and index not in range(len(groups)):
@@ -126,7 +126,7 @@ def check_group(group: NeutralGroup, label: str) -> None:
     step = group.step
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MAX_STEP:
         raise ValueError(f"{label} has step = {step!r}; valid: an integer in [0, {MAX_STEP}]")
-    shared = {"lr_scale": Form((), "float32")}
+    shared = dict.fromkeys(SEARCH_SCALARS, Form((), "float32"))
     if config.clips_by_percentile:
         shared |= {"norm_history": Form((NORM_HISTORY,), "float32"), "norm_position": Form((), "int32")}
     check_forms(group.shared, shared, label)

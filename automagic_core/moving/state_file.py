@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from automagic_core.moving.earlier import as_now
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup, check_group
 from automagic_core.moving.sealed_tensors import read_sealed, write_sealed
 
@@ -94,8 +95,16 @@ def _group(described: Any, index: int, tensors: dict[str, np.ndarray]) -> Neutra
         named=named,
         others=others,
     )
+    group = _of_any_version(group, label)
     check_group(group, label)
     return group
+
+
+def _of_any_version(group: NeutralGroup, label: str) -> NeutralGroup:
+    try:
+        return as_now(group)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{label} does not fit: {error}") from error
 
 
 def _array(described: Any, index: int, tensors: dict[str, np.ndarray]) -> NeutralArray:

@@ -18,6 +18,7 @@ from automagic_core.arrays.group_keys import (
     with_own_keys,
 )
 from automagic_core.arrays.state_forms import SHARED_STATES, WARM_UP_ONLY, own_states
+from automagic_core.moving.earlier import as_now
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup
 
 
@@ -49,7 +50,7 @@ def neutral_groups(state_dict: Mapping[str, Any]) -> list[NeutralGroup]:
         if missing := missing_names(group):
             raise ValueError(f"{label} lacks {', '.join(missing)}")
         _check_parameters(group, label)
-        found.append(_group(group, states))
+        found.append(as_now(_group(group, states)))
     if states:
         raise ValueError(f"the state dict has states for unknown parameters: {sorted(states, key=str)}")
     return found

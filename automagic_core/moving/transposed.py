@@ -80,7 +80,8 @@ def transposed_states(
     if "last_polarity" in states:
         result["last_polarity"] = _transposed_bits(states["last_polarity"], old, axes)
     if keeps_rows:
-        for state in (*ROW_STATES, *(f"{moment}_{part}" for moment in COMPANDED for part in ("row", "col"))):
+        # The walk keeps its values.  The signs of its next steps are others, as independent of the past as before.
+        for state in (*ROW_STATES, "walk", *(f"{moment}_{part}" for moment in COMPANDED for part in ("row", "col"))):
             if state in states:
                 result[state] = _transposed(states[state], axes)
     else:
@@ -137,6 +138,11 @@ def _give_new_rows(
             mean = states[state].mean(dtype=np.float64)
             result[state] = np.full(new.row_shape, mean, np.float32)
             notes.lost(f"{state} goes on at its mean: the rows are another axis now", name)
+    if "walk" in states:
+        # Its square is what counts, over all rows.
+        square = np.square(states["walk"], dtype=np.float64).sum()
+        result["walk"] = np.full(new.row_shape, np.sqrt(square / new.row_count), np.float32)
+        notes.lost("walk keeps only its length: the rows are another axis now", name)
     for moment in COMPANDED:
         if f"{moment}_row" not in states:
             continue

@@ -25,12 +25,12 @@ class NextStep(NamedTuple):
     Attributes:
         lr: η₀, `lr` or what the schedule gives for t.
         step: t, from 1.
-        warmup_steps, min_lr, max_lr: fields of `Config`.
+        ramp_steps, min_lr, max_lr: of `Config`.
     """
 
     lr: float
     step: int
-    warmup_steps: int
+    ramp_steps: int
     min_lr: float
     max_lr: float
 
@@ -44,7 +44,7 @@ class NextStep(NamedTuple):
             steps_taken: t − 1.
         """
         now = lr(steps_taken) if callable(lr) else lr
-        return NextStep(float(now), steps_taken + 1, config.warmup_steps, config.min_lr, config.max_lr)
+        return NextStep(float(now), steps_taken + 1, config.ramp_steps, config.min_lr, config.max_lr)
 
 
 class ArrayFacts(NamedTuple):
@@ -52,7 +52,7 @@ class ArrayFacts(NamedTuple):
 
     Attributes:
         size: number of elements.
-        lr_scale: ℓ of its group.
+        log_rate_scale: ℓ of its group.
         lr_mask, spatial_variance: one value for each row, in any shape; None where the array has none.
         torque_mean: τ̄ of its last step; 1 before the first step, and where torque is off.
         skipped_steps: the steps in which it was skipped.
@@ -60,7 +60,7 @@ class ArrayFacts(NamedTuple):
     """
 
     size: int
-    lr_scale: float
+    log_rate_scale: float
     lr_mask: np.ndarray | None
     spatial_variance: np.ndarray | None
     torque_mean: float
@@ -90,7 +90,7 @@ def metrics(
         - ``learning_rate``: η̂ (section 5.6) of the last step, the rate in force;
         - ``rate/mean``, ``rate/min``, ``rate/max``: ηᵢ (section 5.6) of the next step, over all rows of all arrays.  An
           array whose elements all have one rate counts as one row;
-        - ``rate_factor/mean``, …/min, …/max: exp(ℓ + δᵢ) of the same rows: the factor that the votes found;
+        - ``rate_factor/mean``, …/min, …/max: exp(ℓ + δᵢ) of the same rows: the factor that the search found;
         - ``torque/mean``: the mean τ, in (0, 1), over all elements at the last step of their array;
         - ``energy_removed/<stage>``: of the last step; negative where the stage adds energy, as stage 4 mostly does;
         - ``effective_rank/<name>``;
@@ -114,20 +114,16 @@ def metrics(
 def row_factors(array: ArrayFacts) -> np.ndarray:
     """exp(ℓ + δᵢ) of every row, or one value for the array: float64, 1-D."""
     if array.lr_mask is not None:
-        return np.exp(array.lr_scale + _flat(array.lr_mask))
+        return np.exp(array.log_rate_scale + _flat(array.lr_mask))
     rows = 1 if array.spatial_variance is None else array.spatial_variance.size
-    return np.full(rows, math.exp(array.lr_scale))
+    return np.full(rows, math.exp(array.log_rate_scale))
 
 
 def row_rates(array: ArrayFacts, at: NextStep) -> np.ndarray:
     """ηᵢ of a step (section 5.6), in the shape of `row_factors`."""
-    eta = at.lr * (min(1.0, at.step / at.warmup_steps) if at.warmup_steps > 0 else 1.0)
-    factors = row_factors(array)
-    if eta == 0:
-        return np.zeros_like(factors)
-    low = min(at.min_lr, eta) if at.step <= at.warmup_steps else at.min_lr
+    eta = at.lr * (min(1.0, at.step / at.ramp_steps) if at.ramp_steps > 0 else 1.0)
     kappa = 1.0 if array.spatial_variance is None else spatial_factors(_flat(array.spatial_variance))
-    return np.clip(eta * factors * kappa, low, at.max_lr)
+    return np.clip(eta * row_factors(array) * kappa, min(at.min_lr, eta), max(at.max_lr, eta))
 
 
 def spatial_factors(variance: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ from torch import Tensor
 from automagic_core import MAX_STEP, Slot
 from automagic_torch.arrays.stacked import spread, stacked
 from automagic_torch.arrays.usable import usable_or_zero
-from automagic_torch.cameamp.call import Batch
+from automagic_torch.cameamp.call import Ballot, Batch
 from automagic_torch.cameamp.equations import scale_by_cameamp
-from automagic_torch.cameamp.learning_rate import vote
+from automagic_torch.cameamp.learning_rate import evidence, new_walk, vote
 from automagic_torch.cameamp.round_to_parameters import HALF_DTYPES, add_updates
 from automagic_torch.codec.stored import States
 from automagic_torch.stages.chain import StageInputs
@@ -22,7 +22,7 @@ OnUpdate = Callable[[Tensor, Tensor], None]
 
 
 def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None) -> None:
-    """Updates the states and parameters of a batch, and adds its vote to its call.
+    """Updates the states and parameters of a batch, and adds its ballot to its call.
 
     Args:
         batch: the batch.
@@ -71,16 +71,26 @@ def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> 
     eta = call.rates(g.device)
     eta_rows = eta.rows(old.get("lr_mask"), direction.kappa)
     delta = direction.d.mul_(-eta_rows)
+    walk = None
+    if call.searching:
+        walk = new_walk(old["walk"], delta, extent.means, batch.rounding_key(Slot.walk))
+        # The evidence below is of the arrays that are not skipped.
+        walk = torch.where(spread(ok, walk), walk, old["walk"])
     if config.weight_decay != 0:
         delta.sub_((w * direction.b).mul_(eta.array * config.weight_decay))
     # An infinite weight would become NaN if its decay is infinite or 0 · ∞.  With a finite update it stays.
     delta.nan_to_num_(0.0)
 
     new = {"age": new_age} | stage_states | direction.states
+    cast = None
     if "last_polarity" in stored:
         if call.voting:
             last_signs = extent.signs(stored["last_polarity"], g)
-            ballot = vote(g, last_signs, ok & (stored["age"] >= 1), extent.means)
-            call.votes.append((batch, ballot, old.get("lr_mask")))
+            cast = vote(g, last_signs, ok & (stored["age"] >= 1), extent.means)
         new["last_polarity"] = extent.updated_polarity(stored["last_polarity"], g)
+    found = None
+    if walk is not None:
+        new["walk"] = walk
+        found = evidence(walk, g, ok, cast, extent.means)
+    call.ballots.append(Ballot(batch, found, cast, old.get("lr_mask")))
     return ok, delta, new

@@ -4,23 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from automagic_core import MAX_STEP, Config, Slot, StatePlan, rounding_key
-from automagic_core.arrays.group_keys import EFFECTIVE_LR, LR_SCALE, STEP
+from automagic_core.arrays.group_keys import AGREEMENT, EFFECTIVE_LR, LOG_RATE_SCALE, SEARCH_KEYS, STEP
+from automagic_torch.arrays.dtensors import whole
 from automagic_torch.arrays.stacked import square_norm, to_device
 from automagic_torch.arrays.usable import are_usable, gradients, raw_gradients
 from automagic_torch.cameamp.groups import group_config, group_device
-from automagic_torch.cameamp.learning_rate import Rates, Vote, new_lr_mask, new_lr_scale, pooled, rates
+from automagic_torch.cameamp.learning_rate import (
+    Evidence,
+    Rates,
+    Search,
+    Vote,
+    agreed,
+    new_lr_mask,
+    pooled,
+    rates,
+    searched,
+)
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageArrays
 from automagic_torch.stages.clip_by_percentile import clipping_factor, recorded, total
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.stages.norm_history import HISTORY, POSITION
+
+
+class Ballot(NamedTuple):
+    """What a batch says to the search in one step; None where it is not asked."""
+
+    batch: Batch
+    evidence: Evidence | None
+    vote: Vote | None
+    lr_mask: Tensor | None
+    """Before this step."""
 
 
 @dataclass
@@ -32,14 +53,14 @@ class Call:
         config: its hyperparameters without `lr`.
         step: t.
         batches: the arrays that take part in the step.
-        votes: for every batch its vote, and its `lr_mask` before the step or None.
+        ballots: one for every batch, while the rate is searched.
     """
 
     group: dict[str, Any]
     config: Config
     step: int
     batches: list[Batch] = field(default_factory=list)
-    votes: list[tuple[Batch, Vote, Tensor | None]] = field(default_factory=list)
+    ballots: list[Ballot] = field(default_factory=list)
     _rates: dict[torch.device, Rates] = field(default_factory=dict)
     _factor: Tensor | None = None
 
@@ -51,32 +72,38 @@ class Call:
     @property
     def voting(self) -> bool:
         """Votes are cast in this step."""
-        return self.warming and self.step >= 2 and self.config.lr_mask_gain > 0
+        return self.warming and self.step >= 2 and self.config.votes
+
+    @property
+    def searching(self) -> bool:
+        """Every array's walk goes on in this step."""
+        return self.warming and self.config.searches
 
     def begin(self) -> None:
         """Counts the step."""
         device = group_device(self.group)
         self.group[STEP] = self.step
-        self.group[LR_SCALE] = to_device(self.group[LR_SCALE], device)
+        for key in SEARCH_KEYS:
+            self.group[key] = to_device(self.group[key], device)
         self.group[EFFECTIVE_LR] = self.rates(device).array
 
     def end(self) -> None:
         """Lets go of the arrays.  Else the cycle of calls and batches would keep states that the next step replaces."""
         self.batches.clear()
-        self.votes.clear()
+        self.ballots.clear()
 
     def rates(self, device: torch.device) -> Rates:
         """The rates on a device, formed once for each."""
         if device not in self._rates:
-            lr, lr_scale = self.group["lr"], self.group[LR_SCALE]
-            self._rates[device] = rates(lr, lr_scale, self.step, self.config, device)
+            lr, ell = self.group["lr"], self.group[LOG_RATE_SCALE]
+            self._rates[device] = rates(lr, ell, self.step, self.config, device)
         return self._rates[device]
 
     def clip(self) -> None:
         """Stage 1: records n² of the group's arrays, and forms the factor for their gradients (section 4.1)."""
         if not self.config.clips_by_percentile:
             return
-        device = self.group[LR_SCALE].device
+        device = self.group[LOG_RATE_SCALE].device
         square_norm = total([to_device(batch.square_norm(), device) for batch in self.batches], device)
         history, position = (to_device(self.group[name], device) for name in (HISTORY, POSITION))
         self.group[HISTORY], self.group[POSITION] = recorded(square_norm, history, position)
@@ -86,18 +113,30 @@ class Call:
         """The factor of stage 1 for every gradient of the group, 0-d; None where the stage is off."""
         return None if self._factor is None else to_device(self._factor, device)
 
-    def count_votes(self) -> None:
-        """Moves `lr_scale` and `lr_mask` by the pooled vote (section 5.8)."""
-        if not self.votes:
-            return
-        group = self.group
-        a_hat, any_counts = pooled([vote for _, vote, _ in self.votes], group[LR_SCALE].device)
-        for batch, vote, lr_mask in self.votes:
-            if lr_mask is not None:
-                batch.extent.replace(
-                    batch.states, "lr_mask", new_lr_mask(lr_mask, vote, a_hat, batch.plan, self.config)
-                )
-        group[LR_SCALE] = new_lr_scale(group[LR_SCALE], a_hat, any_counts, group["lr"], self.config)
+    def search(self, absent: Iterable[Tensor]) -> None:
+        """Moves what the search holds, by the ballots of this step (section 5.8).
+
+        Args:
+            absent: `walk` of those arrays of the group that do not take part.
+        """
+        group, device = self.group, self.group[LOG_RATE_SCALE].device
+        votes = [ballot.vote for ballot in self.ballots if ballot.vote is not None]
+        if votes:
+            a_hat, any_votes = pooled(votes, device)
+            group[AGREEMENT] = agreed(group[AGREEMENT], a_hat, any_votes)
+            for batch, _, vote, lr_mask in self.ballots:
+                if vote is not None and lr_mask is not None:
+                    new_mask = new_lr_mask(lr_mask, vote, a_hat, batch.plan, self.config)
+                    batch.extent.replace(batch.states, "lr_mask", new_mask)
+        found = [ballot.evidence for ballot in self.ballots if ballot.evidence is not None]
+        if found:
+            found += [
+                Evidence(square_norm(whole(walk)), torch.zeros((), dtype=torch.float32, device=walk.device))
+                for walk in absent
+            ]
+            search = Search(*(group[key] for key in SEARCH_KEYS))
+            search = searched(search, found, self.rates(device), group["lr"], self.config)
+            group.update(zip(SEARCH_KEYS, search, strict=True))
 
 
 class OpenStep:
@@ -170,5 +209,6 @@ class Batch:
         return torch.where(self._usable.all(), norm, torch.nan)
 
     def rounding_key(self, slot: Slot) -> int:
-        """The key of the random bits that the arrays share."""
-        return (rounding_key(self.call.step, slot, self.plan.size) + self.extent.first) % 2**32
+        """The key of the random bits that the arrays share; that of the walk is the same at every step."""
+        step = 0 if slot == Slot.walk else self.call.step
+        return (rounding_key(step, slot, self.plan.size) + self.extent.first) % 2**32

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automagic_core.arrays.group_keys import EFFECTIVE_LR, LR_SCALE, STEP
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, LOG_RATE_SCALE, STEP
 from automagic_torch.arrays.stacked import to_device
 from automagic_torch.cameamp.groups import group_config
 from automagic_torch.cameamp.learning_rate import rates
@@ -16,7 +16,7 @@ from automagic_torch.cameamp.learning_rate import rates
 
 def formed_rate(group: Mapping[str, Any], step: int) -> Tensor:
     """η̂ with the group's present `lr` and ℓ at some step, 0-d float32 on the device of ℓ."""
-    ell: Tensor = group[LR_SCALE]
+    ell: Tensor = group[LOG_RATE_SCALE]
     return rates(group["lr"], ell, step, group_config(group), ell.device).array
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config, StatePlan
-from automagic_core.config.constants import ROW_LIMIT, ROW_SHRINKAGE
+from automagic_core.config.constants import AGREEMENT_DECAY, LARGEST_RISE, ROW_LIMIT, ROW_SHRINKAGE
 from automagic_torch.arrays.means import Means
 from automagic_torch.arrays.stacked import spread, to_device
+from automagic_torch.codec.random_bits import signs
 
 
 def starting_rate(lr: float | Tensor, device: torch.device) -> Tensor:
@@ -28,7 +29,7 @@ class Rates(NamedTuple):
     """The rates that all arrays of a group on one device share, 0-d float32."""
 
     eta: Tensor
-    """η: η₀ with the ramp of the warm-up."""
+    """η: η₀ with the ramp."""
     ell: Tensor
     """ℓ before this step."""
     array: Tensor
@@ -47,16 +48,13 @@ class Rates(NamedTuple):
         return (exponent.exp() * (self.eta * kappa)).clamp(self.lower, self.upper)
 
 
-def rates(lr: float | Tensor, lr_scale: Tensor, step: int, config: Config, device: torch.device) -> Rates:
-    """The shared rates at step t."""
+def rates(lr: float | Tensor, log_rate_scale: Tensor, step: int, config: Config, device: torch.device) -> Rates:
+    """The shared rates at step t.  The limits hold for what is found, and never for η itself."""
     eta = starting_rate(lr, device)
-    ell = to_device(lr_scale, device)
-    lower, upper = (torch.full_like(eta, limit) for limit in (config.min_lr, config.max_lr))
-    if step <= config.warmup_steps:
-        eta = eta * (step / config.warmup_steps)
-        lower = torch.minimum(lower, eta)
-    # A rate of 0 stays 0.
-    lower, upper = (torch.where(eta == 0, 0.0, limit) for limit in (lower, upper))
+    ell = to_device(log_rate_scale, device)
+    if step < config.ramp_steps:
+        eta = eta * (step / config.ramp_steps)
+    lower, upper = eta.clamp(max=config.min_lr), eta.clamp(min=config.max_lr)
     return Rates(eta, ell, (eta * ell.exp()).clamp(lower, upper), lower, upper)
 
 
@@ -64,9 +62,11 @@ class Vote(NamedTuple):
     """The votes of stacked arrays: how far gradients agree in sign with the last ones."""
 
     rows: Tensor | None
-    """aᵢ, (arrays, *`StatePlan.row_shape`); None for arrays without rows."""
+    """aᵢ, (arrays, *`StatePlan.row_shape`); None for arrays without `lr_mask`."""
     row_weight: Tensor | None
     """Σⱼ |gᵢⱼ|."""
+    weight: Tensor
+    """Σ |g| of every array, (arrays,)."""
     array: Tensor
     """ā, (arrays,); 0 for an array that does not count."""
     counts: Tensor
@@ -95,7 +95,48 @@ def vote(g: Tensor, last_signs: Tensor, took_a_step: Tensor, means: Means) -> Vo
     total, agreed = means.sums(weight, votes, of_rows=plan.has_lr_mask)
     counts = took_a_step & (total > 0)
     array = (agreed / total).masked_fill_(~counts, 0.0)
-    return Vote(rows, row_weight, array, counts, plan.size)
+    return Vote(rows, row_weight, total, array, counts, plan.size)
+
+
+def new_walk(walk: Tensor, delta: Tensor, means: Means, key: int) -> Tensor:
+    """The walk after this step.
+
+    Args:
+        walk: before it, (arrays, *`StatePlan.row_shape`).
+        delta: −ηᵢ d, the steps without the weight decay, in the shape of the arrays.
+        means: forms sums over rows and arrays.
+        key: of the signs: `automagic_core.rounding_key` of step 0.
+    """
+    signed = signs(key, delta[0].numel(), delta.device).view(delta.shape[1:]) * delta
+    if means.plan.row_axis is not None:
+        (along,) = means.row_sums(signed)
+    else:
+        (along,) = means.sums(signed, of_rows=False)
+    return walk - along.view_as(walk)
+
+
+class Evidence(NamedTuple):
+    """What arrays of a group say to its search in one step; 0-d float32, sums over these arrays."""
+
+    walk_square: Tensor
+    """Σ walk²."""
+    moved: Tensor
+    """The number of elements in those that are not skipped and have a gradient other than 0."""
+
+
+def evidence(walk: Tensor, g: Tensor, ok: Tensor, v: Vote | None, means: Means) -> Evidence:
+    """The evidence of stacked arrays.
+
+    Args:
+        walk: after this step.
+        g: the gradients after the stages.
+        ok: (arrays,) bool: those that are not skipped.
+        v: their vote, where votes are cast.
+        means: forms sums over arrays.
+    """
+    (walk_square,) = means.sums(walk.square(), of_rows=True)
+    (weight,) = means.sums(g.abs(), of_rows=False) if v is None else (v.weight,)
+    return Evidence(walk_square.sum(), (ok & (weight > 0)).float().sum() * means.plan.size)
 
 
 def pooled(votes: Sequence[Vote], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -106,12 +147,42 @@ def pooled(votes: Sequence[Vote], device: torch.device) -> tuple[Tensor, Tensor]
     return total / size, size > 0
 
 
-def new_lr_scale(lr_scale: Tensor, a_hat: Tensor, any_counts: Tensor, lr: float | Tensor, config: Config) -> Tensor:
-    """ℓ after the vote."""
-    eta0 = starting_rate(lr, lr_scale.device).clamp(min=config.min_lr)
-    limit = (config.max_lr / eta0).log().clamp(min=0.0)
-    raised = torch.minimum((lr_scale + config.lr_mask_gain * a_hat).clamp(min=0.0), limit)
-    return torch.where(any_counts, raised, lr_scale)
+class Search(NamedTuple):
+    """What a group holds for its search (docs/algorithm.md, section 5.8); 0-d float32."""
+
+    log_rate_scale: Tensor
+    """ℓ."""
+    walk_energy: Tensor
+    """E: the Σ walk² that a random walk of the same steps would have on average."""
+    agreement: Tensor
+    """The average of the pooled votes; exactly 0 before the first."""
+
+
+def agreed(agreement: Tensor, a_hat: Tensor, any_votes: Tensor) -> Tensor:
+    """The average of the pooled votes after this step's."""
+    averaged = AGREEMENT_DECAY * agreement + (1 - AGREEMENT_DECAY) * a_hat
+    return torch.where(any_votes, torch.where(agreement == 0, a_hat, averaged), agreement)
+
+
+def searched(search: Search, found: Sequence[Evidence], rates: Rates, lr: float | Tensor, config: Config) -> Search:
+    """The search after a step.
+
+    Args:
+        search: before it, but with this step's agreement.
+        found: the evidence of all arrays.
+        rates: those of this step.
+        lr: η₀.
+        config: hyperparameters.
+    """
+    ell, energy, agreement = search
+    walk_square, moved = torch.stack([to_device(torch.stack(e), ell.device) for e in found]).sum(0)
+    energy = energy + rates.array.square() * moved
+    rise = 0.5 * (walk_square / (energy * config.straightness**2)).log()
+    rises = (rise > 0) & (agreement >= config.agreement_floor) & (moved > 0)
+    limit = (config.max_lr / starting_rate(lr, ell.device).clamp(min=config.min_lr)).log()
+    room = (limit - ell).clamp(min=0.0)
+    risen = ell + torch.minimum(config.search_gain * rise.clamp(max=LARGEST_RISE), room)
+    return Search(torch.where(rises, risen, ell), energy, agreement)
 
 
 def new_lr_mask(lr_mask: Tensor, v: Vote, a_hat: Tensor, plan: StatePlan, config: Config) -> Tensor:

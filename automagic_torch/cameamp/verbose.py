@@ -9,7 +9,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from automagic_core.arrays.group_keys import LR_SCALE, STEP, group_key
+from automagic_core.arrays.group_keys import LOG_RATE_SCALE, STEP, group_key
 from automagic_core.watching.verbose import EVERY, progress_message, start_message, tell
 from automagic_torch.arrays.marks import is_embedding, is_lora
 from automagic_torch.cameamp.groups import group_config
@@ -51,12 +51,12 @@ def _start(optimizer: Any, groups: list[dict[str, Any]]) -> str:
 def _progress(optimizer: Any, groups: list[dict[str, Any]]) -> str:
     fastest = max(groups, key=_rate)
     skipped = count(state_sums(optimizer, "skipped_steps"))
-    return progress_message(groups[0][STEP], _rate(fastest), float(fastest[LR_SCALE].exp()), skipped)
+    return progress_message(groups[0][STEP], _rate(fastest), float(fastest[LOG_RATE_SCALE].exp()), skipped)
 
 
 def _rate(group: Mapping[str, Any]) -> float:
     """η̂, the rate of the group's arrays."""
-    scale: Tensor = group[LR_SCALE]
+    scale: Tensor = group[LOG_RATE_SCALE]
     return float(rates(group["lr"], scale, group[STEP], group_config(group), scale.device).array)
 
 

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from automagic_core import MAX_STEP, Config
 from automagic_core.arrays.group_keys import (
+    AGREEMENT,
     EFFECTIVE_LR,
     LAYOUT,
-    LR_SCALE,
+    SEARCH_KEYS,
     STEP,
     missing_names,
     with_own_keys,
 )
-from automagic_core.arrays.state_forms import WARM_UP_ONLY, foreign_states, own_states
+from automagic_core.arrays.state_forms import SEARCH_SCALARS, WARM_UP_ONLY, foreign_states, own_states
 from automagic_torch.cameamp.effective_rate import rate_in_force
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.checkpoints.saved_values import check_norm_history, check_values
@@ -103,14 +104,16 @@ def _check_group(group: Group, saved: Any, index: int) -> None:
         )
     if saved[LAYOUT] != group[LAYOUT]:
         raise ValueError(f"group {index} was saved with layout {saved[LAYOUT]!r}, the optimizer has {group[LAYOUT]!r}")
-    step, lr_scale = saved[STEP], saved[LR_SCALE]
+    step = saved[STEP]
     if type(step) is not int or not 0 <= step <= MAX_STEP:
         raise ValueError(f"group {index} has step = {step!r} in the saved state; valid: an integer in [0, {MAX_STEP}]")
-    if not _is_scalar(lr_scale) or lr_scale.dtype != torch.float32:
-        raise ValueError(
-            f"group {index} has lr_scale = {lr_scale!r} in the saved state; valid: a float32 scalar tensor"
-        )
-    check_values(lr_scale, "lr_scale", f"group {index} of the saved state")
+    for name, key in zip(SEARCH_SCALARS, SEARCH_KEYS, strict=True):
+        value = saved.get(key)
+        if value is None and AGREEMENT not in saved and key != SEARCH_KEYS[0]:
+            continue  # version 0.1.0 had only ℓ
+        if not isinstance(value, Tensor) or not _is_scalar(value) or value.dtype != torch.float32:
+            raise ValueError(f"group {index} has {name} = {value!r} in the saved state; valid: a float32 scalar tensor")
+        check_values(value, name, f"group {index} of the saved state")
     if not _is_rate(saved["lr"]):
         raise ValueError(f"group {index} has lr = {saved['lr']!r} in the saved state; valid: a finite number")
     try:
@@ -149,6 +152,8 @@ def _checked_array(
     eight_bit = "exp_avg_absmax" in saved if any_device else can_store_8bit(p, config)
     plan = plan_of(p, config, group[LAYOUT], eight_bit=eight_bit)
     forms = state_forms(plan, warming)
+    if "walk" in forms and AGREEMENT not in group:  # version 0.1.0 had none
+        kept.setdefault("walk", torch.zeros(plan.row_shape, dtype=torch.float32))
     _check_bits(kept, plan.quantized, config, name)
     differing = sorted(set(kept) ^ set(forms), key=str)
     if differing:
@@ -188,6 +193,8 @@ def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: s
 
 def _merged(group: Group, saved: Group) -> Group:
     merged = {**saved, "params": group["params"]}
+    for key in SEARCH_KEYS:
+        merged.setdefault(key, torch.zeros_like(saved[SEARCH_KEYS[0]]))
     merged[EFFECTIVE_LR] = rate_in_force(saved)
     if "param_names" in group:
         merged.setdefault("param_names", group["param_names"])

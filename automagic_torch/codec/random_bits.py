@@ -43,6 +43,19 @@ def random_unit(key: int, count: int, device: torch.device) -> Tensor:
     Returns:
         float32 of shape (count,).
     """
+    return _shifted(_bits(key, count, device), 8).float().mul_(2.0**-24)
+
+
+def signs(key: int, count: int, device: torch.device) -> Tensor:
+    """The signs of the walk, −1 or 1, for the first `count` elements (section 5.8): float32 of shape (count,).
+
+    Args:
+        key: `automagic_core.rounding_key` of step 0, of the walk's slot and the array's size.
+        count, device: as in `random_unit`.
+    """
+    return (_bits(key, count, device) >> 31).bitwise_or_(1).float()
+
+
+def _bits(key: int, count: int, device: torch.device) -> Tensor:
     signed_key = key - 2**32 if key >= 2**31 else key
-    bits = mix32(torch.arange(count, dtype=torch.int32, device=device).add_(signed_key))
-    return _shifted(bits, 8).float().mul_(2.0**-24)
+    return mix32(torch.arange(count, dtype=torch.int32, device=device).add_(signed_key))

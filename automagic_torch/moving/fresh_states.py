@@ -93,6 +93,7 @@ def with_fresh_states(
 _HOW = {
     "last_polarity": "last_polarity has the signs of the momentum",
     "edge_history": "edge_history is estimated from the second moments",
+    "walk": "walk begins at zero, and the search measures from here on",
     "s": "s begins at zero, as in a new run",
     "lr_mask": "lr_mask begins at zero, as in a new run",
     "spatial_variance": "spatial_variance begins at zero, as in a new run",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from automagic_core import StatePlan
 from automagic_core.arrays.bias import stored_confidence, weight_seen
-from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LR_SCALE, STEP
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, STEP
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_torch.cameamp.effective_rate import formed_rate
@@ -81,9 +81,9 @@ def load_adam_state(
             note_fresh_states(notes, added, name)
     notes.changed("Adam's hyperparameters (lr, betas, eps, weight_decay) are not taken over: this optimizer's own hold")
     notes.changed(
-        "step and lr_scale begin at 0: warm-up and search for the rate start again"
+        "step and log_rate_scale begin at 0: warm-up and search for the rate start again"
         if restart_warmup
-        else "lr_scale begins at 0: Adam had no mask"
+        else "log_rate_scale begins at 0: Adam has no search"
     )
     optimizer.__setstate__({"state": defaultdict(dict, states), "param_groups": new_groups})
     return notes.tell(LOGGER)
@@ -124,9 +124,9 @@ def _restarted(group: Mapping[str, Any], step: int) -> dict[str, Any]:
     """The group at another step, with ℓ = 0 and a new history of norms."""
     new = {name: value for name, value in group.items() if name not in (HISTORY, POSITION)}
     new[STEP] = step
-    new[LR_SCALE] = torch.zeros_like(group[LR_SCALE])
+    new |= {key: torch.zeros_like(group[key]) for key in SEARCH_KEYS}
     new[EFFECTIVE_LR] = formed_rate(new, max(step, 1))
-    add_norm_history(new, group_config(new), group[LR_SCALE].device)
+    add_norm_history(new, group_config(new), new[EFFECTIVE_LR].device)
     return new
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from automagic_core import Config, StatePlan
 from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.decay import decay
-from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LR_SCALE, PREFIX, STEP, fields_of
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LOG_RATE_SCALE, PREFIX, SEARCH_KEYS, STEP, fields_of
 from automagic_core.arrays.state_forms import SLOTS, foreign_states, own_states
 from automagic_core.moving.notes import Notes
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
@@ -36,7 +36,7 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
     """Takes over a saved run and converts its states to the form that `optimizer` stores.
 
     ``optimizer.load_state_dict`` would take over the saved hyperparameters; here the optimizer's own stay.  `step`,
-    `lr_scale`, `lr_mask`, ages and counters are those of the saved run.  A state that keeps its form keeps every bit.
+    ℓ, `lr_mask`, ages and counters are those of the saved run.  A state that keeps its form keeps every bit.
     One that goes to 8 bits is rounded with the random bits of the saved step.
 
     Args:
@@ -77,18 +77,19 @@ def _continued(group: Mapping[str, Any], saved: Mapping[str, Any], index: int, n
         if value != theirs[field] and field != "profile":
             notes.changed(f"group {index} keeps its own {field} = {value!r}; the saved run had {theirs[field]!r}")
     new = dict(group)
-    new[STEP], new[LR_SCALE] = saved[STEP], saved[LR_SCALE].to(group[LR_SCALE].device, copy=True)
+    device = group[LOG_RATE_SCALE].device
+    new |= {STEP: saved[STEP]} | {key: saved[key].to(device, copy=True) for key in SEARCH_KEYS}
     new[EFFECTIVE_LR] = saved[EFFECTIVE_LR]
     config = group_config(new)
     for key in (HISTORY, POSITION):
         new.pop(key, None)
         if config.clips_by_percentile and key in saved:
-            new[key] = saved[key].to(new[LR_SCALE].device, copy=True)
+            new[key] = saved[key].to(device, copy=True)
         elif key in saved:
             notes.lost(f"group {index} clips no percentile: {key.removeprefix(PREFIX)} is dropped")
     if config.clips_by_percentile and HISTORY not in saved:
         notes.changed(f"group {index} begins a new history of gradient norms")
-    add_norm_history(new, config, new[LR_SCALE].device)
+    add_norm_history(new, config, device)
     return new
 
 

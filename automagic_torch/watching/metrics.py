@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from automagic_core.arrays.group_keys import LR_SCALE, STEP
+from automagic_core.arrays.group_keys import LOG_RATE_SCALE, STEP
 from automagic_core.watching import metrics as core_metrics
 from automagic_core.watching.metrics import ArrayFacts, NextStep, effective_ranks
 from automagic_torch.arrays.dtensors import whole
@@ -51,7 +51,7 @@ def metrics(optimizer: Any) -> dict[str, float]:
         if name in state
     }
     for index, group in enumerate(optimizer.param_groups):
-        wanted["lr_scale", index] = group[LR_SCALE]
+        wanted["log_rate_scale", index] = group[LOG_RATE_SCALE]
         if isinstance(group["lr"], Tensor):
             wanted["lr", index] = group["lr"].detach().float()
     for stage, pair in optimizer._stage_energy.items():
@@ -63,7 +63,7 @@ def metrics(optimizer: Any) -> dict[str, float]:
     facts = [
         ArrayFacts(
             size=p.numel(),
-            lr_scale=shared[id(group)][0],
+            log_rate_scale=shared[id(group)][0],
             lr_mask=read.get((index, "lr_mask")),
             spatial_variance=read.get((index, "spatial_variance")),
             torque_mean=float(read[index, "torque_mean"][0]),
@@ -106,7 +106,7 @@ def _parameters(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor]]
 def _shared(group: Mapping[str, Any], read: Mapping[Any, np.ndarray], index: int) -> tuple[float, NextStep]:
     """ℓ of a group, and its next step."""
     lr = float(read["lr", index][0] if ("lr", index) in read else group["lr"])
-    return float(read["lr_scale", index][0]), NextStep.of(group_config(group), lr, group[STEP])
+    return float(read["log_rate_scale", index][0]), NextStep.of(group_config(group), lr, group[STEP])
 
 
 def _share_removed(before: float, after: float) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from automagic_core.arrays.group_keys import LR_SCALE, STEP
+from automagic_core.arrays.group_keys import LOG_RATE_SCALE, STEP
 from automagic_core.watching.suggestions import RunRates
 from automagic_torch.cameamp.groups import group_config
 
@@ -58,6 +58,7 @@ def run_rates(optimizer: Optimizer) -> RunRates:
 
 def _group_rates(group: Mapping[str, Any]) -> RunRates:
     lr, config = float(group["lr"]), group_config(group)
-    rate = 0.0 if lr == 0 else min(max(lr * math.exp(float(group[LR_SCALE])), config.min_lr), config.max_lr)
-    searching = config.lr_mask_gain > 0 and group[STEP] < config.warmup_steps
+    found = lr * math.exp(float(group[LOG_RATE_SCALE]))
+    rate = min(max(found, min(config.min_lr, lr)), max(config.max_lr, lr))
+    searching = config.searches and group[STEP] < config.warmup_steps
     return RunRates(lr, rate, config.min_lr, config.max_lr, searching)

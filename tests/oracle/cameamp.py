@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.oracle.chain import GradientStages
+from tests.oracle.codec import random_unit
 from tests.oracle.settings import FEATURES, STAGES, settings
 from tests.oracle.stages import Array, row_axis
 
@@ -43,11 +44,13 @@ class CameampOracle:
             self.cfg, layout=layout, embedding=self.embedding, lora=self.lora, disable=self.disable
         )
         self.use_torque: bool = self.cfg.torque and "torque" not in disable
+        self.use_search: bool = self.cfg.search_gain > 0 and "search" not in disable
+        self.use_agreement: bool = self.use_search and self.cfg.agreement_floor > -1 and "agreement" not in disable
         self.use_mask: bool = self.cfg.lr_mask_gain > 0 and "lr_mask" not in disable
         self.use_spatial: bool = self.cfg.spatial_awareness and "spatial" not in disable
         self.use_background: bool = self.cfg.background_regularization and "background" not in disable
         self.step = 0
-        self.lr_scale = 0.0  # log
+        self.log_rate_scale = self.walk_energy = self.agreement = 0.0
         self.state = [self._initial_state(i) for i in range(len(self.shapes))]
 
     # -------------------------------------------------------------- layout
@@ -86,7 +89,8 @@ class CameampOracle:
             "exp_avg_sq": pair if factored_sq else np.zeros(shape),
             "exp_avg_res": pair if factored_res else np.zeros(shape),
             "s": np.zeros(shape) if self.use_torque and self.cfg.torque_decay > 0 and warming else None,
-            "last_polarity": np.zeros(shape, dtype=bool) if self.use_mask and warming else None,
+            "last_polarity": np.zeros(shape, dtype=bool) if (self.use_agreement or self.use_mask) and warming else None,
+            "walk": np.zeros_like(self._walked(i, np.zeros(shape))) if self.use_search and warming else None,
             "lr_mask": np.zeros(self._row_shape(i)) if self.use_mask and has_rows else None,
             "spatial_variance": np.zeros(self._row_shape(i)) if self.use_spatial and has_rows else None,
             "torque_mean": 1.0,
@@ -117,17 +121,18 @@ class CameampOracle:
             taking_part[i] = g
         taking_part = self.stages(taking_part, skipped, self.state, params)
         for i, g in taking_part.items():
-            # Rates use lr_scale and lr_mask of before this step; the votes below enter the next one.
+            # Rates use log_rate_scale and lr_mask of before this step; what is found below enters the next one.
             updates[i] = self._update(i, g, np.asarray(params[i]).astype(np.float64), base_lr)
-        if self.use_mask and t <= self.cfg.warmup_steps:
-            self._vote(taking_part, base_lr)
+        if t <= self.cfg.warmup_steps:
+            self._vote(taking_part)
+            self._search(taking_part, base_lr)
         return updates
 
     def _drop_warmup_states(self) -> None:
         """At the first t > warmup_steps, for every array, whether or not it takes part."""
         if self.step > self.cfg.warmup_steps:
             for state in self.state:
-                state["s"] = state["last_polarity"] = None
+                state["s"] = state["last_polarity"] = state["walk"] = None
 
     def _beta_power(self, beta: float, exponent: int) -> float:
         """beta ** exponent (0 ** 0 is 1); 0, its limit, without bias correction."""
@@ -156,6 +161,8 @@ class CameampOracle:
             d = self._apply_torque(state, d, u)
         kappa = self._spatial_factor(i, d)
         array_rate, row_rate = self._rates(state, base_lr, kappa)
+        if state["walk"] is not None:
+            state["walk"] = state["walk"] + self._walked(i, row_rate * d)
         update = -(row_rate * d)
         if self.decay_mask[i] and "weight_decay" not in self.disable:
             update -= array_rate * self.cfg.weight_decay * decay_factor * w
@@ -229,24 +236,50 @@ class CameampOracle:
 
     def _rates(self, state: dict[str, Any], base_lr: float, kappa: Array | float) -> tuple[Any, Any]:
         """The array's rate and the row's (the same where there are no rows)."""
-        eta, low = base_lr, self.cfg.min_lr
-        if self.step <= self.cfg.warmup_steps:
-            if "warmup_ramp" not in self.disable:
-                eta *= min(1.0, self.step / self.cfg.warmup_steps)
-            low = min(self.cfg.min_lr, eta)
-        if eta == 0:
-            return 0.0, 0.0
+        eta = self._ramped(base_lr)
         delta = 0.0 if state["lr_mask"] is None else state["lr_mask"]
-        array_rate = eta * math.exp(self.lr_scale)
-        row_rate = eta * np.exp(self.lr_scale + delta) * kappa
+        array_rate = eta * math.exp(self.log_rate_scale)
+        row_rate = eta * np.exp(self.log_rate_scale + delta) * kappa
         if "max_lr" in self.disable:
             return array_rate, row_rate
-        return np.clip(array_rate, low, self.cfg.max_lr), np.clip(row_rate, low, self.cfg.max_lr)
+        # The limits are for what the search and the rows find, not for the rate that was asked for.
+        low, high = min(self.cfg.min_lr, eta), max(self.cfg.max_lr, eta)
+        return np.clip(array_rate, low, high), np.clip(row_rate, low, high)
 
-    # -------------------------------------------------------------- learning-rate mask
+    def _ramped(self, base_lr: float) -> float:
+        ramp = math.ceil(self.cfg.warmup_steps / 4)
+        return base_lr if ramp == 0 or "warmup_ramp" in self.disable else base_lr * min(1.0, self.step / ramp)
 
-    def _vote(self, taking_part: dict[int, Array], base_lr: float) -> None:
-        """Pool the votes into lr_scale, move each row's lr_mask, and remember the signs."""
+    # -------------------------------------------------------------- rate search
+
+    def _walked(self, i: int, x: Array) -> Array:
+        """Sum of x times its signs over each row, or over an array without rows."""
+        # The top bit of the random word is the sign.
+        signed = np.where(random_unit(0, 5, x.size) < 0.5, 1.0, -1.0).reshape(x.shape) * x
+        rows = self._row_axis(i) % x.ndim if x.ndim >= 2 else None
+        return signed.sum(axis=tuple(axis for axis in range(x.ndim) if axis != rows), keepdims=True)
+
+    def _search(self, taking_part: dict[int, Array], base_lr: float) -> None:
+        """Is the path straighter than a random walk, and do gradients still agree?  Then the rate rises."""
+        if not self.use_search:
+            return
+        elements = sum(g.size for g in taking_part.values() if np.any(g != 0))
+        array_rate, _ = self._rates({"lr_mask": None}, base_lr, 1.0)
+        self.walk_energy += float(array_rate) ** 2 * elements
+        # An array that is not here today has travelled all the same.
+        walked = sum(float((state["walk"] ** 2).sum()) for state in self.state)
+        if elements == 0 or self.walk_energy == 0 or self.agreement < self.cfg.agreement_floor:
+            return
+        straightness = math.sqrt(walked / self.walk_energy)
+        if straightness > self.cfg.straightness:
+            rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 3.0)
+            room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
+            self.log_rate_scale += min(rise, max(0.0, room))
+
+    def _vote(self, taking_part: dict[int, Array]) -> None:
+        """Pool the votes into agreement, move each row's lr_mask, and remember the signs."""
+        if not (self.use_agreement or self.use_mask):
+            return
         sum_of_votes = sum_of_sizes = 0.0
         voters: list[tuple[int, Array, Array]] = []
         for i, g in taking_part.items():
@@ -262,13 +295,13 @@ class CameampOracle:
             sum_of_sizes += g.size
             voters.append((i, weight, vote))
         if not voters:
-            return  # lr_scale stays
+            return  # agreement stays
         mean_vote = sum_of_votes / sum_of_sizes
-        limit = max(0.0, math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)))
-        self.lr_scale = min(max(self.lr_scale + self.cfg.lr_mask_gain * mean_vote, 0.0), limit)
+        # The first vote enters whole.
+        self.agreement = 0.9 * self.agreement + 0.1 * mean_vote if self.agreement != 0 else mean_vote
         for i, weight, vote in voters:
             delta = self.state[i]["lr_mask"]
-            if delta is None or "row_rates" in self.disable:
+            if delta is None:
                 continue
             columns = weight.size // delta.size
             row_weight = self._row_mean(i, weight)

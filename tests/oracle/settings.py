@@ -17,7 +17,10 @@ DEFAULTS: dict[str, Any] = {
     "factored": "second_moment",
     "torque": True,
     "torque_decay": 0.0,
-    "lr_mask_gain": 0.2,
+    "search_gain": 0.1,
+    "straightness": 1.5,
+    "agreement_floor": -0.05,
+    "lr_mask_gain": 0.0,
     "background_regularization": True,
     "spatial_awareness": True,
     "percentile_clipping": 100,
@@ -42,7 +45,7 @@ STAGES_OFF: dict[str, Any] = {
 }
 
 # What `disable` knows of sections 5 and 6, and of section 4.
-FEATURES = {"update_clip", "confidence", "torque", "torque_mean", "lr_mask", "row_rates", "max_lr"}
+FEATURES = {"update_clip", "confidence", "torque", "torque_mean", "search", "agreement", "lr_mask", "max_lr"}
 FEATURES |= {"spatial", "background", "weight_decay", "warmup_ramp", "bias_correction", "nonfinite"}
 STAGES = {"clip", "edges", "frequencies", "low_rank"}
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_torch import AutomagicCameAMP8bit
 from tests.oracle.cameamp import FEATURES, CameampOracle
 from tests.oracle.settings import STAGES_OFF
@@ -15,7 +16,9 @@ BASE: dict[str, Any] = {"lr": 1e-3, "max_lr": 1e-2, "warmup_steps": 30, "weight_
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "torque memory": {"torque_decay": 0.9},
-    "no torque, no mask": {"torque": False, "lr_mask_gain": 0.0},
+    "no torque, no search": {"torque": False, "search_gain": 0.0},
+    "rows": {"lr_mask_gain": 0.2, "straightness": 1.0},
+    "walk alone": {"agreement_floor": -1.0, "straightness": 0.8, "search_gain": 0.3},
     "no spatial, no background": {"spatial_awareness": False, "background_regularization": False},
     "no warm-up": {"warmup_steps": 0},
     "zero and extreme betas": {"betas": (0.0, 0.0, 0.9999)},
@@ -81,13 +84,21 @@ def largest_distance(fields: dict[str, Any], *, steps: int = 50, disable: frozen
             update = updates.get(p, torch.zeros(p.shape))
             found = differences(optimizer.state[p], oracle.state[index]) if p in optimizer.state else {}
             largest = max(largest, distance(update, theirs), *found.values())
-        ell = optimizer.param_groups[0]["automagic_lr_scale"].item()
-        largest = max(largest, abs(ell - oracle.lr_scale) / max(1.0, abs(oracle.lr_scale)))
+        for name in SEARCH_SCALARS:
+            ours, theirs = optimizer.param_groups[0]["automagic_" + name].item(), getattr(oracle, name)
+            largest = max(largest, abs(ours - theirs) / max(1.0 if name == "log_rate_scale" else 1e-3, abs(theirs)))
     return largest
 
 
 # What does not depend on the way of factoring, under one of them.
-ONCE = {"no torque, no mask": "all", "no spatial, no background": "none", "no warm-up": "none", "low limit": "all"}
+ONCE = {
+    "no torque, no search": "all",
+    "rows": "none",
+    "walk alone": "second_moment",
+    "no spatial, no background": "none",
+    "no warm-up": "none",
+    "low limit": "all",
+}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +116,8 @@ def test_updates_and_states_are_the_oracles(factored: str, variant: str) -> None
 
 @pytest.mark.parametrize("feature", sorted(FEATURES))
 def test_a_feature_taken_out_of_the_oracle_is_noticed(feature: str) -> None:
-    fields = BASE | {"factored": "none"} | VARIANTS["low limit" if feature == "max_lr" else "torque memory"]
+    variant = {"max_lr": "low limit", "lr_mask": "rows"}.get(feature, "torque memory")
+    fields = BASE | {"factored": "none"} | VARIANTS[variant]
     try:
         found = largest_distance(fields, steps=20, disable=frozenset({feature}))
     except AssertionError:  # a count of skipped steps differs

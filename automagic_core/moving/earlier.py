@@ -1,0 +1,36 @@
+"""Brings a run that version 0.1.0 saved into today's neutral form."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from automagic_core.arrays.group_keys import with_search_fields
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
+from automagic_core.arrays.state_plan import state_plan
+from automagic_core.moving.neutral import NeutralArray, NeutralGroup
+
+
+def as_now(group: NeutralGroup) -> NeutralGroup:
+    """The group with what the search of version 0.1.0 had not: its fields, its scalars and every array's `walk`.
+
+    A run in the midst of its search goes on with the rate found so far and begins its walk here.
+    """
+    if SEARCH_SCALARS[-1] in group.shared:
+        return group
+    shared = dict(group.shared)
+    scale = shared.pop("lr_scale", None)
+    shared |= {} if scale is None else {"log_rate_scale": scale}
+    shared = dict.fromkeys(SEARCH_SCALARS, np.zeros((), np.float32)) | shared
+    group = dataclasses.replace(group, fields=with_search_fields(group.fields), shared=shared)
+    return dataclasses.replace(group, arrays=tuple(_with_walk(array, group) for array in group.arrays))
+
+
+def _with_walk(array: NeutralArray, group: NeutralGroup) -> NeutralArray:
+    if not array.states or array.shape is None or not group.warming or not group.config.searches:
+        return array
+    plan = state_plan(array.shape, group.config, group.layout, embedding=array.embedding)
+    states: Mapping[str, np.ndarray] = {"walk": np.zeros(plan.row_shape, np.float32), **array.states}
+    return dataclasses.replace(array, states=states)
