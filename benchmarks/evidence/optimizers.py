@@ -27,7 +27,7 @@ def build(variant: Variant, parameters: list[Parameter], lr: float, steps: int) 
         steps: of the whole run; decide how long the search for the rate goes on.
     """
     if variant.optimizer == "ours":
-        searches = variant.fields.get("lr_mask_gain", 1.0) > 0
+        searches = variant.fields.get("search_gain", 1.0) > 0
         ramp = round((WARM_UP_SHARE if searches else RAMP_SHARE) * steps)
         common = {"max_lr": MAX_LR, "weight_decay": WEIGHT_DECAY, "warmup_steps": ramp, "force_8bit": True}
         return AutomagicCameAMP8bit(parameters, lr=lr, **{**common, **variant.fields})
@@ -56,9 +56,9 @@ def schedule(optimizer: Optimizer, lr: float, steps: int) -> Callable[[int], Non
 
 
 def found_rate(optimizer: Optimizer, lr: float) -> float | None:
-    """The rate that the mask ended with before the schedule, lr · exp ℓ; None where nothing searches."""
-    if isinstance(optimizer, AutomagicCameAMP8bit) and optimizer.param_groups[0]["automagic_lr_mask_gain"] > 0:
-        return lr * float(optimizer.param_groups[0]["automagic_lr_scale"].exp())
+    """The rate that the search ended with before the schedule, lr · exp ℓ; None where nothing searches."""
+    if isinstance(optimizer, AutomagicCameAMP8bit) and optimizer.param_groups[0]["automagic_search_gain"] > 0:
+        return lr * float(optimizer.param_groups[0]["automagic_log_rate_scale"].exp())
     return None
 
 

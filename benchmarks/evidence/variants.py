@@ -87,7 +87,7 @@ MAIN = (
 
 EXTRA = (
     _balanced("no-stages", "without edges, frequency and low-rank", _ALL_OFF),
-    _balanced("no-mask", "without the learning-rate mask", {"lr_mask_gain": 0.0}),
+    _balanced("no-search", "without the rate search", {"search_gain": 0.0}),
 )
 """Compared likewise, but run last."""
 

@@ -53,7 +53,7 @@ def test_a_skipped_array_and_the_rate_found_are_told(caplog):
     caplog.clear()
     run(optimizer, range(100, 101))
     (record,) = caplog.records
-    factor = float(group["automagic_lr_scale"].exp())
+    factor = float(group["automagic_log_rate_scale"].exp())
     assert factor > 1.1
     expected = f"step 100: rate {factor * 1e-3:.3g}, {factor:.3g} times the given one; 1 steps of single arrays skipped"
     assert record.getMessage() == expected

@@ -131,7 +131,7 @@ DAMAGED = {
     "no dict of states": (lambda d: d["state"].__setitem__(LAST, [1]), "parameter 1 .* is a list"),
     "rate": (group_value("lr", float("nan")), "lr = nan"),
     "rate as text": (group_value("lr", "1e-3"), "lr = '1e-3'"),
-    "scale of the rate": (group_value("automagic_lr_scale", torch.tensor(torch.nan)), "lr_scale .* nan"),
+    "scale of the rate": (group_value("automagic_log_rate_scale", torch.tensor(torch.nan)), "lr_scale .* nan"),
     "norms": (group_value("automagic_norm_history", torch.full((100,), -1.0)), "norm_history .* -1"),
     "a parameter twice": (group_value("params", [0, 0]), "one twice"),
     "no list of parameters": (group_value("params", 3), "params = 3"),

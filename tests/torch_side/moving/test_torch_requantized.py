@@ -49,9 +49,9 @@ def test_to_8_bits_and_back(factored: str, steps: int) -> None:
         group = optimizer.param_groups[0]
         assert (
             group["automagic_step"],
-            same(group["automagic_lr_scale"], source.param_groups[0]["automagic_lr_scale"]),
+            same(group["automagic_log_rate_scale"], source.param_groups[0]["automagic_log_rate_scale"]),
         ) == (steps, True)
-    assert float(source.param_groups[0]["automagic_lr_scale"]) != 0
+    assert float(source.param_groups[0]["automagic_log_rate_scale"]) != 0
     for p, q, original in zip(*(o.param_groups[0]["params"] for o in (eight, back, source)), strict=True):
         held, wide, first = eight.state[p], back.state[q], source.state[original]
         assert ("exp_avg_absmax" in held) == (p.numel() >= 100)

@@ -104,7 +104,7 @@ def test_groups_of_another_optimizer_make_one_with_the_same_fields() -> None:
     other = AutomagicCameAMP8bit(source.param_groups)
     group = other.param_groups[0]
     assert (group["automagic_max_lr"], group["automagic_warmup_steps"], group["lr_scale"]) == (0.05, 6, 0.5)
-    assert (group["automagic_step"], float(group["automagic_lr_scale"])) == (0, 0.0)
+    assert (group["automagic_step"], float(group["automagic_log_rate_scale"])) == (0, 0.0)
 
 
 @pytest.mark.parametrize(("key", "near"), [("warmup_step", 1), ("edge_penality", 1), ("weight_decay_mult", 0)])

@@ -129,7 +129,7 @@ def test_the_steps_are_those_of_arrays_alone_bit_for_bit(monkeypatch, way):
         # These are sums over all arrays, here in the order in which gradients came.
         assert one[1] == pytest.approx(other[1], rel=1e-5)
     assert ordinary.optimizer.metrics()["skipped_steps"] == 1
-    assert ordinary.optimizer.param_groups[0]["automagic_lr_scale"] > 0
+    assert ordinary.optimizer.param_groups[0]["automagic_log_rate_scale"] > 0
     backward(released.model, 10)
     assert all(p.grad is None for p in released.model.parameters())  # also what was added and unfrozen
 

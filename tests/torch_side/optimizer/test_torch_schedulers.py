@@ -120,7 +120,7 @@ def test_the_rate_in_force_is_the_scheduled_one(name: str) -> None:
         def searching(groups: Any) -> AutomagicCameAMP8bit:
             optimizer = AutomagicCameAMP8bit(groups, **fields, warmup_steps=STEPS)
             optimizer.register_step_pre_hook(
-                lambda o, *_: found.append([float(g["automagic_lr_scale"].exp()) for g in o.param_groups])
+                lambda o, *_: found.append([float(g["automagic_log_rate_scale"].exp()) for g in o.param_groups])
             )
             return optimizer
 

@@ -65,7 +65,7 @@ def test_the_other_statistics_by_hand():
     found = optimizer.metrics()
 
     states = [optimizer.state[p] for p in params]
-    ell = float(optimizer.param_groups[0]["automagic_lr_scale"])
+    ell = float(optimizer.param_groups[0]["automagic_log_rate_scale"])
     rows = torch.cat([state["lr_mask"].flatten() for state in states[:-1]])
     factors = [*(ell + rows).exp().tolist(), math.exp(ell)]
     assert found["rate_factor/mean"] == pytest.approx(np.mean(factors), rel=1e-6)

@@ -106,7 +106,7 @@ def test_memory_pressure_is_what_the_reader_says():
 def test_suggestions_are_about_the_rate_in_use():
     optimizer = stepped(steps=6)  # the warm-up of 4 steps is over
     group = optimizer.param_groups[0]
-    found = group["lr"] * float(group["automagic_lr_scale"].exp())
+    found = group["lr"] * float(group["automagic_log_rate_scale"].exp())
     assert found > 1.2 * group["lr"], "the search found something"
     monitor = AdaptiveTrainingMonitor(optimizer)
     lower = monitor.get_adjustment_suggestion("divergence")
