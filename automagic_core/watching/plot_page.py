@@ -167,7 +167,7 @@ PANELS: Mapping[str, Callable[[Any, Curves, _Style], bool]] = {
     "Loss": _loss,
     "Row rates: mean and range": _band(RATE, log=True),
     "Mean torque": _single(TORQUE),
-    "Row factors found by the votes: mean and range": _band(RATE_FACTOR, log=True),
+    "Row factors found by the search: mean and range": _band(RATE_FACTOR, log=True),
     "Gradient energy removed by each stage": _energy,
     "Effective rank of LoRA arrays: median and range": _ranks,
     "Skipped steps, summed over arrays": _counted(SKIPPED_STEPS, integer=True),

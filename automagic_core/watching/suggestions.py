@@ -17,7 +17,7 @@ class RunRates(NamedTuple):
 
     Attributes:
         lr: η₀, as given or as a scheduler set it; None for a schedule.
-        rate: η₀ · exp ℓ, limited by `max_lr`: the rate that the search has found so far.
+        rate: η₀ · exp ℓ, where the search may not pass `max_lr`: the rate that the search has found so far.
         min_lr, max_lr: its limits.
         searching: the rate search still goes on.
     """
