@@ -60,7 +60,7 @@ class Config:
     factored: str = "second_moment"
     torque: bool = True
     torque_decay: float = 0.0
-    search_gain: float = 0.1
+    search_gain: float = 0.15
     straightness: float = 1.5
     agreement_floor: float = -0.05
     lr_mask_gain: float = 0.0
@@ -118,13 +118,18 @@ class Config:
 
     @property
     def ramp_steps(self) -> int:
-        """The steps in which the rate rises to η₀: the first quarter of the warm-up, rounded up."""
-        return -(-self.warmup_steps // 4)
+        """The steps in which the rate rises to η₀: a quarter of the warm-up, rounded up; 0 with the search on."""
+        return 0 if self.searches else -(-self.warmup_steps // 4)
 
     @property
     def searches(self) -> bool:
         """The rate search is on."""
         return self.warmup_steps > 0 and not _is_plainly(self.search_gain, 0)
+
+    @property
+    def climbs(self) -> bool:
+        """The search asks for agreement, and so begins with a climb."""
+        return self.searches and not _is_plainly(self.agreement_floor, -1)
 
     @property
     def masks_rows(self) -> bool:
@@ -134,8 +139,7 @@ class Config:
     @property
     def votes(self) -> bool:
         """Successive gradients are compared while warming up."""
-        asks = self.searches and not _is_plainly(self.agreement_floor, -1)
-        return self.warmup_steps > 0 and (asks or self.masks_rows)
+        return self.climbs or (self.warmup_steps > 0 and self.masks_rows)
 
     @property
     def clips_by_percentile(self) -> bool:

@@ -7,8 +7,12 @@ GRADIENT_LIMIT = 1e15
 TORQUE_SOFTNESS = 0.01
 """s = x / (|x| + 0.01), a sign without a jump (section 5.4)."""
 TORQUE_MEAN_FLOOR = 0.05
-AGREEMENT_DECAY = 0.9
-"""Of the average of the pooled votes (section 5.8)."""
+SEARCH_START = 1e-5
+"""The search begins at the lower of this rate and η₀ (section 5.8)."""
+CLIMB = 0.4
+"""What one step of the climb adds to ℓ."""
+AGREEMENT_DECAY = 0.5
+"""Of the average of the pooled votes."""
 LARGEST_RISE = 3.0
 """log(ρ / straightness) counts as at most this much in one step of the search."""
 ROW_SHRINKAGE = 256

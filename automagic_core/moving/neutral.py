@@ -51,8 +51,8 @@ class NeutralGroup:
         fields: every field of `Config`; `lr` has the value that a scheduler set last.
         layout: the layout of all arrays.
         step: t, the number of calls.
-        shared: `log_rate_scale`, `walk_energy` and `agreement`, float32 (), and with `percentile_clipping`
-            `norm_history`, float32 (100,), and `norm_position`, int32 ().
+        shared: `log_rate_scale`, `walk_energy`, `agreement` and `peak_agreement`, float32 (), and with
+            `percentile_clipping` `norm_history`, float32 (100,), and `norm_position`, int32 ().
         arrays: in PyTorch's order if the run came from PyTorch.
         named: whether the arrays have names of their own.
         others: other entries of a PyTorch group, numbers and strings such as `initial_lr`.

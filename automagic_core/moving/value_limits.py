@@ -26,9 +26,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "age": (0, MAX_STEP),
     "skipped_steps": (0, MAX_STEP),
     "walk": (-_MAGNITUDE, _MAGNITUDE),
-    "log_rate_scale": (0.0, 88.0),  # exp ℓ stays in float32
+    "log_rate_scale": (-88.0, 88.0),  # exp ℓ stays in float32
     "walk_energy": (0.0, float(np.finfo(np.float32).max)),
     "agreement": (-_ROUNDING, _ROUNDING),
+    "peak_agreement": (-_ROUNDING, _ROUNDING),
     "norm_history": (0.0, float(np.finfo(np.float32).max)),
 }
 """By state: the least and the largest value that a run can have written, or beyond."""

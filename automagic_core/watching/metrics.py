@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from automagic_core.config.config import Config
-from automagic_core.config.constants import SPATIAL_FLOOR, SPATIAL_LIMITS
+from automagic_core.config.constants import SEARCH_START, SPATIAL_FLOOR, SPATIAL_LIMITS
 
 STAGES = ("clip_by_percentile", "suppress_edges", "suppress_high_frequencies", "encourage_low_rank")
 """The gradient stages in their order (section 4)."""
@@ -26,6 +26,7 @@ class NextStep(NamedTuple):
         lr: η₀, `lr` or what the schedule gives for t.
         step: t, from 1.
         ramp_steps, min_lr, max_lr: of `Config`.
+        start: the most that η₀ · exp ℓ can be; infinite but at the first step of a search.
     """
 
     lr: float
@@ -33,6 +34,7 @@ class NextStep(NamedTuple):
     ramp_steps: int
     min_lr: float
     max_lr: float
+    start: float = math.inf
 
     @staticmethod
     def of(config: Config, lr: float | Callable[[int], Any], steps_taken: int) -> NextStep:
@@ -44,7 +46,8 @@ class NextStep(NamedTuple):
             steps_taken: t − 1.
         """
         now = lr(steps_taken) if callable(lr) else lr
-        return NextStep(float(now), steps_taken + 1, config.ramp_steps, config.min_lr, config.max_lr)
+        start = SEARCH_START if config.searches and steps_taken == 0 else math.inf
+        return NextStep(float(now), steps_taken + 1, config.ramp_steps, config.min_lr, config.max_lr, start)
 
 
 class ArrayFacts(NamedTuple):
@@ -123,7 +126,8 @@ def row_rates(array: ArrayFacts, at: NextStep) -> np.ndarray:
     """ηᵢ of a step (section 5.6), in the shape of `row_factors`."""
     eta = at.lr * (min(1.0, at.step / at.ramp_steps) if at.ramp_steps > 0 else 1.0)
     kappa = 1.0 if array.spatial_variance is None else spatial_factors(_flat(array.spatial_variance))
-    return np.clip(eta * row_factors(array) * kappa, min(at.min_lr, eta), max(at.max_lr, eta))
+    found = eta * row_factors(array) * min(1.0, at.start / max(eta, 1e-30))
+    return np.clip(found * kappa, min(at.min_lr, eta), max(at.max_lr, eta))
 
 
 def spatial_factors(variance: np.ndarray) -> np.ndarray:

@@ -73,9 +73,9 @@ def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> 
     delta = direction.d.mul_(-eta_rows)
     walk = None
     if call.searching:
-        walk = new_walk(old["walk"], delta, extent.means, batch.rounding_key(Slot.walk))
-        # The evidence below is of the arrays that are not skipped.
-        walk = torch.where(spread(ok, walk), walk, old["walk"])
+        kept = old["walk"] * call.kept(g.device)
+        walk = new_walk(kept, delta, extent.means, batch.rounding_key(Slot.walk))
+        walk = torch.where(spread(ok, walk), walk, kept)
     if config.weight_decay != 0:
         delta.sub_((w * direction.b).mul_(eta.array * config.weight_decay))
     # An infinite weight would become NaN if its decay is infinite or 0 · ∞.  With a finite update it stays.

@@ -85,7 +85,8 @@ class Call:
         self.group[STEP] = self.step
         for key in SEARCH_KEYS:
             self.group[key] = to_device(self.group[key], device)
-        self.group[EFFECTIVE_LR] = self.rates(device).array
+        rates = self.rates(device)
+        self.group[LOG_RATE_SCALE], self.group[EFFECTIVE_LR] = rates.ell, rates.array
 
     def end(self) -> None:
         """Lets go of the arrays.  Else the cycle of calls and batches would keep states that the next step replaces."""
@@ -113,6 +114,16 @@ class Call:
         """The factor of stage 1 for every gradient of the group, 0-d; None where the stage is off."""
         return None if self._factor is None else to_device(self._factor, device)
 
+    @property
+    def held(self) -> Search:
+        """What the group holds for its search."""
+        return Search(*(self.group[key] for key in SEARCH_KEYS))
+
+    def kept(self, device: torch.device) -> Tensor | float:
+        """What is kept of every walk in this step."""
+        kept = self.held.kept(self.config)
+        return to_device(kept, device) if isinstance(kept, Tensor) else kept
+
     def search(self, absent: Iterable[Tensor]) -> None:
         """Moves what the search holds, by the ballots of this step (section 5.8).
 
@@ -130,12 +141,10 @@ class Call:
                     batch.extent.replace(batch.states, "lr_mask", new_mask)
         found = [ballot.evidence for ballot in self.ballots if ballot.evidence is not None]
         if found:
-            found += [
-                Evidence(square_norm(whole(walk)), torch.zeros((), dtype=torch.float32, device=walk.device))
-                for walk in absent
-            ]
-            search = Search(*(group[key] for key in SEARCH_KEYS))
-            search = searched(search, found, self.rates(device), group["lr"], self.config)
+            for walk in absent:
+                kept = whole(walk) * self.kept(walk.device)
+                found.append(Evidence(square_norm(kept), torch.zeros((), dtype=torch.float32, device=walk.device)))
+            search = searched(self.held, found, self.rates(device), group["lr"], self.config)
             group.update(zip(SEARCH_KEYS, search, strict=True))
 
 

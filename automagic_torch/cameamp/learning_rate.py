@@ -5,6 +5,7 @@ Nothing waits for a device.  Rates are 0-d float32 tensors, formed once per call
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config, StatePlan
-from automagic_core.config.constants import AGREEMENT_DECAY, LARGEST_RISE, ROW_LIMIT, ROW_SHRINKAGE
+from automagic_core.config.constants import AGREEMENT_DECAY, CLIMB, LARGEST_RISE, ROW_LIMIT, ROW_SHRINKAGE, SEARCH_START
 from automagic_torch.arrays.means import Means
 from automagic_torch.arrays.stacked import spread, to_device
 from automagic_torch.codec.random_bits import signs
@@ -29,9 +30,9 @@ class Rates(NamedTuple):
     """The rates that all arrays of a group on one device share, 0-d float32."""
 
     eta: Tensor
-    """η: η₀ with the ramp."""
+    """η: η₀ with the ramp, where there is one."""
     ell: Tensor
-    """ℓ before this step."""
+    """ℓ in this step."""
     array: Tensor
     """η̂."""
     lower: Tensor
@@ -52,6 +53,8 @@ def rates(lr: float | Tensor, log_rate_scale: Tensor, step: int, config: Config,
     """The shared rates at step t.  The limits hold for what is found, and never for η itself."""
     eta = starting_rate(lr, device)
     ell = to_device(log_rate_scale, device)
+    if step == 1 and config.searches:
+        ell = torch.minimum(ell, math.log(SEARCH_START) - eta.clamp(min=torch.finfo(torch.float32).tiny).log())
     if step < config.ramp_steps:
         eta = eta * (step / config.ramp_steps)
     lower, upper = eta.clamp(max=config.min_lr), eta.clamp(min=config.max_lr)
@@ -102,7 +105,7 @@ def new_walk(walk: Tensor, delta: Tensor, means: Means, key: int) -> Tensor:
     """The walk after this step.
 
     Args:
-        walk: before it, (arrays, *`StatePlan.row_shape`).
+        walk: what is kept of it before the step, (arrays, *`StatePlan.row_shape`).
         delta: −ηᵢ d, the steps without the weight decay, in the shape of the arrays.
         means: forms sums over rows and arrays.
         key: of the signs: `automagic_core.rounding_key` of step 0.
@@ -155,7 +158,13 @@ class Search(NamedTuple):
     walk_energy: Tensor
     """E: the Σ walk² that a random walk of the same steps would have on average."""
     agreement: Tensor
-    """The average of the pooled votes; exactly 0 before the first."""
+    """A, the average of the pooled votes; exactly 0 before the first."""
+    peak_agreement: Tensor
+    """P, the highest A so far; −1 after the climb."""
+
+    def kept(self, config: Config) -> Tensor | float:
+        """What is kept of the walk before a step, and of E: 0 in the climb, else 1."""
+        return (self.peak_agreement < 0).float() if config.climbs else 1.0
 
 
 def agreed(agreement: Tensor, a_hat: Tensor, any_votes: Tensor) -> Tensor:
@@ -174,15 +183,21 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, lr: float 
         lr: η₀.
         config: hyperparameters.
     """
-    ell, energy, agreement = search
+    ell, energy, agreement, peak = search
     walk_square, moved = torch.stack([to_device(torch.stack(e), ell.device) for e in found]).sum(0)
-    energy = energy + rates.array.square() * moved
-    rise = 0.5 * (walk_square / (energy * config.straightness**2)).log()
-    rises = (rise > 0) & (agreement >= config.agreement_floor) & (moved > 0)
+    energy = search.kept(config) * energy + rates.array.square() * moved
+    straightness = 0.5 * (walk_square / energy).log()
+    beyond = (straightness - math.log(config.straightness)).clamp(0.0, LARGEST_RISE)
+    rise = torch.where(agreement >= config.agreement_floor, config.search_gain * beyond, 0.0)
+    if config.climbs:
+        climbing = peak >= 0
+        peak = torch.where(climbing, torch.maximum(peak, agreement), peak)
+        climbs = (straightness > 0) & (agreement > 0) & (agreement >= peak / 2)
+        rise = torch.where(climbing, torch.where(climbs, CLIMB, 0.0), rise)
+        peak = torch.where(climbing & (agreement != 0) & (moved > 0) & ~climbs, -1.0, peak)
     limit = (config.max_lr / starting_rate(lr, ell.device).clamp(min=config.min_lr)).log()
-    room = (limit - ell).clamp(min=0.0)
-    risen = ell + torch.minimum(config.search_gain * rise.clamp(max=LARGEST_RISE), room)
-    return Search(torch.where(rises, risen, ell), energy, agreement)
+    risen = ell + torch.minimum(rise, (limit - ell).clamp(min=0.0))
+    return Search(torch.where(moved > 0, risen, ell), energy, agreement, peak)
 
 
 def new_lr_mask(lr_mask: Tensor, v: Vote, a_hat: Tensor, plan: StatePlan, config: Config) -> Tensor:

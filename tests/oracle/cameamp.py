@@ -44,13 +44,13 @@ class CameampOracle:
             self.cfg, layout=layout, embedding=self.embedding, lora=self.lora, disable=self.disable
         )
         self.use_torque: bool = self.cfg.torque and "torque" not in disable
-        self.use_search: bool = self.cfg.search_gain > 0 and "search" not in disable
+        self.use_search: bool = self.cfg.search_gain > 0 < self.cfg.warmup_steps and "search" not in disable
         self.use_agreement: bool = self.use_search and self.cfg.agreement_floor > -1 and "agreement" not in disable
         self.use_mask: bool = self.cfg.lr_mask_gain > 0 and "lr_mask" not in disable
         self.use_spatial: bool = self.cfg.spatial_awareness and "spatial" not in disable
         self.use_background: bool = self.cfg.background_regularization and "background" not in disable
         self.step = 0
-        self.log_rate_scale = self.walk_energy = self.agreement = 0.0
+        self.log_rate_scale = self.walk_energy = self.agreement = self.peak_agreement = 0.0
         self.state = [self._initial_state(i) for i in range(len(self.shapes))]
 
     # -------------------------------------------------------------- layout
@@ -102,6 +102,8 @@ class CameampOracle:
         """Advance by one call; the updates are to be ADDED to the parameters."""
         self.step = t = min(self.step + 1, 2**31 - 1)
         base_lr = float(self.cfg.lr(t - 1)) if callable(self.cfg.lr) else float(self.cfg.lr)
+        if self.step == 1 and self.use_search and self.cfg.warmup_steps > 0 and base_lr > 0:
+            self.log_rate_scale = min(0.0, math.log(1e-5 / base_lr))
         self._drop_warmup_states()
         updates = [np.zeros(shape) for shape in self.shapes]
         taking_part: dict[int, Array] = {}
@@ -162,7 +164,7 @@ class CameampOracle:
         kappa = self._spatial_factor(i, d)
         array_rate, row_rate = self._rates(state, base_lr, kappa)
         if state["walk"] is not None:
-            state["walk"] = state["walk"] + self._walked(i, row_rate * d)
+            state["walk"] = self._kept() * state["walk"] + self._walked(i, row_rate * d)
         update = -(row_rate * d)
         if self.decay_mask[i] and "weight_decay" not in self.disable:
             update -= array_rate * self.cfg.weight_decay * decay_factor * w
@@ -247,7 +249,7 @@ class CameampOracle:
         return np.clip(array_rate, low, high), np.clip(row_rate, low, high)
 
     def _ramped(self, base_lr: float) -> float:
-        ramp = math.ceil(self.cfg.warmup_steps / 4)
+        ramp = 0 if self.use_search else math.ceil(self.cfg.warmup_steps / 4)
         return base_lr if ramp == 0 or "warmup_ramp" in self.disable else base_lr * min(1.0, self.step / ramp)
 
     # -------------------------------------------------------------- rate search
@@ -259,22 +261,37 @@ class CameampOracle:
         rows = self._row_axis(i) % x.ndim if x.ndim >= 2 else None
         return signed.sum(axis=tuple(axis for axis in range(x.ndim) if axis != rows), keepdims=True)
 
+    def _kept(self) -> float:
+        """In the climb a walk is that of the step alone."""
+        return 0.0 if self.use_agreement and self.peak_agreement >= 0 else 1.0
+
     def _search(self, taking_part: dict[int, Array], base_lr: float) -> None:
-        """Is the path straighter than a random walk, and do gradients still agree?  Then the rate rises."""
+        """The rate climbs while gradients agree; then it rises while the path is straighter than a random walk."""
         if not self.use_search:
             return
         elements = sum(g.size for g in taking_part.values() if np.any(g != 0))
         array_rate, _ = self._rates({"lr_mask": None}, base_lr, 1.0)
-        self.walk_energy += float(array_rate) ** 2 * elements
+        kept = self._kept()
+        self.walk_energy = kept * self.walk_energy + float(array_rate) ** 2 * elements
         # An array that is not here today has travelled all the same.
-        walked = sum(float((state["walk"] ** 2).sum()) for state in self.state)
-        if elements == 0 or self.walk_energy == 0 or self.agreement < self.cfg.agreement_floor:
+        walked = sum(
+            float(((state["walk"] if i in taking_part else kept * state["walk"]) ** 2).sum())
+            for i, state in enumerate(self.state)
+        )
+        if elements == 0 or self.walk_energy == 0:
             return
         straightness = math.sqrt(walked / self.walk_energy)
-        if straightness > self.cfg.straightness:
+        rise = 0.0
+        if kept == 0:
+            self.peak_agreement = max(self.peak_agreement, self.agreement)
+            if straightness > 1 and self.agreement > 0 and self.agreement >= self.peak_agreement / 2:
+                rise = 0.4
+            elif self.agreement != 0:
+                self.peak_agreement = -1.0
+        elif straightness > self.cfg.straightness and self.agreement >= self.cfg.agreement_floor:
             rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 3.0)
-            room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
-            self.log_rate_scale += min(rise, max(0.0, room))
+        room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
+        self.log_rate_scale += min(rise, max(0.0, room))
 
     def _vote(self, taking_part: dict[int, Array]) -> None:
         """Pool the votes into agreement, move each row's lr_mask, and remember the signs."""
@@ -298,7 +315,7 @@ class CameampOracle:
             return  # agreement stays
         mean_vote = sum_of_votes / sum_of_sizes
         # The first vote enters whole.
-        self.agreement = 0.9 * self.agreement + 0.1 * mean_vote if self.agreement != 0 else mean_vote
+        self.agreement = 0.5 * self.agreement + 0.5 * mean_vote if self.agreement != 0 else mean_vote
         for i, weight, vote in voters:
             delta = self.state[i]["lr_mask"]
             if delta is None:

@@ -46,7 +46,10 @@ def test_every_state_is_what_adams_moments_say() -> None:
     fields: dict[str, Any] = {"betas": (0.9, 0.99, 0.999), "update_clip": 0.5}
     optimizer = AutomagicCameAMP8bit(params, lr=1e-3, **IN_32, **fields)
     load_adam_state(optimizer, saved, restart_warmup=False)
-    assert (optimizer.param_groups[0]["automagic_step"], float(optimizer.param_groups[0]["automagic_log_rate_scale"])) == (
+    assert (
+        optimizer.param_groups[0]["automagic_step"],
+        float(optimizer.param_groups[0]["automagic_log_rate_scale"]),
+    ) == (
         7,
         0.0,
     )

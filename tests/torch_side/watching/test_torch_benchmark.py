@@ -52,7 +52,11 @@ def test_nothing_is_left_behind(make, steps):
     assert result["min_ms"] <= result["mean_ms"]
     assert result["peak_memory_bytes"] is None or torch.cuda.is_available()
     held = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
-    shared = [group["automagic_log_rate_scale"].nbytes for group in optimizer.param_groups if "automagic_log_rate_scale" in group]
+    shared = [
+        group["automagic_log_rate_scale"].nbytes
+        for group in optimizer.param_groups
+        if "automagic_log_rate_scale" in group
+    ]
     assert result["state_bytes"] == held + sum(shared)
 
 
