@@ -100,8 +100,8 @@ FAULTS = (
     Fault(
         "what a scheduler sets is ignored once there is an initial_lr",
         TORCH,
-        'lr, lr_scale = self.group["lr"],',
-        'lr, lr_scale = self.group.get("initial_lr", self.group["lr"]),',
+        'lr, ell = self.group["lr"],',
+        'lr, ell = self.group.get("initial_lr", self.group["lr"]),',
         ("test_torch_groups", "test_torch_citizenship"),
     ),
     Fault(

@@ -72,7 +72,10 @@ def test_every_group_counts_its_own_calls():
     run(optimizer, range(4, 6))
     assert [group["automagic_step"] for group in optimizer.param_groups] == [5, 2]
     assert [optimizer.state[p]["age"].item() for p in (first, second)] == [5, 2]
-    assert optimizer.param_groups[0]["automagic_log_rate_scale"] is not optimizer.param_groups[1]["automagic_log_rate_scale"]
+    assert (
+        optimizer.param_groups[0]["automagic_log_rate_scale"]
+        is not optimizer.param_groups[1]["automagic_log_rate_scale"]
+    )
 
 
 def test_groups_do_not_influence_each_other():

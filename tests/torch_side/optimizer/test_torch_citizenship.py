@@ -165,7 +165,9 @@ def test_a_bad_gradient_leaves_its_array_exactly_as_it_was(bits, bad, at, dtype)
         assert all(not t.any() for key, t in state.items() if key != "torque_mean")
     # the rest of the group does as if the bad gradient were none
     assert same(params[1].detach(), other.param_groups[0]["params"][1].detach())
-    assert same(optimizer.param_groups[0]["automagic_log_rate_scale"], other.param_groups[0]["automagic_log_rate_scale"])
+    assert same(
+        optimizer.param_groups[0]["automagic_log_rate_scale"], other.param_groups[0]["automagic_log_rate_scale"]
+    )
     run(optimizer, range(at + 1, at + 3))
     assert params[0].isfinite().all()
     assert optimizer.state[params[0]]["age"].item() == at + 1
