@@ -238,6 +238,7 @@ def test_copies_of_the_optimizer_go_on_alike(way):
     params[0]._is_embedding = True
     optimizer = AutomagicCameAMP8bit(params, stable_emb=True, **SMALL)
     run(optimizer, range(1, 3))
+    assert optimizer.param_groups[0]["automagic_log_rate_scale"] > 0
     other = way(optimizer)
     assert other.param_groups[0]["params"][0] is not params[0]
     run(optimizer, range(3, 7))
@@ -269,6 +270,7 @@ def test_the_distributed_checkpoint_api(tmp_path):
         model, optimizer = model_and_optimizer()
         steps(model, optimizer, range(1, 1 + saved_at))
         weights, state = get_state_dict(model, optimizer, options=options)
+        assert optimizer.param_groups[0]["automagic_log_rate_scale"] > 0
         path = tmp_path / f"{flat}{saved_at}"
         dcp.save({"model": weights, "optimizer": state}, checkpoint_id=path, no_dist=True)
 

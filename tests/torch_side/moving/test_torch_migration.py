@@ -240,7 +240,7 @@ def test_what_is_not_carried_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.levelname for record in caplog.records if "max_exp_avg_sq" in record.message] == ["WARNING"]
     for word in (
         "parameter 1 of group 0",
-        "lr_mask",
+        "walk begins",
         "edge_history",
         "spatial_variance",
         "betas",
