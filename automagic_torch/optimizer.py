@@ -303,6 +303,7 @@ class AutomagicCameAMP8bit(Optimizer):
         if "defaults" in state:
             state["defaults"] = with_own_keys(state["defaults"])
         super().__setstate__(state)
+        set_marks(self.param_groups, marks)
         for group in self.param_groups:
             add_search(group, self.state)
             group[EFFECTIVE_LR] = rate_in_force(group)
@@ -310,7 +311,6 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__dict__.setdefault("_gradients_agreed", {})
         self.__dict__.setdefault("state_device", None)
         self.__dict__.setdefault("_stage_energy", {})
-        set_marks(self.param_groups, marks)
 
     def _refuse_open_step(self, what: str) -> None:
         if self._open_step is not None:

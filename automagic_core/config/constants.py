@@ -13,6 +13,8 @@ CLIMB = 0.4
 """What one step of the climb adds to ℓ."""
 AGREEMENT_DECAY = 0.5
 """Of the average of the pooled votes."""
+SHORT_STEP = 4
+"""A step with less than a quarter of the mean energy of all steps so far is no evidence for a higher rate."""
 LARGEST_RISE = 3.0
 """log(ρ / straightness) counts as at most this much in one step of the search."""
 ROW_SHRINKAGE = 256

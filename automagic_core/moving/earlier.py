@@ -31,6 +31,8 @@ def as_now(group: NeutralGroup) -> NeutralGroup:
 def _with_walk(array: NeutralArray, group: NeutralGroup) -> NeutralArray:
     if not array.states or array.shape is None or not group.warming or not group.config.searches:
         return array
-    plan = state_plan(array.shape, group.config, group.layout, embedding=array.embedding)
-    states: Mapping[str, np.ndarray] = {"walk": np.zeros(plan.row_shape, np.float32), **array.states}
+    # A PyTorch state dict knows no embeddings, so the rows are those of `lr_mask`: that version searched only with it.
+    mask = array.states.get("lr_mask")
+    rows = state_plan(array.shape, group.config, group.layout).row_shape if mask is None else mask.shape
+    states: Mapping[str, np.ndarray] = {"walk": np.zeros(rows, np.float32), **array.states}
     return dataclasses.replace(array, states=states)

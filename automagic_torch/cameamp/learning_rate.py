@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config, StatePlan
-from automagic_core.config.constants import AGREEMENT_DECAY, CLIMB, LARGEST_RISE, ROW_LIMIT, ROW_SHRINKAGE, SEARCH_START
+from automagic_core.config.constants import (
+    AGREEMENT_DECAY,
+    CLIMB,
+    LARGEST_RISE,
+    ROW_LIMIT,
+    ROW_SHRINKAGE,
+    SEARCH_START,
+    SHORT_STEP,
+)
 from automagic_torch.arrays.means import Means
 from automagic_torch.arrays.stacked import spread, to_device
 from automagic_torch.codec.random_bits import signs
@@ -173,22 +181,27 @@ def agreed(agreement: Tensor, a_hat: Tensor, any_votes: Tensor) -> Tensor:
     return torch.where(any_votes, torch.where(agreement == 0, a_hat, averaged), agreement)
 
 
-def searched(search: Search, found: Sequence[Evidence], rates: Rates, lr: float | Tensor, config: Config) -> Search:
-    """The search after a step.
+def searched(
+    search: Search, found: Sequence[Evidence], rates: Rates, lr: float | Tensor, step: int, config: Config
+) -> Search:
+    """The search after step t.
 
     Args:
         search: before it, but with this step's agreement.
         found: the evidence of all arrays.
         rates: those of this step.
         lr: η₀.
+        step: t.
         config: hyperparameters.
     """
     ell, energy, agreement, peak = search
     walk_square, moved = torch.stack([to_device(torch.stack(e), ell.device) for e in found]).sum(0)
-    energy = search.kept(config) * energy + rates.array.square() * moved
+    of_step = rates.array.square() * moved
+    energy = search.kept(config) * energy + of_step
     straightness = 0.5 * (walk_square / energy).log()
     beyond = (straightness - math.log(config.straightness)).clamp(0.0, LARGEST_RISE)
-    rise = torch.where(agreement >= config.agreement_floor, config.search_gain * beyond, 0.0)
+    rises = (agreement >= config.agreement_floor) & (SHORT_STEP * step * of_step >= energy) & (energy > 0)
+    rise = torch.where(rises, config.search_gain * beyond, 0.0)
     if config.climbs:
         climbing = peak >= 0
         peak = torch.where(climbing, torch.maximum(peak, agreement), peak)

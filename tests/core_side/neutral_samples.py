@@ -3,10 +3,10 @@
 import numpy as np
 
 from automagic_core import FIELD_NAMES, Config, state_plan
-from automagic_core.arrays.state_forms import state_forms
+from automagic_core.arrays.state_forms import SEARCH_SCALARS, state_forms
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup
 
-FIELDS = {"min_8bit_size": 64, "block_size": 64, "warmup_steps": 10, "torque_decay": 0.5}
+FIELDS = {"min_8bit_size": 64, "block_size": 64, "warmup_steps": 10, "torque_decay": 0.5, "lr_mask_gain": 0.2}
 
 
 def random_states(plan, warming, rng):
@@ -18,7 +18,8 @@ def random_states(plan, warming, rng):
             states[name] = np.packbits(bits, axis=-1, bitorder="little")
         elif form.dtype == "float32":
             value = rng.standard_normal(form.shape).astype(np.float32)
-            states[name] = np.asarray(value if name in ("exp_avg", "s", "lr_mask") else np.abs(value), np.float32)
+            signed = name in ("exp_avg", "s", "lr_mask", "walk")
+            states[name] = np.asarray(value if signed else np.abs(value), np.float32)
         else:
             states[name] = np.asarray(rng.integers(0, 256 if form.dtype == "uint8" else 9, form.shape), form.dtype)
     return states
@@ -33,7 +34,7 @@ def random_group(shapes, layout="torch", step=4, seed=0, embeddings=(), **fields
         plan = state_plan(shape, config, layout, embedding=name in embeddings)
         states = random_states(plan, step < config.warmup_steps, rng)
         arrays.append(NeutralArray(name, shape, name in embeddings, name.startswith("lora"), states))
-    shared = {"lr_scale": np.asarray(0.25, np.float32)}
+    shared = {name: np.asarray(0.25, np.float32) for name in SEARCH_SCALARS}
     if config.clips_by_percentile:
         shared["norm_history"] = rng.random(100).astype(np.float32)
         shared["norm_position"] = np.asarray(7, np.int32)

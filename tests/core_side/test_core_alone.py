@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from automagic_core import ArrayMemory, Config, decay, memory_report, state_plan
+from automagic_core.arrays.state_forms import state_forms
 
 BLOCKED = """
 import sys
@@ -79,7 +80,7 @@ def test_which_arrays_are_8_bit(shape: tuple[int, ...], fields: dict, expected: 
 
 @pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
 def test_which_states_an_array_keeps(factored: str) -> None:
-    config = Config(factored=factored, torque_decay=0.5)
+    config = Config(factored=factored, torque_decay=0.5, lr_mask_gain=0.2)
     matrix, vector = state_plan((4, 6), config, "flax"), state_plan((6,), config, "flax")
     assert matrix.factored_sq is (factored != "none")
     assert matrix.factored_res is (factored == "all")
@@ -89,17 +90,42 @@ def test_which_states_an_array_keeps(factored: str) -> None:
     assert vector.has_background_scale
     assert matrix.has_s
     assert matrix.has_last_polarity
+    assert matrix.has_walk
+    assert vector.has_walk
+    assert (matrix.row_count, vector.row_count) == (6, 1)
     assert (matrix.has_lr_mask, vector.has_lr_mask) == (True, False)
     assert (matrix.has_spatial_variance, vector.has_spatial_variance) == (True, False)
     assert matrix.columns == 4
     assert state_plan((4, 6), config, "torch").columns == 6
 
-    plain = Config(torque_decay=0.0, lr_mask_gain=0, spatial_awareness=False, background_regularization=False)
+    plain = Config(search_gain=0, spatial_awareness=False, background_regularization=False)
     plan = state_plan((4, 6), plain, "flax")
-    kept = (plan.has_s, plan.has_last_polarity, plan.has_lr_mask, plan.has_spatial_variance, plan.has_background_scale)
-    assert not any(kept)
-    no_warmup = state_plan((4, 6), Config(torque_decay=0.5, warmup_steps=0), "flax")
+    kept = (plan.has_s, plan.has_last_polarity, plan.has_walk, plan.has_lr_mask)
+    assert not any((*kept, plan.has_spatial_variance, plan.has_background_scale))
+    no_warmup = state_plan((4, 6), Config(torque_decay=0.5, warmup_steps=0, lr_mask_gain=0.2), "flax")
     assert not no_warmup.has_s
     assert not no_warmup.has_last_polarity
+    assert not no_warmup.has_walk
     assert no_warmup.has_lr_mask
     assert not state_plan((4, 6), Config(torque=False, torque_decay=0.5), "flax").has_s
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (True, True, False)),
+        ({"agreement_floor": -1}, (True, False, False)),
+        ({"agreement_floor": -1.0, "lr_mask_gain": 0.2}, (True, True, True)),
+        ({"search_gain": 0}, (False, False, False)),
+        ({"search_gain": 0.0, "lr_mask_gain": 0.2}, (False, True, True)),
+    ],
+)
+def test_what_is_off_in_the_search_has_no_state(fields: dict, expected: tuple[bool, ...]) -> None:
+    plan = state_plan((4, 6), Config(**fields), "torch")
+    assert (plan.has_walk, plan.has_last_polarity, plan.has_lr_mask) == expected
+    assert {"walk", "last_polarity"}.isdisjoint(state_forms(plan, warming=False))
+
+
+@pytest.mark.parametrize(("warmup", "ramp"), [(0, 0), (1, 1), (4, 1), (5, 2), (500, 125)])
+def test_the_ramp_is_a_quarter_of_the_warm_up_rounded_up(warmup: int, ramp: int) -> None:
+    assert Config(warmup_steps=warmup).ramp_steps == ramp

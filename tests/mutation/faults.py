@@ -100,9 +100,30 @@ FAULTS = (
     Fault(
         "what a scheduler sets is ignored once there is an initial_lr",
         TORCH,
-        'lr, lr_scale = self.group["lr"],',
-        'lr, lr_scale = self.group.get("initial_lr", self.group["lr"]),',
+        'lr, ell = self.group["lr"],',
+        'lr, ell = self.group.get("initial_lr", self.group["lr"]),',
         ("test_torch_groups", "test_torch_citizenship"),
+    ),
+    Fault(
+        "what an absent array has travelled is forgotten",
+        TORCH,
+        "call.search(self._walks_of_absent(call))",
+        "call.search([])",
+        ("test_torch_search",),
+    ),
+    Fault(
+        "the rate rises though gradients alternate",
+        TORCH,
+        "(agreement >= config.agreement_floor) & (moved > 0)",
+        "(moved > 0)",
+        ("test_torch_search", "test_torch_oracle"),
+    ),
+    Fault(
+        "the walk has other signs at every step",
+        TORCH,
+        "step = 0 if slot == Slot.walk else self.call.step",
+        "step = self.call.step",
+        ("test_torch_search", "test_torch_oracle"),
     ),
     Fault(
         "adapters and other arrays of their shape are in one batch",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tests.oracle.chain import GradientStages
-from tests.oracle.codec import random_unit
+from tests.oracle.rate_search import RateSearch
 from tests.oracle.settings import FEATURES, STAGES, settings
 from tests.oracle.stages import Array, row_axis
 
@@ -17,7 +16,7 @@ EPS = 1e-30
 LARGEST_GRADIENT = 1e15
 
 
-class CameampOracle:
+class CameampOracle(RateSearch):
     """One parameter group. `disable` switches single features off, to show that a parity test notices."""
 
     def __init__(
@@ -44,13 +43,10 @@ class CameampOracle:
             self.cfg, layout=layout, embedding=self.embedding, lora=self.lora, disable=self.disable
         )
         self.use_torque: bool = self.cfg.torque and "torque" not in disable
-        self.use_search: bool = self.cfg.search_gain > 0 < self.cfg.warmup_steps and "search" not in disable
-        self.use_agreement: bool = self.use_search and self.cfg.agreement_floor > -1 and "agreement" not in disable
-        self.use_mask: bool = self.cfg.lr_mask_gain > 0 and "lr_mask" not in disable
+        self._begin_search()
         self.use_spatial: bool = self.cfg.spatial_awareness and "spatial" not in disable
         self.use_background: bool = self.cfg.background_regularization and "background" not in disable
         self.step = 0
-        self.log_rate_scale = self.walk_energy = self.agreement = self.peak_agreement = 0.0
         self.state = [self._initial_state(i) for i in range(len(self.shapes))]
 
     # -------------------------------------------------------------- layout
@@ -102,8 +98,7 @@ class CameampOracle:
         """Advance by one call; the updates are to be ADDED to the parameters."""
         self.step = t = min(self.step + 1, 2**31 - 1)
         base_lr = float(self.cfg.lr(t - 1)) if callable(self.cfg.lr) else float(self.cfg.lr)
-        if self.step == 1 and self.use_search and self.cfg.warmup_steps > 0 and base_lr > 0:
-            self.log_rate_scale = min(0.0, math.log(1e-5 / base_lr))
+        self._start(base_lr)
         self._drop_warmup_states()
         updates = [np.zeros(shape) for shape in self.shapes]
         taking_part: dict[int, Array] = {}
@@ -235,94 +230,3 @@ class CameampOracle:
         if state["age"] == 1 or last.mean() == 0:
             return 1.0
         return np.clip(np.sqrt(last.mean() / np.maximum(last, EPS)), 0.5, 2.0)
-
-    def _rates(self, state: dict[str, Any], base_lr: float, kappa: Array | float) -> tuple[Any, Any]:
-        """The array's rate and the row's (the same where there are no rows)."""
-        eta = self._ramped(base_lr)
-        delta = 0.0 if state["lr_mask"] is None else state["lr_mask"]
-        array_rate = eta * math.exp(self.log_rate_scale)
-        row_rate = eta * np.exp(self.log_rate_scale + delta) * kappa
-        if "max_lr" in self.disable:
-            return array_rate, row_rate
-        # The limits are for what the search and the rows find, not for the rate that was asked for.
-        low, high = min(self.cfg.min_lr, eta), max(self.cfg.max_lr, eta)
-        return np.clip(array_rate, low, high), np.clip(row_rate, low, high)
-
-    def _ramped(self, base_lr: float) -> float:
-        ramp = 0 if self.use_search else math.ceil(self.cfg.warmup_steps / 4)
-        return base_lr if ramp == 0 or "warmup_ramp" in self.disable else base_lr * min(1.0, self.step / ramp)
-
-    # -------------------------------------------------------------- rate search
-
-    def _walked(self, i: int, x: Array) -> Array:
-        """Sum of x times its signs over each row, or over an array without rows."""
-        # The top bit of the random word is the sign.
-        signed = np.where(random_unit(0, 5, x.size) < 0.5, 1.0, -1.0).reshape(x.shape) * x
-        rows = self._row_axis(i) % x.ndim if x.ndim >= 2 else None
-        return signed.sum(axis=tuple(axis for axis in range(x.ndim) if axis != rows), keepdims=True)
-
-    def _kept(self) -> float:
-        """In the climb a walk is that of the step alone."""
-        return 0.0 if self.use_agreement and self.peak_agreement >= 0 else 1.0
-
-    def _search(self, taking_part: dict[int, Array], base_lr: float) -> None:
-        """The rate climbs while gradients agree; then it rises while the path is straighter than a random walk."""
-        if not self.use_search:
-            return
-        elements = sum(g.size for g in taking_part.values() if np.any(g != 0))
-        array_rate, _ = self._rates({"lr_mask": None}, base_lr, 1.0)
-        kept = self._kept()
-        self.walk_energy = kept * self.walk_energy + float(array_rate) ** 2 * elements
-        # An array that is not here today has travelled all the same.
-        walked = sum(
-            float(((state["walk"] if i in taking_part else kept * state["walk"]) ** 2).sum())
-            for i, state in enumerate(self.state)
-        )
-        if elements == 0 or self.walk_energy == 0:
-            return
-        straightness = math.sqrt(walked / self.walk_energy)
-        rise = 0.0
-        if kept == 0:
-            self.peak_agreement = max(self.peak_agreement, self.agreement)
-            if straightness > 1 and self.agreement > 0 and self.agreement >= self.peak_agreement / 2:
-                rise = 0.4
-            elif self.agreement != 0:
-                self.peak_agreement = -1.0
-        elif straightness > self.cfg.straightness and self.agreement >= self.cfg.agreement_floor:
-            rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 3.0)
-        room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
-        self.log_rate_scale += min(rise, max(0.0, room))
-
-    def _vote(self, taking_part: dict[int, Array]) -> None:
-        """Pool the votes into agreement, move each row's lr_mask, and remember the signs."""
-        if not (self.use_agreement or self.use_mask):
-            return
-        sum_of_votes = sum_of_sizes = 0.0
-        voters: list[tuple[int, Array, Array]] = []
-        for i, g in taking_part.items():
-            state = self.state[i]
-            vote = np.where(g == 0, 0.0, np.where(np.signbit(g) == state["last_polarity"], 1.0, -1.0))
-            # Set means negative; where g = 0 the stored bit stays.
-            state["last_polarity"] = np.where(g == 0, state["last_polarity"], np.signbit(g))
-            weight = np.abs(g)
-            # An array without a last gradient stores its signs but has no vote yet.
-            if state["age"] < 2 or weight.sum() == 0:
-                continue
-            sum_of_votes += g.size * float((weight * vote).sum() / weight.sum())
-            sum_of_sizes += g.size
-            voters.append((i, weight, vote))
-        if not voters:
-            return  # agreement stays
-        mean_vote = sum_of_votes / sum_of_sizes
-        # The first vote enters whole.
-        self.agreement = 0.5 * self.agreement + 0.5 * mean_vote if self.agreement != 0 else mean_vote
-        for i, weight, vote in voters:
-            delta = self.state[i]["lr_mask"]
-            if delta is None:
-                continue
-            columns = weight.size // delta.size
-            row_weight = self._row_mean(i, weight)
-            seen = row_weight > 0  # lr_mask stays where the row has no gradient
-            row_vote = self._row_mean(i, weight * vote) / np.where(seen, row_weight, 1.0)
-            moved = delta + self.cfg.lr_mask_gain * (row_vote - mean_vote) * columns / (columns + 256)
-            self.state[i]["lr_mask"] = np.where(seen, np.clip(moved, -math.log(3), math.log(3)), delta)

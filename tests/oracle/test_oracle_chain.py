@@ -23,7 +23,7 @@ def test_the_chain_in_front_of_section_5() -> None:
     shapes = [(6, 5), (4, 2, 3, 3), (5,), (8, 4)]
     stages: dict[str, Any] = {"percentile_clipping": 30, "edge_penalty": 0.2, "edge_threshold": 0.1}
     stages |= {"frequency_penalty": 0.4, "rank_penalty_strength": 0.3, "low_rank_emphasis": 1.5}
-    fields: dict[str, Any] = {"lr": 1e-3, "max_lr": 1.0, "warmup_steps": 6, "weight_decay": 0.1}
+    fields: dict[str, Any] = {"lr": 1e-3, "max_lr": 1.0, "warmup_steps": 6, "weight_decay": 0.1, "straightness": 1.0}
     chained = CameampOracle(shapes, lora=[False, False, False, True], **fields, **stages)
     bare = CameampOracle(shapes, **fields, **STAGES_OFF)
     clip = PercentileClip(30)
@@ -55,7 +55,8 @@ def test_the_chain_in_front_of_section_5() -> None:
         for i in range(4):
             np.testing.assert_allclose(updates[i], expected[i], rtol=1e-9, err_msg=f"{t} {i}")
             assert chained.state[i]["skipped_steps"] == bare.state[i]["skipped_steps"]
-        assert chained.lr_scale == pytest.approx(bare.lr_scale)
+        for name in ("log_rate_scale", "walk_energy", "agreement"):
+            assert getattr(chained, name) == pytest.approx(getattr(bare, name))
         w = [x + u for x, u in zip(w, updates, strict=True)]
     assert ages == [state["age"] for state in chained.state] == [8, 7, 7, 9]
     for i in (0, 1, 3):

@@ -14,6 +14,8 @@ from automagic_torch import AutomagicCameAMP8bit
 
 SHAPES = ((), (5,), (8, 6), (4, 3, 5), (4, 3, 3, 3))
 SMALL = {"lr": 1e-3, "max_lr": 1e-1, "warmup_steps": 4, "min_8bit_size": 16, "force_8bit": True}
+# Every state of the search, and a rate that rises within a few steps.
+SMALL |= {"lr_mask_gain": 0.2, "straightness": 0.7}
 
 
 def parameters(

@@ -18,10 +18,8 @@ STEPS = 150
 def train(lr: float, dtype: str, stochastic: bool = True, steps: int = STEPS) -> tuple[float, float]:
     """The mean loss of the last 20 steps, and the share of the parameters that the last step left as they were."""
     params = jax.tree.map(lambda x: x.astype(dtype), model.initial_params(jax.random.key(0), SHAPE))
-    # Fixed rates: the mask would raise the lowest one and blur what is compared.
-    tx = automagic_8bit(
-        lr, lr_mask_gain=0.0, warmup_steps=10, min_8bit_size=1024, stochastic_rounding_params=stochastic
-    )
+    # Fixed rates: the search would raise the lowest one and blur what is compared.
+    tx = automagic_8bit(lr, search_gain=0.0, warmup_steps=10, min_8bit_size=1024, stochastic_rounding_params=stochastic)
     state = tx.init(params)
 
     @jax.jit
@@ -64,7 +62,7 @@ def test_what_nearest_loses_stochastic_rounding_keeps():
     moved = {}
     for dtype, stochastic in (("float32", True), ("bfloat16", True), ("bfloat16", False)):
         tx = automagic_8bit(
-            1e-5, lr_mask_gain=0.0, warmup_steps=0, weight_decay=0.0, stochastic_rounding_params=stochastic
+            1e-5, search_gain=0.0, warmup_steps=0, weight_decay=0.0, stochastic_rounding_params=stochastic
         )
         start = jnp.full((64, 64), 0.02, dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from automagic_core import MAX_STEP, Slot, mix32, random_unit, rounding_key
+from automagic_core import MAX_STEP, Slot, mix32, random_unit, rounding_key, walk_signs
 from tests.oracle import codec as oracle
 
 STEPS = [1, 2, 3, 1000, 2**24 + 1, 2**31 - 2, 2**31 - 1]
@@ -18,6 +18,7 @@ def test_slots_are_the_pages() -> None:
         "exp_avg_res": 2,
         "s": 3,
         "parameters": 4,
+        "walk": 5,
     }
     assert MAX_STEP == 2**31 - 1
 
@@ -31,6 +32,16 @@ def test_random_unit_is_the_oracles(step: int, slot: Slot) -> None:
         assert np.array_equal(ours, theirs)
         assert ours.min() >= 0
         assert ours.max() < 1
+
+
+@pytest.mark.parametrize("numel", [1, 2, 7, 4096, 100_003])
+def test_signs_of_the_walk_are_the_top_bit(numel: int) -> None:
+    signs = walk_signs(numel)
+    assert signs.dtype == np.int8
+    assert np.array_equal(signs, np.where(oracle.random_unit(0, 5, numel) < 0.5, 1, -1))
+    index = np.array([[0], [numel - 1]])
+    assert np.array_equal(walk_signs(numel, index), signs[index])
+    assert abs(signs.mean(dtype=np.float64)) < 4 / np.sqrt(numel)
 
 
 def test_chosen_indices_of_an_array_too_large_to_make() -> None:

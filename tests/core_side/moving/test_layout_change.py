@@ -57,6 +57,8 @@ def test_float32_states_come_back_bit_for_bit(shape, factored, warming, embeddin
         old, new = group.arrays[0].states, there.arrays[0].states
         np.testing.assert_array_equal(np.moveaxis(np.moveaxis(new["exp_avg"], -1, 0), -1, 1), old["exp_avg"])
         np.testing.assert_array_equal(new["lr_mask"].reshape(-1), old["lr_mask"].reshape(-1))
+        if warming:
+            np.testing.assert_array_equal(new["walk"].reshape(-1), old["walk"].reshape(-1))
         assert new["lr_mask"].shape == (1,) * (len(shape) - 1) + shape[:1]
         if warming:
             last = [np.unpackbits(x["last_polarity"], axis=-1, bitorder="little") for x in (old, new)]
@@ -133,10 +135,12 @@ def test_rows_that_become_other_axes_are_approximated_and_told():
     # the new rows too.
     np.testing.assert_allclose(new["exp_avg_sq_col"].mean(), expected.mean(), rtol=1e-5)
     np.testing.assert_allclose(new["exp_avg_sq_col"], expected.mean(3, keepdims=True), rtol=1e-5)
+    # Of the walk all rows' squares are what counts.
+    assert np.square(new["walk"]).sum() == pytest.approx(np.square(old["walk"]).sum(), rel=1e-6)
     assert np.all(new["lr_mask"] == old["lr_mask"].mean(dtype=np.float64).astype(np.float32))
     told = notes.tell("automagic_core")
     assert any("exp_avg_sq has its column means approximated" in sentence and "up" in sentence for sentence in told)
-    assert sum("rows are another axis" in sentence for sentence in told) == 4
+    assert sum("rows are another axis" in sentence for sentence in told) == 5
 
 
 def test_axes_by_hand_are_checked():

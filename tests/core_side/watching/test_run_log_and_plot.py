@@ -25,18 +25,19 @@ def array(**facts) -> ArrayFacts:
 def test_rates_by_hand() -> None:
     delta, variance = np.log([[1.0], [2.0], [4.0]]), np.array([[1.0], [4.0], [64.0]])
     kappa = [2.0, 2.0, math.sqrt(23 / 64)]  # √(mean / variance), at most 2
-    one = array(lr_scale=math.log(3), lr_mask=delta, spatial_variance=variance)
+    one = array(log_rate_scale=math.log(3), lr_mask=delta, spatial_variance=variance)
     found = metrics([one], {}, {}, 0)
     rates = [3e-3 * factor * k for factor, k in zip((1, 2, 4), kappa, strict=True)]
     rates[1] = min(rates[1], 1e-2)  # the limit
     assert found["rate/mean"] == pytest.approx(np.mean(rates), rel=1e-5)
     assert (found["rate/min"], found["rate/max"]) == pytest.approx((min(rates), max(rates)), rel=1e-5)
     assert found["rate_factor/max"] == pytest.approx(12)
-    # A ramp below min_lr is not lifted to it; a rate of 0 stays 0; afterwards min_lr holds.
+    # What was asked for is never limited: a ramp, 0, a schedule below min_lr or above max_lr.
     for at, rate in (
         (NextStep(2e-7, 1, 4, 1e-7, 1e-2), 0.5e-7),
         (NextStep(0.0, 9, 4, 1e-7, 1e-2), 0.0),
-        (NextStep(1e-9, 9, 4, 1e-7, 1e-2), 1e-7),
+        (NextStep(1e-9, 9, 4, 1e-7, 1e-2), 1e-9),
+        (NextStep(2e-2, 9, 4, 1e-7, 1e-2), 2e-2),
         (NextStep(1e-3, 1, 0, 1e-7, 1e-2), 1e-3),
     ):
         assert metrics([array(next_step=at)], {}, {}, 0)["rate/mean"] == pytest.approx(rate)

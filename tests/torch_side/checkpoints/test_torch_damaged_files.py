@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from automagic_core import PROFILES
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_torch import AutomagicCameAMP8bit, create_improved_8bit_optimizer
 from automagic_torch.checkpoints.saved_values import limits
 from tests.torch_side.torch_helpers import SMALL, parameters, run, same, snapshot, through_a_file
@@ -126,12 +127,16 @@ DAMAGED = {
     "negative scale": (state_value("s_absmax", -1.0), "s_absmax .* -1"),
     "negative mean square": (state_value("exp_avg_sq_row", -1.0), "exp_avg_sq_row .* -1"),
     "mask out of its limits": (state_value("lr_mask", 2.0), "lr_mask .* 2"),
+    "NaN walk": (state_value("walk", torch.nan), "walk .* nan"),
     "age": (state_value("age", -3), "age .* -3"),
     "sparse": (sparse, "lr_mask of shape .*dense"),
     "no dict of states": (lambda d: d["state"].__setitem__(LAST, [1]), "parameter 1 .* is a list"),
     "rate": (group_value("lr", float("nan")), "lr = nan"),
     "rate as text": (group_value("lr", "1e-3"), "lr = '1e-3'"),
-    "scale of the rate": (group_value("automagic_log_rate_scale", torch.tensor(torch.nan)), "lr_scale .* nan"),
+    "scale of the rate": (group_value("automagic_log_rate_scale", torch.tensor(torch.nan)), "log_rate_scale .* nan"),
+    "falling rate": (group_value("automagic_log_rate_scale", torch.tensor(-0.1)), "log_rate_scale .* -0.1"),
+    "energy": (group_value("automagic_walk_energy", torch.tensor(-1.0)), "walk_energy .* -1"),
+    "agreement": (group_value("automagic_agreement", torch.tensor(1.5)), "agreement .* 1.5"),
     "norms": (group_value("automagic_norm_history", torch.full((100,), -1.0)), "norm_history .* -1"),
     "a parameter twice": (group_value("params", [0, 0]), "one twice"),
     "no list of parameters": (group_value("params", 3), "params = 3"),
@@ -176,11 +181,14 @@ def test_states_at_the_limits_of_what_is_accepted_can_be_gone_on_with(profile, b
             elif allowed is not None:
                 # float32 has no 2³¹ − 1
                 tensor.fill_(int(allowed[end]) if tensor.dtype == torch.int32 else allowed[end])
+    for name in SEARCH_SCALARS:
+        state_dict["param_groups"][0]["automagic_" + name].fill_(limits(name)[end])
     optimizer.load_state_dict(state_dict)
     run(optimizer, range(3, 7))
     assert all(p.isfinite().all() for p in optimizer.param_groups[0]["params"])
     # A state that became NaN would stay so, and its array would stand still for ever.
     assert all(t.isfinite().all() for state in optimizer.state.values() for t in state.values())
+    assert all(optimizer.param_groups[0]["automagic_" + name].isfinite() for name in SEARCH_SCALARS[::2])
 
 
 class Bomb:

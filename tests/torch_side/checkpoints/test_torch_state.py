@@ -33,13 +33,14 @@ def test_names_shapes_and_dtypes(factored, bits):
         assert state[name + "_row"].shape == (8, 1)
         assert state[name + "_col"].shape == (1, 256)
     assert state["last_polarity"].shape == polarity_shape((8, 256)) == (8, 32)
-    assert state["lr_mask"].shape == state["spatial_variance"].shape == (8, 1)
+    assert state["lr_mask"].shape == state["spatial_variance"].shape == state["walk"].shape == (8, 1)
     assert state["age"].dtype == state["skipped_steps"].dtype == torch.int32
     assert all(tensor.is_contiguous() for tensor in state.values())
     assert "lr_mask" not in optimizer.state[params[1]]
+    assert optimizer.state[params[1]]["walk"].shape == (1,)
     run(optimizer, range(2, 5))
     kept = set(optimizer.state[params[0]])
-    assert kept == set(state) - {"s", "s_absmax", "last_polarity"}
+    assert kept == set(state) - {"s", "s_absmax", "last_polarity", "walk"}
 
 
 def test_an_array_without_gradient_at_the_end_of_the_warm_up_drops_its_votes_too():
@@ -50,7 +51,7 @@ def test_an_array_without_gradient_at_the_end_of_the_warm_up_drops_its_votes_too
         set_gradients(params, step)
         params[1].grad = None
         optimizer.step()
-    assert "last_polarity" not in optimizer.state[params[1]]
+    assert not {"last_polarity", "walk"} & optimizer.state[params[1]].keys()
     run(optimizer, range(6, 7))
     assert optimizer.state[params[1]]["age"].item() == 3
 
@@ -61,7 +62,7 @@ def test_the_report_counts_the_tensors_that_are_held():
     run(optimizer, range(1, 6))
     report = optimizer.get_memory_efficiency_report()
     tensors = [t for state in optimizer.state.values() for t in state.values()]
-    held = sum(t.numel() * t.element_size() for t in tensors) + 4 + 101 * 4  # lr_scale; the norms and their position
+    held = sum(t.numel() * t.element_size() for t in tensors) + 3 * 4 + 101 * 4  # the search; the norms, their position
     assert report["state_bytes"] == held
     assert report["total_parameters"] == 16 * 256 + 48
     assert report["8bit_parameters"] == 16 * 256
@@ -85,6 +86,8 @@ def test_a_saved_run_goes_on_bit_for_bit(data):
                 "block_size": st.sampled_from([64, 256]),
                 "torque_decay": st.sampled_from([0.0, 0.9]),
                 "lr_mask_gain": st.sampled_from([0.0, 0.2]),
+                "search_gain": st.sampled_from([0.0, 0.1]),
+                "agreement_floor": st.sampled_from([-1.0, -0.05]),
                 "spatial_awareness": st.booleans(),
                 "background_regularization": st.booleans(),
                 "stochastic_rounding": st.booleans(),
@@ -138,6 +141,7 @@ def group_value(key, value):
 
 REFUSED = {
     "missing state": (without("exp_avg"), "exp_avg .missing"),
+    "missing walk in the warm-up": (without("walk"), "walk .missing"),
     "missing votes in the warm-up": (without("last_polarity"), "last_polarity .missing"),
     "state of other fields": (replaced("exp_avg_res_row", torch.zeros(8, 1)), "exp_avg_res_row .unknown"),
     "shape": (replaced("exp_avg", torch.zeros(6, 8, dtype=torch.uint8)), "exp_avg of shape"),
@@ -149,8 +153,9 @@ REFUSED = {
     "layout": (group_value("automagic_layout", "flax"), "layout 'flax'"),
     "bad field": (group_value("automagic_betas", (2, 0, 0)), "betas"),
     "bad step": (group_value("automagic_step", -1), "step = -1"),
-    "bad lr_scale": (group_value("automagic_log_rate_scale", 0.0), "lr_scale = 0.0"),
-    "no lr_scale": (lambda d: d["param_groups"][0].pop("automagic_log_rate_scale"), "lacks lr_scale"),
+    "bad log_rate_scale": (group_value("automagic_log_rate_scale", 0.0), "log_rate_scale = 0.0"),
+    "no log_rate_scale": (lambda d: d["param_groups"][0].pop("automagic_log_rate_scale"), "lacks log_rate_scale"),
+    "no walk_energy": (lambda d: d["param_groups"][0].pop("automagic_walk_energy"), "walk_energy = None"),
     "unknown parameter": (lambda d: d["state"].update({7: d["state"][0]}), "unknown parameters: .7"),
     "fewer parameters": (lambda d: d["param_groups"][0]["params"].pop(), "1 parameters in the saved state"),
     "more groups": (lambda d: d["param_groups"].append(d["param_groups"][0]), "2 parameter groups"),
@@ -190,10 +195,10 @@ def test_states_from_warm_up_and_after_it_load_into_optimizers_at_any_time(steps
 
 def test_leftovers_of_the_warm_up_are_dropped_after_it():
     state_dict = saved(6)
-    state_dict["state"][0]["last_polarity"] = torch.zeros(8, 1, dtype=torch.uint8)
+    state_dict["state"][0] |= {"last_polarity": torch.zeros(8, 1, dtype=torch.uint8), "walk": torch.zeros(8, 1)}
     optimizer = make()
     optimizer.load_state_dict(state_dict)
-    assert "last_polarity" not in optimizer.state_dict()["state"][0]
+    assert not {"last_polarity", "walk"} & optimizer.state_dict()["state"][0].keys()
 
 
 def test_a_loaded_state_shares_nothing_with_what_it_was_loaded_from():
@@ -233,6 +238,7 @@ def test_copies_of_the_optimizer_go_on_alike(way):
     params[0]._is_embedding = True
     optimizer = AutomagicCameAMP8bit(params, stable_emb=True, **SMALL)
     run(optimizer, range(1, 3))
+    assert optimizer.param_groups[0]["automagic_log_rate_scale"] > 0
     other = way(optimizer)
     assert other.param_groups[0]["params"][0] is not params[0]
     run(optimizer, range(3, 7))
@@ -264,6 +270,7 @@ def test_the_distributed_checkpoint_api(tmp_path):
         model, optimizer = model_and_optimizer()
         steps(model, optimizer, range(1, 1 + saved_at))
         weights, state = get_state_dict(model, optimizer, options=options)
+        assert optimizer.param_groups[0]["automagic_log_rate_scale"] > 0
         path = tmp_path / f"{flat}{saved_at}"
         dcp.save({"model": weights, "optimizer": state}, checkpoint_id=path, no_dist=True)
 

@@ -187,16 +187,17 @@ def test_a_new_warm_up_and_the_first_votes() -> None:
         assert group["automagic_step"] == (0 if restart else 5)
         momentum = {p: saved["state"][i]["exp_avg"].clone() for i, p in enumerate(params)}
         for p in params:
+            assert not optimizer.state[p]["walk"].any()
             signs = unpack_signs(optimizer.state[p]["last_polarity"], 6)
             assert torch.equal(signs, torch.where(momentum[p] < 0, -1.0, 1.0))
         if restart:  # step 1 has no vote, and `second` does not take part in it
             first.grad, second.grad = torch.zeros_like(first), None
             optimizer.step()
-            assert float(group["automagic_log_rate_scale"]) == 0
+            assert float(group["automagic_agreement"]) == 0
         first.grad, second.grad = None, momentum[second].clone()
         optimizer.step()
-        # Every element agrees with the polarity that Adam's momentum gave it: the full vote, lr_mask_gain · 1.
-        assert float(group["automagic_log_rate_scale"]) == pytest.approx(0.2, rel=1e-6)
+        # Every element agrees with the polarity that Adam's momentum gave it: the full vote.
+        assert float(group["automagic_agreement"]) == pytest.approx(1, rel=1e-6)
         assert int(optimizer.state[second]["age"]) == 6
 
 
@@ -239,7 +240,7 @@ def test_what_is_not_carried_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.levelname for record in caplog.records if "max_exp_avg_sq" in record.message] == ["WARNING"]
     for word in (
         "parameter 1 of group 0",
-        "lr_mask",
+        "walk begins",
         "edge_history",
         "spatial_variance",
         "betas",

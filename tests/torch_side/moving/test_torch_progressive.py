@@ -24,6 +24,7 @@ MOVES_AFTER = {10240: 4, 5120: 9, 2500: 15, 1600: 16, 7: 16}
 FIELDS: dict[str, Any] = {
     "lr": 1e-3,
     "warmup_steps": 10,
+    "straightness": 0.7,
     "torque_decay": 0.5,
     "factored": "none",
     "force_8bit": True,

@@ -162,10 +162,10 @@ def test_no_two_gradients_exist_at_once_and_votes_are_small():
         run.step(number)
     assert set(alive) == {1}
     backward(run.model, 8)
-    ballots = [ballot for call in run.optimizer._open_step.calls for ballot in call.votes]
+    ballots = [ballot for call in run.optimizer._open_step.calls for ballot in call.ballots]
     assert len(ballots) == len(params) - 1  # without the frozen bias
-    for batch, vote, lr_mask in ballots:
-        held = [x for x in (*vote, lr_mask) if isinstance(x, torch.Tensor)]
+    for batch, found, vote, lr_mask in ballots:
+        held = [x for x in (*found, *vote, lr_mask) if isinstance(x, torch.Tensor)]
         rows = max(1, *batch.params[0].shape[:1]) if batch.params[0].ndim > 1 else 1
         assert all(x.untyped_storage().nbytes() <= 4 * rows for x in held)
 

@@ -109,7 +109,7 @@ def test_the_rate_in_force_is_the_scheduled_one(name: str) -> None:
         warnings.filterwarnings("ignore", "a group's betas were changed")
         warnings.filterwarnings("ignore", "Detected call of|The epoch parameter")
         wanted, _, _ = rates_of_a_run(name, lambda groups: torch.optim.AdamW(groups, lr=LR))
-        make = lambda groups: AutomagicCameAMP8bit(groups, **fields, warmup_steps=0, lr_mask_gain=0)  # noqa: E731
+        make = lambda groups: AutomagicCameAMP8bit(groups, **fields, warmup_steps=0)  # noqa: E731
         scheduled, in_force, off = rates_of_a_run(name, make)
         assert scheduled == wanted
         for a, b in zip(in_force, wanted, strict=True):
@@ -118,7 +118,7 @@ def test_the_rate_in_force_is_the_scheduled_one(name: str) -> None:
         found: list[list[float]] = []
 
         def searching(groups: Any) -> AutomagicCameAMP8bit:
-            optimizer = AutomagicCameAMP8bit(groups, **fields, warmup_steps=STEPS)
+            optimizer = AutomagicCameAMP8bit(groups, **fields, warmup_steps=STEPS, straightness=0.5)
             optimizer.register_step_pre_hook(
                 lambda o, *_: found.append([float(g["automagic_log_rate_scale"].exp()) for g in o.param_groups])
             )

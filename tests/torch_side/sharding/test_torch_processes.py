@@ -119,6 +119,7 @@ CASES = {
     "32 bits": (4, False, torch.float32, {"optim_bits": 32}),
     "copies of shards": (4, True, torch.bfloat16, {"factored": "none", "block_size": 64}),
     "to nearest, no mask": (2, False, torch.bfloat16, {"stochastic_rounding": False, "lr_mask_gain": 0.0}),
+    "no search": (2, False, torch.float32, {"search_gain": 0.0}),
 }
 
 

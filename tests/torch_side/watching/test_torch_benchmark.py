@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from automagic_core.arrays.group_keys import SEARCH_KEYS
 from automagic_torch import AutomagicCameAMP8bit, benchmark_optimizer
 from tests.torch_side.torch_helpers import SMALL, run, same, snapshot
 
@@ -52,11 +53,7 @@ def test_nothing_is_left_behind(make, steps):
     assert result["min_ms"] <= result["mean_ms"]
     assert result["peak_memory_bytes"] is None or torch.cuda.is_available()
     held = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
-    shared = [
-        group["automagic_log_rate_scale"].nbytes
-        for group in optimizer.param_groups
-        if "automagic_log_rate_scale" in group
-    ]
+    shared = [group[key].nbytes for group in optimizer.param_groups for key in SEARCH_KEYS if key in group]
     assert result["state_bytes"] == held + sum(shared)
 
 

@@ -29,7 +29,15 @@ def params_of(optimizer):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])  # before the first vote, within the warm-up of 4, and after it
 @pytest.mark.parametrize(
-    "fields", [{}, {"spatial_awareness": False}, {"lr_mask_gain": 0}, {"max_lr": 1.5e-3}, {"lr": torch.tensor(2e-3)}]
+    "fields",
+    [
+        {},
+        {"spatial_awareness": False},
+        {"lr_mask_gain": 0},
+        {"search_gain": 0},
+        {"max_lr": 1.02e-3},
+        {"lr": torch.tensor(2e-3)},
+    ],
 )
 def test_rates_are_those_of_the_next_step(steps, fields, monkeypatch):
     optimizer = optimizer_of(**fields)

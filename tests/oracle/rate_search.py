@@ -1,0 +1,132 @@
+"""Sections 5.6 and 5.8 of ALGORITHM.md in float64: rates and their search."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tests.oracle.codec import random_unit
+from tests.oracle.stages import Array
+
+
+class RateSearch:
+    """What `CameampOracle` is for the rates of its group.  It gives `cfg`, `disable`, `step`, `state` and the rows."""
+
+    cfg: SimpleNamespace
+    disable: frozenset[str]
+    step: int
+    state: list[dict[str, Any]]
+
+    def _row_axis(self, i: int) -> int:
+        raise NotImplementedError
+
+    def _row_mean(self, i: int, x: Array) -> Array:
+        raise NotImplementedError
+
+    def _begin_search(self) -> None:
+        self.use_search: bool = self.cfg.search_gain > 0 < self.cfg.warmup_steps and "search" not in self.disable
+        asks = self.cfg.agreement_floor > -1 and "agreement" not in self.disable
+        self.use_agreement: bool = self.use_search and asks
+        self.use_mask: bool = self.cfg.lr_mask_gain > 0 and "lr_mask" not in self.disable
+        self.log_rate_scale = self.walk_energy = self.agreement = self.peak_agreement = 0.0
+
+    def _start(self, base_lr: float) -> None:
+        """The first rate of a search is the lower of 1e-5 and the one asked for."""
+        if self.step == 1 and self.use_search and base_lr > 0:
+            self.log_rate_scale = min(0.0, math.log(1e-5 / base_lr))
+
+    def _rates(self, state: dict[str, Any], base_lr: float, kappa: Array | float) -> tuple[Any, Any]:
+        """The array's rate and the row's (the same where there are no rows)."""
+        eta = self._ramped(base_lr)
+        delta = 0.0 if state["lr_mask"] is None else state["lr_mask"]
+        array_rate = eta * math.exp(self.log_rate_scale)
+        row_rate = eta * np.exp(self.log_rate_scale + delta) * kappa
+        if "max_lr" in self.disable:
+            return array_rate, row_rate
+        # The limits are for what the search and the rows find, not for the rate that was asked for.
+        low, high = min(self.cfg.min_lr, eta), max(self.cfg.max_lr, eta)
+        return np.clip(array_rate, low, high), np.clip(row_rate, low, high)
+
+    def _ramped(self, base_lr: float) -> float:
+        ramp = 0 if self.use_search else math.ceil(self.cfg.warmup_steps / 4)
+        return base_lr if ramp == 0 or "warmup_ramp" in self.disable else base_lr * min(1.0, self.step / ramp)
+
+    def _walked(self, i: int, x: Array) -> Array:
+        """Sum of x times its signs over each row, or over an array without rows."""
+        # The top bit of the random word is the sign.
+        signed = np.where(random_unit(0, 5, x.size) < 0.5, 1.0, -1.0).reshape(x.shape) * x
+        rows = self._row_axis(i) % x.ndim if x.ndim >= 2 else None
+        return signed.sum(axis=tuple(axis for axis in range(x.ndim) if axis != rows), keepdims=True)
+
+    def _kept(self) -> float:
+        """In the climb a walk is that of the step alone."""
+        return 0.0 if self.use_agreement and self.peak_agreement >= 0 else 1.0
+
+    def _search(self, taking_part: dict[int, Array], base_lr: float) -> None:
+        """The rate climbs while gradients agree; then it rises while the path is straighter than a random walk."""
+        if not self.use_search:
+            return
+        elements = sum(g.size for g in taking_part.values() if np.any(g != 0))
+        array_rate, _ = self._rates({"lr_mask": None}, base_lr, 1.0)
+        kept, energy = self._kept(), float(array_rate) ** 2 * elements
+        self.walk_energy = kept * self.walk_energy + energy
+        # An array that is not here today has travelled all the same.
+        walked = sum(
+            float(((state["walk"] if i in taking_part else kept * state["walk"]) ** 2).sum())
+            for i, state in enumerate(self.state)
+        )
+        if elements == 0 or self.walk_energy == 0:
+            return
+        straightness = math.sqrt(walked / self.walk_energy)
+        rise = 0.0
+        if kept == 0:
+            self.peak_agreement = max(self.peak_agreement, self.agreement)
+            if straightness > 1 and self.agreement > 0 and self.agreement >= self.peak_agreement / 2:
+                rise = 0.4
+            elif self.agreement != 0:
+                self.peak_agreement = -1.0
+        elif (
+            straightness > self.cfg.straightness
+            and (not self.use_agreement or self.agreement >= self.cfg.agreement_floor)
+            and 4 * self.step * energy >= self.walk_energy
+        ):
+            rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 3.0)
+        room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
+        self.log_rate_scale += min(rise, max(0.0, room))
+
+    def _vote(self, taking_part: dict[int, Array]) -> None:
+        """Pool the votes into agreement, move each row's lr_mask, and remember the signs."""
+        if not (self.use_agreement or self.use_mask):
+            return
+        sum_of_votes = sum_of_sizes = 0.0
+        voters: list[tuple[int, Array, Array]] = []
+        for i, g in taking_part.items():
+            state = self.state[i]
+            vote = np.where(g == 0, 0.0, np.where(np.signbit(g) == state["last_polarity"], 1.0, -1.0))
+            # Set means negative; where g = 0 the stored bit stays.
+            state["last_polarity"] = np.where(g == 0, state["last_polarity"], np.signbit(g))
+            weight = np.abs(g)
+            # An array without a last gradient stores its signs but has no vote yet.
+            if state["age"] < 2 or weight.sum() == 0:
+                continue
+            sum_of_votes += g.size * float((weight * vote).sum() / weight.sum())
+            sum_of_sizes += g.size
+            voters.append((i, weight, vote))
+        if not voters:
+            return  # agreement stays
+        mean_vote = sum_of_votes / sum_of_sizes
+        # The first vote enters whole.
+        self.agreement = 0.5 * self.agreement + 0.5 * mean_vote if self.agreement != 0 else mean_vote
+        for i, weight, vote in voters:
+            delta = self.state[i]["lr_mask"]
+            if delta is None:
+                continue
+            columns = weight.size // delta.size
+            row_weight = self._row_mean(i, weight)
+            seen = row_weight > 0  # lr_mask stays where the row has no gradient
+            row_vote = self._row_mean(i, weight * vote) / np.where(seen, row_weight, 1.0)
+            moved = delta + self.cfg.lr_mask_gain * (row_vote - mean_vote) * columns / (columns + 256)
+            self.state[i]["lr_mask"] = np.where(seen, np.clip(moved, -math.log(3), math.log(3)), delta)
