@@ -44,7 +44,7 @@ def test_there_and_back_keeps_every_bit(steps, fields):
     fresh, _ = torch_run(0, **fields)
     back = to_torch_state(from_torch_state(saved, params), params, like=fresh.state_dict())
     assert back["param_groups"][0]["automagic_step"] == steps
-    shared = {"automagic_lr_scale", "automagic_norm_history", "automagic_norm_position"}
+    shared = {"automagic_log_rate_scale", "automagic_norm_history", "automagic_norm_position"}
     for name in shared & saved["param_groups"][0].keys():
         assert torch.equal(back["param_groups"][0][name], saved["param_groups"][0][name])
     for index, states in saved["state"].items():
