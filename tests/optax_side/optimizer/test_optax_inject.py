@@ -106,9 +106,8 @@ def test_reports_look_inside() -> None:
     report = memory_report(state)
     assert report["total_parameters"] == memory_report(plain)["total_parameters"] == 4096 + 7 + 45 + 1
     finished = finish_warmup(state)
-    assert memory_report(finished)["state_bytes"] == report["state_bytes"] - (16 * 32 + 1 + 9 + 1) - 4 * (
-        32 + 1 + 5 + 1
-    )
+    signs, rows = 16 * 32 + 1 + 9 + 1, 256 + 1 + 5 + 1
+    assert memory_report(finished)["state_bytes"] == report["state_bytes"] - signs - 4 * rows
     weights = params()
     assert_same_bits(tx.update(grads(9), finished, weights)[0], tx.update(grads(9), state, weights)[0])
 
