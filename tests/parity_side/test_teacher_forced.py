@@ -142,14 +142,10 @@ WITHOUT = {
 }
 
 
-# Each compiles a program of its own.  One of section 5, one of section 4 and one of the codec are in the quick half.
-QUICK = ("torque", "clipping", "stochastic_rounding")
-
-
+# Each compiles a program of its own; those below, of every section, share one and are in the quick half.
+@pytest.mark.slow
 @pytest.mark.usefixtures("_never_optimized")
-@pytest.mark.parametrize(
-    "feature", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in WITHOUT]
-)
+@pytest.mark.parametrize("feature", WITHOUT)
 def test_a_feature_missing_on_one_side_is_noticed(feature):
     assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, ours=WITHOUT[feature]))
 

@@ -14,6 +14,7 @@ from automagic_core import Config
 from automagic_optax import automagic_8bit, finish_warmup, learning_rate, memory_report, metrics
 from tests.optax_side.small import assert_same_bits, find_state, grads, params
 
+pytestmark = pytest.mark.compiled_quickly
 inject = optax.inject_hyperparams(automagic_8bit, static_args=("lora", "embedding"))
 MARKS: dict[str, Any] = {"dense": {"kernel": False, "bias": False}, "table": True, "scale": False}
 
