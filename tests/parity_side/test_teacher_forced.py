@@ -52,15 +52,15 @@ def is_equal(found: Comparison) -> bool:
 
 
 @pytest.mark.parametrize(
-    "factored",
+    ("factored", "shapes"),
     [
-        pytest.param("none", marks=pytest.mark.slow),
-        "second_moment",
-        pytest.param("all", marks=pytest.mark.slow),
+        # The adapters are below, with the stages.
+        ("second_moment", (*SHAPES[:3], *SHAPES[5:8])),
+        *(pytest.param(factored, SHAPES, marks=pytest.mark.slow) for factored in ("none", "second_moment", "all")),
     ],
 )
-def test_each_step_is_the_same(factored):
-    found = compare({**FIELDS, "factored": factored}, steps=STEPS)
+def test_each_step_is_the_same(factored, shapes):
+    found = compare({**FIELDS, "factored": factored}, steps=STEPS, shapes=shapes)
     assert found.codes > 100_000 or factored == "all"
     assert found.update <= UPDATE_BOUND
     assert found.state <= UPDATE_BOUND

@@ -12,6 +12,7 @@ from automagic_optax import QuantizedArray, ScaleByCameampState, automagic_8bit,
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_torch import AutomagicCameAMP8bit
 
+pytestmark = pytest.mark.compiled_quickly
 FIELDS = {"force_8bit": True, "min_8bit_size": 512, "warmup_steps": 4, "torque_decay": 0.5}
 SHAPES = {"layer.kernel": (40, 48), "layer.bias": (40,), "head.kernel": (8, 40)}
 

@@ -21,6 +21,7 @@ from tests.optax_side.oracle_runs import (
 )
 from tests.oracle.cameamp import FEATURES
 
+pytestmark = pytest.mark.compiled_quickly
 FACTORED = ["none", "second_moment", "all"]
 # float32 carries 6e-8 a rounding; fifty steps of some thirty roundings each, amplified by differences such as u − m̂
 # and by the steep torque near 0, stay below 4e-6 here.

@@ -9,6 +9,7 @@ import pytest
 from tests.optax_side.oracle_runs import is_noticed, run, worst_errors
 from tests.oracle.settings import STAGES_OFF
 
+pytestmark = pytest.mark.compiled_quickly
 PLAIN: dict[str, Any] = {
     "optim_bits": 32,
     "lr": 1e-3,
