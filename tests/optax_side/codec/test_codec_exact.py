@@ -89,5 +89,5 @@ def test_every_half_precision_value(dtype: type, block_size: int | None, jit: bo
 def test_float64_is_read_as_float32() -> None:
     x = np.random.default_rng(4).standard_normal(1000)
     with jax.enable_x64(True):
-        stored = quantize(jnp.asarray(x, jnp.float64))
+        stored = jax.jit(quantize)(jnp.asarray(x, jnp.float64))
     assert_as_oracle(stored, x.astype(np.float32), True, 256)
