@@ -109,7 +109,7 @@ FAULTS = (
         TORCH,
         "is_embedding(p), is_lora(p), _processes(p)",
         "is_embedding(p), _processes(p)",
-        ("test_torch_stage_chain", "test_torch_batches"),
+        ("test_torch_gradient_release",),
     ),
     Fault(
         "the mean over rows is that of one process",
