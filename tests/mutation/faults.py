@@ -123,7 +123,7 @@ FAULTS = (
         TORCH,
         "r < magnitude.sub_(low).div_(high.sub_(low))",
         "r > magnitude.sub_(low).div_(high.sub_(low))",
-        ("test_torch_mixed_precision",),
+        ("test_torch_codec",),
     ),
     Fault(
         "the residual decays with the second moment's β",
