@@ -15,7 +15,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MOST_MEMORY = 3 * 2**30
-"""Bytes in use by a process above which it drops the programs that JAX keeps; in `make test` none comes to half of that."""
+"""Bytes in use by a process above which it drops the programs that JAX keeps; `make test` takes half of that."""
 OPTIMIZATIONS_OFF = "jax_disable_most_optimizations"
 
 
