@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import warnings
 from typing import Any
 
@@ -136,6 +138,32 @@ def test_the_rate_in_force_is_the_scheduled_one(name: str) -> None:
             config = group_config(group)
             wanted_fields = (given["min_lr"], given["max_lr"], (0.9, 0.99, 0.999))
             assert (config.min_lr, config.max_lr, config.betas) == wanted_fields
+
+
+def test_a_limit_is_read_by_its_name_but_is_no_entry() -> None:
+    optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=LR, max_lr=0.1, optim_bits=32)
+    optimizer.param_groups[0]["automagic_max_lr"] = 0.2
+    restored = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=LR, optim_bits=32)
+    restored.load_state_dict(optimizer.state_dict())
+    assert type(optimizer.state_dict()["param_groups"][0]) is dict, "what is saved needs no class of ours"
+    for other in (optimizer, restored, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        (group,) = other.param_groups
+        assert (group["min_lr"], group["max_lr"], group["factored"]) == (1e-7, 0.2, "second_moment")
+        assert "max_lr" not in group
+        assert group.get("max_lr") is None, "Megatron's scheduler would take it for its own"
+        with pytest.raises(KeyError, match="momentum"):
+            group["momentum"]
+        torch_schedulers.OneCycleLR(other, **ARGUMENTS["OneCycleLR"])
+        assert (group["max_lr"], group["automagic_max_lr"]) == (2e-3, 0.2)
+
+
+def test_a_field_written_by_its_plain_name_is_told_once(recwarn: Any) -> None:
+    optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=LR, optim_bits=32)
+    optimizer.param_groups[0]["max_lr"] = 0.5
+    for _ in range(2):
+        optimizer.step()
+    (told,) = [str(w.message) for w in recwarn]
+    assert told == "group['max_lr'] is not read; the field is group['automagic_max_lr']"
 
 
 def test_changed_betas_are_told_once(recwarn: Any) -> None:
