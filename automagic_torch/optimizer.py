@@ -117,7 +117,7 @@ class AutomagicCameAMP8bit(Optimizer):
             raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
         self._refuse_open_step("a group cannot be added")
         try:
-            group = as_group(param_group, self.defaults)
+            group: dict[str, Any] = as_group(param_group, self.defaults)
         except ValueError as error:
             raise ValueError(f"group {len(self.param_groups)}: {error}") from error
         super().add_param_group(group)
@@ -202,8 +202,8 @@ class AutomagicCameAMP8bit(Optimizer):
                 f"the state of group {group_index} does not fit its percentile_clipping: "
                 "stage 1 cannot be turned on or off after the first step"
             )
-        for key, sentence in unread_entries(call.group):
-            self._warn_once(key, sentence)
+        for name, sentence in unread_entries(call.group):
+            self._warn_once(name, sentence)
         call.batches = []
         open_batches: dict[Hashable, Batch] = {}
         # A tied weight may be listed twice; it takes one step.
