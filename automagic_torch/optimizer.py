@@ -273,9 +273,9 @@ class AutomagicCameAMP8bit(Optimizer):
         return learning_rates(self.param_groups)
 
     def get_avg_learning_rate(self) -> float:
-        """The mean of `get_learning_rates` over the groups.  Waits for the device."""
-        found = self.get_learning_rates()
-        return sum(found) / len(found)
+        """The mean of `get_learning_rates` over the groups that have parameters.  Waits for the device."""
+        rates = learning_rates([group for group in self.param_groups if group["params"]] or self.param_groups)
+        return sum(rates) / len(rates)
 
     def metrics(self) -> dict[str, float]:
         """Statistics for dashboards: `automagic_torch.watching.metrics.metrics`.  Waits for the device."""

@@ -211,6 +211,9 @@ def test_methods_and_groups_tell_the_rate_in_force() -> None:
     assert rates[0] > 1e-4, "ramp over, search at work"
     assert max(rates) == pytest.approx(before, rel=0.7), "near the largest rate of a row"
     assert optimizer.get_avg_learning_rate() == pytest.approx(sum(rates) / 2)
+    optimizer.add_param_group({"params": [], "lr": 5e-2})
+    assert optimizer.get_avg_learning_rate() == pytest.approx(sum(rates) / 2), "an empty group does not count"
+    del optimizer.param_groups[-1]
     assert [float(f"{group['effective_lr']:.8e}") for group in optimizer.param_groups] == pytest.approx(rates)
     restored = AutomagicCameAMP8bit([{"params": [nn.Parameter(p.detach().clone())]} for p in _params(optimizer)])
     restored.load_state_dict(optimizer.state_dict())
