@@ -123,11 +123,9 @@ def row_rates(array: ArrayFacts, at: NextStep) -> np.ndarray:
     """ηᵢ of a step (section 5.6), in the shape of `row_factors`."""
     eta = at.lr * (min(1.0, at.step / at.warmup_steps) if at.warmup_steps > 0 else 1.0)
     factors = row_factors(array)
-    if eta == 0:
-        return np.zeros_like(factors)
-    low = min(at.min_lr, eta) if at.step <= at.warmup_steps else at.min_lr
     kappa = 1.0 if array.spatial_variance is None else spatial_factors(_flat(array.spatial_variance))
-    return np.clip(eta * factors * kappa, low, at.max_lr)
+    rates = eta * kappa
+    return np.clip(rates * factors, np.minimum(at.min_lr, rates), np.maximum(at.max_lr, rates))
 
 
 def spatial_factors(variance: np.ndarray) -> np.ndarray:

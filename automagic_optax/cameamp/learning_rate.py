@@ -25,7 +25,7 @@ class Rates(NamedTuple):
     Attributes:
         initial: η₀, the constant rate or the schedule's value.
         ramped: η, the rate after the warm-up's ramp.
-        low, high: the limits of every rate.
+        low, high: the limits of what is found.
         lr_scale: ℓ.
     """
 
@@ -37,15 +37,16 @@ class Rates(NamedTuple):
 
     def array(self) -> jax.Array:
         """η̂, the rate of the array, which weight decay uses."""
-        return self._clip(self.ramped * jnp.exp(self.lr_scale))
+        return self._limited(self.ramped, self.lr_scale)
 
     def rows(self, lr_mask: jax.Array | None, kappa: jax.Array | None) -> jax.Array:
         """ηᵢ, the rate of each row: a scalar where the array has neither `lr_mask` nor spatial factor."""
-        rate = self.ramped * jnp.exp(self.lr_scale if lr_mask is None else self.lr_scale + lr_mask)
-        return self._clip(rate if kappa is None else rate * kappa)
+        rate = self.ramped if kappa is None else self.ramped * kappa
+        return self._limited(rate, self.lr_scale if lr_mask is None else self.lr_scale + lr_mask)
 
-    def _clip(self, rate: jax.Array) -> jax.Array:
-        return jnp.where(self.ramped == 0, f32(0), jnp.clip(rate, self.low, self.high))
+    def _limited(self, rate: jax.Array, found: jax.Array) -> jax.Array:
+        # The limits bound what is found, never the rate that was asked for.
+        return jnp.clip(rate * jnp.exp(found), jnp.minimum(self.low, rate), jnp.maximum(self.high, rate))
 
 
 def rates(learning_rate: Any, lr_scale: jax.Array, step: jax.Array, config: Config) -> Rates:
@@ -58,11 +59,10 @@ def rates(learning_rate: Any, lr_scale: jax.Array, step: jax.Array, config: Conf
         config: gives the warm-up and the limits.
     """
     initial = jnp.asarray(learning_rate(step - 1) if callable(learning_rate) else learning_rate, jnp.float32)
+    ramped = initial
+    if config.warmup_steps > 0:
+        ramped = initial * jnp.minimum(f32(1), step.astype(jnp.float32) / f32(config.warmup_steps))
     low, high = jnp.asarray(config.min_lr, jnp.float32), jnp.asarray(config.max_lr, jnp.float32)
-    if config.warmup_steps == 0:
-        return Rates(initial, initial, low, high, lr_scale)
-    ramped = initial * jnp.minimum(f32(1), step.astype(jnp.float32) / f32(config.warmup_steps))
-    low = jnp.where(step <= config.warmup_steps, jnp.minimum(low, ramped), low)
     return Rates(initial, ramped, low, high, lr_scale)
 
 

@@ -59,6 +59,6 @@ def run_rates(progressed: Sequence[tuple[jax.Array, jax.Array]], config: Config 
 def _rates(step: int, lr_scale: float, config: Config) -> RunRates:
     scheduled = callable(config.lr)
     lr = float(config.lr(step)) if callable(config.lr) else float(config.lr)
-    rate = 0.0 if lr == 0 else min(max(lr * math.exp(lr_scale), config.min_lr), config.max_lr)
+    rate = min(max(lr * math.exp(lr_scale), min(config.min_lr, lr)), max(config.max_lr, lr))
     searching = config.lr_mask_gain > 0 and step < config.warmup_steps
     return RunRates(None if scheduled else lr, rate, config.min_lr, config.max_lr, searching)

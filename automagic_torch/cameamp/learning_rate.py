@@ -33,8 +33,8 @@ class Rates(NamedTuple):
     """ℓ before this step."""
     array: Tensor
     """η̂."""
-    lower: Tensor
-    upper: Tensor
+    min_lr: float
+    max_lr: float
 
     def rows(self, delta: Tensor | None, kappa: Tensor | float) -> Tensor:
         """ηᵢ of every row, (arrays, *`StatePlan.row_shape`); 0-d for arrays without row states.
@@ -44,20 +44,22 @@ class Rates(NamedTuple):
             kappa: the spatial factor κ.
         """
         exponent = self.ell if delta is None else self.ell + delta
-        return (exponent.exp() * (self.eta * kappa)).clamp(self.lower, self.upper)
+        return _limited(self.eta * kappa, exponent, self.min_lr, self.max_lr)
 
 
 def rates(lr: float | Tensor, lr_scale: Tensor, step: int, config: Config, device: torch.device) -> Rates:
     """The shared rates at step t."""
     eta = starting_rate(lr, device)
     ell = to_device(lr_scale, device)
-    lower, upper = (torch.full_like(eta, limit) for limit in (config.min_lr, config.max_lr))
     if step <= config.warmup_steps:
         eta = eta * (step / config.warmup_steps)
-        lower = torch.minimum(lower, eta)
-    # A rate of 0 stays 0.
-    lower, upper = (torch.where(eta == 0, 0.0, limit) for limit in (lower, upper))
-    return Rates(eta, ell, (eta * ell.exp()).clamp(lower, upper), lower, upper)
+    array = _limited(eta, ell, config.min_lr, config.max_lr)
+    return Rates(eta, ell, array, config.min_lr, config.max_lr)
+
+
+def _limited(rate: Tensor, found: Tensor, min_lr: float, max_lr: float) -> Tensor:
+    """rate · exp(found).  The limits bound what is found, never the rate that was asked for."""
+    return (found.exp() * rate).clamp(rate.clamp(max=min_lr), rate.clamp(min=max_lr))
 
 
 class Vote(NamedTuple):

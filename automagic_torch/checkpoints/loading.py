@@ -188,6 +188,9 @@ def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: s
 
 def _merged(group: Group, saved: Group) -> Group:
     merged = {**saved, "params": group["params"]}
+    held = saved.get(EFFECTIVE_LR)
+    if isinstance(held, Tensor) and not held.isfinite().all():  # not known: see `OldNamesLoadPlanner`
+        saved = {key: value for key, value in saved.items() if key != EFFECTIVE_LR}
     merged[EFFECTIVE_LR] = rate_in_force(saved)
     if "param_names" in group:
         merged.setdefault("param_names", group["param_names"])

@@ -58,6 +58,6 @@ def run_rates(optimizer: Optimizer) -> RunRates:
 
 def _group_rates(group: Mapping[str, Any]) -> RunRates:
     lr, config = float(group["lr"]), group_config(group)
-    rate = 0.0 if lr == 0 else min(max(lr * math.exp(float(group[LR_SCALE])), config.min_lr), config.max_lr)
+    rate = min(max(lr * math.exp(float(group[LR_SCALE])), min(config.min_lr, lr)), max(config.max_lr, lr))
     searching = config.lr_mask_gain > 0 and group[STEP] < config.warmup_steps
     return RunRates(lr, rate, config.min_lr, config.max_lr, searching)

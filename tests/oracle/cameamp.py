@@ -229,19 +229,17 @@ class CameampOracle:
 
     def _rates(self, state: dict[str, Any], base_lr: float, kappa: Array | float) -> tuple[Any, Any]:
         """The array's rate and the row's (the same where there are no rows)."""
-        eta, low = base_lr, self.cfg.min_lr
-        if self.step <= self.cfg.warmup_steps:
-            if "warmup_ramp" not in self.disable:
-                eta *= min(1.0, self.step / self.cfg.warmup_steps)
-            low = min(self.cfg.min_lr, eta)
-        if eta == 0:
-            return 0.0, 0.0
+        eta = base_lr
+        if self.step <= self.cfg.warmup_steps and "warmup_ramp" not in self.disable:
+            eta *= self.step / self.cfg.warmup_steps
         delta = 0.0 if state["lr_mask"] is None else state["lr_mask"]
-        array_rate = eta * math.exp(self.lr_scale)
-        row_rate = eta * np.exp(self.lr_scale + delta) * kappa
+        return self._limited(eta, self.lr_scale), self._limited(eta * kappa, self.lr_scale + delta)
+
+    def _limited(self, rate: Any, found: Any) -> Any:
+        """The limits bound what is found, never the rate that was asked for."""
         if "max_lr" in self.disable:
-            return array_rate, row_rate
-        return np.clip(array_rate, low, self.cfg.max_lr), np.clip(row_rate, low, self.cfg.max_lr)
+            return rate * np.exp(found)
+        return np.clip(rate * np.exp(found), np.minimum(self.cfg.min_lr, rate), np.maximum(self.cfg.max_lr, rate))
 
     # -------------------------------------------------------------- learning-rate mask
 

@@ -94,7 +94,7 @@ def test_a_missing_feature_is_noticed_in_the_update(feature: str) -> None:
         {"update_clip": 3.0},
         {"torque_decay": 0.5},
         {"lr_mask_gain": 0.21},
-        {"min_lr": 1e-3},
+        {"min_lr": 2e-3},
         {"warmup_steps": 21},
         {"lr": 1.9e-3},
         {"weight_decay": 0.31},

@@ -59,10 +59,10 @@ def test_the_trainer_logs_the_rate_and_marks(tmp_path: Any, first: bool) -> None
         callback.put_first(trainer)
     assert marks(model) == [True, True, True]
     trainer.train()
-    rates = trainer.optimizer.optimizer.get_learning_rates()
+    rate = trainer.optimizer.optimizer.get_avg_learning_rate()
     records = [record for record in trainer.state.log_history if "loss" in record]
     assert len(records) == 4
-    assert records[-1]["effective_lr"] == pytest.approx(sum(rates) / len(rates))
+    assert records[-1]["effective_lr"] == pytest.approx(rate)
     assert all(isinstance(record["effective_lr"], float) for record in records)
     assert ("effective_lr" in shown[0]) == first, "reporters in front of it see nothing"
 
