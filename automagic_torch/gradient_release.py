@@ -41,6 +41,9 @@ def release_gradients(optimizer: AutomagicCameAMP8bit) -> GradientRelease:
     A backward pass raises a RuntimeError for a second gradient of a parameter before `step` (accumulation), after a
     backward pass that ended with an error, for a sparse gradient, and where a group's fields do not fit any more.
     `step` raises one under a `GradScaler`, and where an array that was updated has a gradient again.
+
+    Nobody can see ``clip_grad_norm_`` between the two: it finds no gradients, returns 0 and clips nothing.
+    docs/gradient_release.md says what works instead; the callbacks of `automagic_torch.integrations` refuse it.
     """
     if not isinstance(optimizer, AutomagicCameAMP8bit):
         raise TypeError(

@@ -32,7 +32,7 @@ from automagic_torch.cameamp.groups import (
     refuse_gradients,
     refuse_misfit,
     refuse_placements,
-    sets_other_betas,
+    unread_entries,
 )
 from automagic_torch.cameamp.rehearsal import is_rehearsal
 from automagic_torch.cameamp.verbose import tell_step
@@ -69,12 +69,12 @@ class AutomagicCameAMP8bit(Optimizer):
     both need bitsandbytes.
 
     In a group the fields, except `lr` and `weight_decay`, have the prefix ``automagic_``, and so have `step`, ℓ in
-    `log_rate_scale`, the search's `walk_energy` and `agreement`, and while `percentile_clipping` is below 100
-    `norm_history` and `norm_position` (section 6.1).  Change a field there: ``group["automagic_max_lr"] = 1e-2``.  All
-    other keys of a group, and other entries of ``optimizer.state[p]``, are saved and restored, and never read.
-    ``group["effective_lr"]`` is what `get_learning_rates` gives, as a tensor.  Arrays of one kind are computed as one
-    batch (section 8).  Nothing in a step waits for the device, except the eigenvalues of adapters, once for each batch
-    of them.
+    `log_rate_scale`, what the search holds beside it, and while `percentile_clipping` is below 100 `norm_history` and
+    `norm_position` (section 6.1).  Change a field there: ``group["automagic_max_lr"] = 1e-2``.  ``group["max_lr"]``
+    reads it too, unless a scheduler keeps an entry of that name.  All other keys of a group, and other entries of
+    ``optimizer.state[p]``, are saved and restored, and never read.  ``group["effective_lr"]`` is what
+    `get_learning_rates` gives, as a tensor.  Arrays of one kind are computed as one batch (section 8).  Nothing in a
+    step waits for the device, except the eigenvalues of adapters, once for each batch of them.
     """
 
     _on_update: Callable[[Tensor, Tensor], None] | None = None
@@ -118,7 +118,7 @@ class AutomagicCameAMP8bit(Optimizer):
             raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
         self._refuse_open_step("a group cannot be added")
         try:
-            group = as_group(param_group, self.defaults)
+            group: dict[str, Any] = as_group(param_group, self.defaults)
         except ValueError as error:
             raise ValueError(f"group {len(self.param_groups)}: {error}") from error
         super().add_param_group(group)
@@ -203,8 +203,8 @@ class AutomagicCameAMP8bit(Optimizer):
                 f"the state of group {group_index} does not fit its percentile_clipping: "
                 "stage 1 cannot be turned on or off after the first step"
             )
-        if sets_other_betas(call.group):
-            self._warn_once("betas", "a group's betas were changed, by a scheduler perhaps: the moments keep their own")
+        for name, sentence in unread_entries(call.group):
+            self._warn_once(name, sentence)
         call.batches = []
         open_batches: dict[Hashable, Batch] = {}
         # A tied weight may be listed twice; it takes one step.
@@ -282,9 +282,9 @@ class AutomagicCameAMP8bit(Optimizer):
         return learning_rates(self.param_groups)
 
     def get_avg_learning_rate(self) -> float:
-        """The mean of `get_learning_rates` over the groups.  Waits for the device."""
-        found = self.get_learning_rates()
-        return sum(found) / len(found)
+        """The mean of `get_learning_rates` over the groups that have parameters.  Waits for the device."""
+        rates = learning_rates([group for group in self.param_groups if group["params"]] or self.param_groups)
+        return sum(rates) / len(rates)
 
     def metrics(self) -> dict[str, float]:
         """Statistics for dashboards: `automagic_torch.watching.metrics.metrics`.  Waits for the device."""

@@ -32,16 +32,29 @@ OWN_KEYS: Mapping[str, str] = {name: group_key(name) for name in (*FIELD_NAMES, 
 _EXPECTED = ("params", *FIELD_NAMES, "layout", "step", "log_rate_scale")
 
 
-def with_own_keys(group: Mapping[str, Any]) -> dict[str, Any]:
+class ParameterGroup(dict[str, Any]):
+    """A parameter group in which a field can also be read by its plain name, as ``group["max_lr"]``.
+
+    There is no such entry, so nobody takes it for their own: some schedulers ask for ``group.get("max_lr")``.  One that
+    somebody writes is theirs and hides the field.
+    """
+
+    def __missing__(self, key: str) -> Any:
+        if key in FIELD_NAMES and OWN_KEYS[key] in self:
+            return self[OWN_KEYS[key]]
+        raise KeyError(key)
+
+
+def with_own_keys(group: Mapping[str, Any]) -> ParameterGroup:
     """A copy of a group in today's form.
 
     In version 0.1.0 the keys had no prefix, ℓ was called `lr_scale`, and other fields led the search.
     """
     if any(str(key).startswith(PREFIX) for key in group):
-        return dict(group)
+        return ParameterGroup(group)
     keys = {**OWN_KEYS, "lr_scale": LOG_RATE_SCALE}
     renamed = {keys.get(key, key): value for key, value in with_search_fields(group).items()}
-    return renamed | ({"betas": group["betas"]} if "betas" in group else {})
+    return ParameterGroup(renamed | ({"betas": group["betas"]} if "betas" in group else {}))
 
 
 def with_search_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,9 +125,10 @@ def row_factors(array: ArrayFacts) -> np.ndarray:
 def row_rates(array: ArrayFacts, at: NextStep) -> np.ndarray:
     """ηᵢ of a step (section 5.6), in the shape of `row_factors`."""
     eta = at.lr * (min(1.0, at.step / at.ramp_steps) if at.ramp_steps > 0 else 1.0)
+    factors = row_factors(array) * min(1.0, at.start / max(eta, 1e-30))
     kappa = 1.0 if array.spatial_variance is None else spatial_factors(_flat(array.spatial_variance))
-    found = eta * row_factors(array) * min(1.0, at.start / max(eta, 1e-30))
-    return np.clip(found * kappa, min(at.min_lr, eta), max(at.max_lr, eta))
+    rates = eta * kappa
+    return np.clip(rates * factors, np.minimum(at.min_lr, rates), np.maximum(at.max_lr, rates))
 
 
 def spatial_factors(variance: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ class RunRates(NamedTuple):
 
     Attributes:
         lr: η₀, as given or as a scheduler set it; None for a schedule.
-        rate: η₀ · exp ℓ, where the search may not pass `max_lr`: the rate that the search has found so far.
+        rate: η₀ · exp ℓ within its limits (section 5.6): the rate that the search has found so far.
         min_lr, max_lr: its limits.
         searching: the rate search still goes on.
     """
@@ -73,7 +73,8 @@ def _lower_rate(rates: RunRates | None) -> dict[str, Any]:
         fields["min_lr"] = limit
     if rates.lr is not None:
         fields["lr"] = min(max(rates.lr, rates.min_lr), limit)
-    return {**fields, "text": f"{back}; the rate was {rates.rate:.2g}: let none exceed {limit:.2g}."}
+    schedule = " The schedule must be lowered too, since the limits do not bind it." if rates.lr is None else ""
+    return {**fields, "text": f"{back}; the rate was {rates.rate:.2g}: let none exceed {limit:.2g}.{schedule}"}
 
 
 def _raise_rate(rates: RunRates | None) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _raise_rate(rates: RunRates | None) -> dict[str, Any]:
     if rates.lr is None or rates.lr == 0:
         text = "If the loss is not as low as it can get: raise the schedule threefold, and max_lr with it."
         return {"max_lr": limit, "text": text}
-    fields = {"lr": _rounded(_FACTOR * rates.lr), "max_lr": limit}
+    fields = {"lr": max(_rounded(_FACTOR * rates.lr), rates.min_lr), "max_lr": limit}
     text = (
         f"If the loss is not as low as it can get: the rate is {rates.rate:.2g}; the factor that the warm-up found is "
         "kept, so raise lr threefold (under a scheduler, its base rate)."

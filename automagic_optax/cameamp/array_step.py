@@ -34,6 +34,7 @@ class Shared(NamedTuple):
         weight_decay: a number or a traced scalar.
         warming: boolean scalar, t ≤ `warmup_steps`.
         rates: the learning rates.
+        keep: what is kept of every walk, 0 or 1.
         writer: stores the states.
         gradient_limit: an array with a gradient element above this in magnitude is skipped.
     """
@@ -42,6 +43,7 @@ class Shared(NamedTuple):
     weight_decay: Any
     warming: jax.Array
     rates: Rates
+    keep: jax.Array
     writer: Writer
     gradient_limit: float
 
@@ -181,7 +183,7 @@ def _take_step(
     delta = rates.rows(old.lr_mask, kappa) * d
     walk = old.walk
     if old.walk is not None and plan.has_walk:
-        walk = new_walk(old.walk, delta, shared.warming, plan)
+        walk = new_walk(old.walk, delta, shared.keep, shared.warming, plan)
     b, background_scale = jnp.ones([], jnp.float32), old.background_scale
     if config.background_regularization:
         b, background_scale = equations.background(v, root, old.background_scale, beta2, t)

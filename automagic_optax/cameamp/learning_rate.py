@@ -5,6 +5,7 @@ References: Automagic (ai-toolkit); Ivgi et al., *DoG*, arXiv 2302.12022.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from automagic_optax.cameamp.states import Search
 from automagic_optax.codec.random_bits import walk_signs
 
 f32 = np.float32
+_LEAST = float(np.finfo(np.float32).tiny)
 
 
 class Rates(NamedTuple):
@@ -27,7 +29,7 @@ class Rates(NamedTuple):
     Attributes:
         initial: η₀, the constant rate or the schedule's value.
         ramped: η, the rate after the ramp.
-        low, high: the limits of every rate.  They hold for what is found, and never for η itself.
+        low, high: the limits of what is found.
         log_rate_scale: ℓ.
     """
 
@@ -39,12 +41,16 @@ class Rates(NamedTuple):
 
     def array(self) -> jax.Array:
         """η̂, the rate of the array, which weight decay uses."""
-        return jnp.clip(self.ramped * jnp.exp(self.log_rate_scale), self.low, self.high)
+        return self._limited(self.ramped, self.log_rate_scale)
 
     def rows(self, lr_mask: jax.Array | None, kappa: jax.Array | None) -> jax.Array:
         """ηᵢ, the rate of each row: a scalar where the array has neither `lr_mask` nor spatial factor."""
-        rate = self.ramped * jnp.exp(self.log_rate_scale if lr_mask is None else self.log_rate_scale + lr_mask)
-        return jnp.clip(rate if kappa is None else rate * kappa, self.low, self.high)
+        rate = self.ramped if kappa is None else self.ramped * kappa
+        return self._limited(rate, self.log_rate_scale if lr_mask is None else self.log_rate_scale + lr_mask)
+
+    def _limited(self, rate: jax.Array, found: jax.Array) -> jax.Array:
+        # The limits bound what is found, never the rate that was asked for.
+        return jnp.clip(rate * jnp.exp(found), jnp.minimum(self.low, rate), jnp.maximum(self.high, rate))
 
 
 def rates(learning_rate: Any, log_rate_scale: jax.Array, step: jax.Array, config: Config) -> Rates:
@@ -60,8 +66,10 @@ def rates(learning_rate: Any, log_rate_scale: jax.Array, step: jax.Array, config
     ramped = initial
     if config.ramp_steps > 0:
         ramped = initial * jnp.minimum(f32(1), step.astype(jnp.float32) / f32(config.ramp_steps))
-    low, high = jnp.minimum(_float32(config.min_lr), ramped), jnp.maximum(_float32(config.max_lr), ramped)
-    return Rates(initial, ramped, low, high, log_rate_scale)
+    if config.searches:
+        start = f32(math.log(constants.SEARCH_START)) - jnp.log(jnp.maximum(initial, f32(_LEAST)))
+        log_rate_scale = jnp.where(step == 1, jnp.minimum(log_rate_scale, start), log_rate_scale)
+    return Rates(initial, ramped, _float32(config.min_lr), _float32(config.max_lr), log_rate_scale)
 
 
 class Votes(NamedTuple):
@@ -112,10 +120,12 @@ class Evidence(NamedTuple):
     Attributes:
         vote: its vote; None where it has no `last_polarity`.
         moved: its number of elements, or 0 where it is skipped or its gradient is 0; None where it has no `walk`.
+        stepped: 1, or 0 where it is skipped; None likewise.
     """
 
     vote: Votes | None
     moved: jax.Array | None
+    stepped: jax.Array | None
 
 
 def evidence(g: jax.Array, vote: Votes | None, walks: bool, plan: StatePlan) -> Evidence:
@@ -127,8 +137,16 @@ def evidence(g: jax.Array, vote: Votes | None, walks: bool, plan: StatePlan) -> 
         walks: it has a `walk`.
         plan: gives its size.
     """
+    if not (walks and plan.has_walk):
+        return Evidence(vote, None, None)
     largest = jnp.max(jnp.abs(g), initial=0) if vote is None else vote.total
-    return Evidence(vote, jnp.where(largest > 0, f32(plan.size), f32(0)) if walks and plan.has_walk else None)
+    return Evidence(vote, jnp.where(largest > 0, f32(plan.size), f32(0)), jnp.ones([], jnp.float32))
+
+
+def kept(search: Search, config: Config) -> jax.Array:
+    """What is kept of E and of every walk before a step: 0 in the climb, else 1."""
+    after = search.peak_agreement < 0
+    return jnp.where(after, f32(1), f32(0)) if config.climbs else jnp.ones([], jnp.float32)
 
 
 def walk_square(walk: jax.Array) -> jax.Array:
@@ -136,18 +154,19 @@ def walk_square(walk: jax.Array) -> jax.Array:
     return accurate_sum(jnp.square(walk))
 
 
-def new_walk(walk: jax.Array, steps: jax.Array, warming: jax.Array, plan: StatePlan) -> jax.Array:
+def new_walk(walk: jax.Array, steps: jax.Array, keep: jax.Array, warming: jax.Array, plan: StatePlan) -> jax.Array:
     """The walk after this step; after the warm-up it stays.
 
     Args:
         walk: before it, a row statistic.
         steps: ηᵢ · d, in the shape of the array.
+        keep: what is kept of the walk, 0 or 1.
         warming: boolean scalar, t ≤ `warmup_steps`.
         plan: says what the rows are.
     """
     axes = range(len(plan.shape)) if plan.row_axis is None else plan.column_axes
     along = accurate_sum(walk_signs(plan.shape) * steps, tuple(axes))
-    return jnp.where(warming, walk + along, walk)
+    return jnp.where(warming, walk * keep + along, walk)
 
 
 def searched(
@@ -169,7 +188,9 @@ def searched(
         config: hyperparameters.
     """
     warming = step <= config.warmup_steps
-    ell, energy, agreement = search
+    keep = kept(search, config)
+    _, energy, agreement, peak = search
+    ell = rates.log_rate_scale
     pooled = jnp.zeros([], jnp.float32)
     votes = [evidence.vote for evidence in found if evidence.vote is not None]
     if votes:
@@ -182,17 +203,26 @@ def searched(
     elements = [evidence.moved for evidence in found if evidence.moved is not None]
     if elements:
         n = accurate_total(elements)
-        energy = jnp.where(warming, energy + jnp.square(rates.array()) * n, energy)
-        # (ρ / straightness)², and no quotient 0 / 0, nor its derivative
+        of_step = jnp.square(rates.array()) * n
+        energy = jnp.where(warming, keep * energy + of_step, energy)
+        # ρ², and no quotient 0 / 0, nor its derivative
         square = accurate_total(walk_squares) / jnp.where(energy > 0, energy, f32(1))
-        square = square / jnp.square(_float32(config.straightness))
-        straight = (energy > 0) & (square > 1)
-        rise = f32(0.5) * jnp.log(jnp.where(straight, square, f32(1)))
+        counts = warming & (n > 0) & (energy > 0)
+        beyond = square / jnp.square(_float32(config.straightness))
+        straight = beyond > 1
+        rise = f32(0.5) * jnp.log(jnp.where(straight, beyond, f32(1)))
         rise = _float32(config.search_gain) * jnp.minimum(rise, f32(constants.LARGEST_RISE))
+        long = f32(constants.SHORT_STEP) * step.astype(jnp.float32) * of_step >= energy
+        rise = jnp.where(straight & long & (agreement >= _float32(config.agreement_floor)), rise, f32(0))
+        if config.climbs:
+            climbing = peak >= 0
+            peak = jnp.where(climbing & counts, jnp.maximum(peak, agreement), peak)
+            climbs = (square > 1) & (agreement > 0) & (agreement >= peak * f32(0.5))
+            rise = jnp.where(climbing, jnp.where(climbs, f32(constants.CLIMB), f32(0)), rise)
+            peak = jnp.where(climbing & counts & (agreement != 0) & ~climbs, f32(-1), peak)
         limit = jnp.log(_float32(config.max_lr) / jnp.maximum(rates.initial, _float32(config.min_lr)))
-        rises = warming & (n > 0) & straight & (agreement >= _float32(config.agreement_floor))
-        ell = jnp.where(rises, ell + jnp.minimum(rise, jnp.maximum(limit - ell, f32(0))), ell)
-    return Search(ell, energy, agreement), pooled
+        ell = jnp.where(counts, ell + jnp.minimum(rise, jnp.maximum(limit - ell, f32(0))), ell)
+    return Search(ell, energy, agreement, peak), pooled
 
 
 def new_masks(

@@ -27,7 +27,7 @@ class ScaleByCameampState(NamedTuple):
         step: int32 scalar, t, the number of calls; stays at 2³¹ − 1.
         log_rate_scale: float32 scalar, ℓ, the logarithm of the factor on the learning rate that the search found.
         learning_rate: float32 scalar, η̂ of the last step; 0 before the first, also in states that 0.1.0 saved.
-        walk_energy, agreement: float32 scalars, E and A of the search; 0 before the first step and first vote.
+        walk_energy, agreement, peak_agreement: float32 scalars, E, A and P of the search; 0 at first.
 
     All other fields are trees in the structure of the parameters; a leaf is None where its array has no such state,
     and `s`, `last_polarity` and `walk` are None as a whole after `finish_warmup`.  Without `walk` the search rests.
@@ -58,6 +58,7 @@ class ScaleByCameampState(NamedTuple):
     walk: Any = None
     walk_energy: Any = np.float32(0)
     agreement: Any = np.float32(0)
+    peak_agreement: Any = np.float32(0)
 
 
 class ArrayState(NamedTuple):
@@ -83,6 +84,7 @@ class Search(NamedTuple):
     log_rate_scale: jax.Array
     walk_energy: jax.Array
     agreement: jax.Array
+    peak_agreement: jax.Array
 
     @staticmethod
     def of(state: ScaleByCameampState) -> Search:

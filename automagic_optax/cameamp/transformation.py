@@ -16,7 +16,7 @@ from automagic_optax.arrays.checks import check_dtypes, check_params
 from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.cameamp.array_step import ArrayStep, Shared, step_array, step_batch
-from automagic_optax.cameamp.learning_rate import new_masks, rates, searched, walk_square
+from automagic_optax.cameamp.learning_rate import kept, new_masks, rates, searched, walk_square
 from automagic_optax.cameamp.states import (
     ArrayState,
     ScaleByCameampState,
@@ -123,7 +123,8 @@ def scale_by_cameamp(
         warming = step <= config.warmup_steps
         now = rates(learning_rate, state.log_rate_scale, step, config)
         writer = Writer(step, config.stochastic_rounding, rule)
-        shared = Shared(config, weight_decay, warming, now, writer, gradient_limit)
+        keep = kept(Search.of(state), config)
+        shared = Shared(config, weight_decay, warming, now, keep, writer, gradient_limit)
 
         plans, weights = plans_of(params), jax.tree.leaves(params)
         decayed = resolve_decay_mask(weight_decay_mask, params)
@@ -154,13 +155,16 @@ def scale_by_cameamp(
         found = [stepped.evidence for stepped in steps]
         squares = [
             (walk_square if len(positions) == 1 else jax.vmap(walk_square))(stepped.state.walk)
+            * jnp.maximum(stepped.evidence.stepped, keep)
             for positions, stepped in zip(batched.positions, steps, strict=True)
-            if stepped.state.walk is not None
+            if stepped.state.walk is not None and stepped.evidence.stepped is not None
         ]
         # An array that takes no part today has travelled all the same.
         present = {position for positions in batched.positions for position in positions}
         squares += [
-            walk_square(a.walk) for position, a in enumerate(arrays) if position not in present and a.walk is not None
+            walk_square(a.walk) * keep
+            for position, a in enumerate(arrays)
+            if position not in present and a.walk is not None
         ]
         search, pooled = searched(Search.of(state), found, squares, now, step, config)
         old_masks = [stepped.state.lr_mask for stepped in steps]

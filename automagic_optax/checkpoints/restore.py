@@ -65,7 +65,7 @@ def restore(
     return finish_warmup(state) if finished else state
 
 
-_LATER = ("learning_rate", "walk", "walk_energy", "agreement")
+_LATER = ("learning_rate", "walk", "walk_energy", "agreement", "peak_agreement")
 _NOW = {"lr_scale": "log_rate_scale"}
 _EARLIER_NAMES = ("step", *_NOW, *(name for name in ScaleByCameampState._fields[2:] if name not in _LATER))
 _Earlier: Any = collections.namedtuple("_Earlier", _EARLIER_NAMES)  # type: ignore[misc]

@@ -28,9 +28,10 @@ class Template:
     """The fresh state ``tx.init(params)``, which `filled` fills.
 
     Attributes:
-        tree: the parameters, without Variables.
+        tree: the parameters, without containers.
         names: the dotted name of every parameter.
-        opt_state: the fresh state, without Variables.
+        fresh: the fresh state, in the containers of the parameters.
+        opt_state: the fresh state, without containers.
         state: this optimizer's state in it.
         arrays: the fresh states of every array.
 
@@ -41,7 +42,8 @@ class Template:
     def __init__(self, params: Any, tx: Any) -> None:
         self.tree = pure(params)
         self.names = [leaf_name(leaf.path) for leaf in leaves_of(self.tree)]
-        self.opt_state = pure(tx.init(params))
+        self.fresh = tx.init(params)
+        self.opt_state = pure(self.fresh)
         self.state = only_state(self.opt_state, "tx.init(params)")
         self.arrays = arrays_of(self.state, self.tree, "tx.init(params)")
 

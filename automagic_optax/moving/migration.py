@@ -13,7 +13,7 @@ from automagic_core import MAX_STEP, Config, Slot
 from automagic_core.arrays.bias import stored_confidence, weight_seen
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
-from automagic_optax.arrays.containers import pure
+from automagic_optax.arrays.containers import held_like, pure
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
@@ -106,7 +106,7 @@ def from_adam_state(
     arrays = [one(m, v, like) if m.size else like for m, v, like in zip(mu, nu, template.arrays, strict=True)]
     filled = template.filled(step, Search.of(template.state), arrays, template.state.learning_rate)
     _note_new_states(template, restart_warmup, notes)
-    return filled, notes.tell(LOGGER)
+    return held_like(template.fresh, filled), notes.tell(LOGGER)
 
 
 def in_form(value: jax.Array, like: StoredMoment, writer: Writer, slot: Slot) -> Stored | RowColumn:

@@ -17,7 +17,7 @@ from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
-from automagic_optax.arrays.containers import pure
+from automagic_optax.arrays.containers import held_like, pure
 from automagic_optax.cameamp.find_states import only_state
 from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
@@ -71,7 +71,8 @@ def requantized(
         for name, old, like in zip(template.names, arrays, template.arrays, strict=True)
     ]
     filled = template.filled(source.step, Search.of(source), new, source.learning_rate)
-    return take_over_other_states(filled, opt_state, notes), notes.tell(LOGGER)
+    whole = take_over_other_states(filled, opt_state, notes)
+    return held_like(template.fresh, whole), notes.tell(LOGGER)
 
 
 def _check_rows(old: ArrayState, like: ArrayState, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import numbers
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import FIELD_NAMES, PROFILES, Config, StatePlan, check_layout, state_plan
-from automagic_core.arrays.group_keys import LAYOUT, OWN_KEYS, fields_of
+from automagic_core.arrays.group_keys import LAYOUT, OWN_KEYS, PLAIN, ParameterGroup, fields_of
 from automagic_core.arrays.state_forms import own_states
 from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.arrays.marks import is_embedding
@@ -85,7 +85,7 @@ def group_fields(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
     return default_fields(merged.pop("lr"), layout, merged)
 
 
-def as_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def as_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> ParameterGroup:
     """The group as the optimizer keeps it: its fields by their keys, and the entries of others.
 
     Raises:
@@ -96,7 +96,7 @@ def as_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     others = {key: value for key, value in group.items() if key not in FIELD_NAMES and key != "layout"}
     for key in others:
         _warn_if_nearly_a_field(key)
-    return {**others, **fields}
+    return ParameterGroup(others | fields)
 
 
 def group_config(group: Mapping[str, Any]) -> Config:
@@ -122,10 +122,15 @@ def group_device(group: Mapping[str, Any]) -> torch.device:
     return next((torch.device(p.device) for p in group["params"] if not p.is_meta), torch.device("cpu"))
 
 
-def sets_other_betas(group: Mapping[str, Any]) -> bool:
-    """Whether somebody wrote into `betas`, which the moments do not read."""
+def unread_entries(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was written by a field's plain name, which nobody reads: the name, and a sentence about it."""
     betas = group.get("betas", group[_BETAS])
-    return not isinstance(betas, (tuple, list)) or [*betas] != [*group[_BETAS]]
+    if not isinstance(betas, (tuple, list)) or [*betas] != [*group[_BETAS]]:
+        yield "betas", "a group's betas were changed, by a scheduler perhaps: the moments keep their own"
+    if "initial_lr" not in group:  # else a scheduler's, which keeps its own rates there
+        for name in FIELD_NAMES:
+            if name in group and name not in (*PLAIN, "betas"):
+                yield name, f"group[{name!r}] is not read; the field is group[{OWN_KEYS[name]!r}]"
 
 
 @lru_cache(maxsize=256, typed=True)

@@ -43,8 +43,8 @@ class Rates(NamedTuple):
     """ℓ in this step."""
     array: Tensor
     """η̂."""
-    lower: Tensor
-    upper: Tensor
+    min_lr: float
+    max_lr: float
 
     def rows(self, delta: Tensor | None, kappa: Tensor | float) -> Tensor:
         """ηᵢ of every row, (arrays, *`StatePlan.row_shape`); 0-d for arrays without row states.
@@ -54,7 +54,7 @@ class Rates(NamedTuple):
             kappa: the spatial factor κ.
         """
         exponent = self.ell if delta is None else self.ell + delta
-        return (exponent.exp() * (self.eta * kappa)).clamp(self.lower, self.upper)
+        return _limited(self.eta * kappa, exponent, self.min_lr, self.max_lr)
 
 
 def rates(lr: float | Tensor, log_rate_scale: Tensor, step: int, config: Config, device: torch.device) -> Rates:
@@ -65,8 +65,13 @@ def rates(lr: float | Tensor, log_rate_scale: Tensor, step: int, config: Config,
         ell = torch.minimum(ell, math.log(SEARCH_START) - eta.clamp(min=torch.finfo(torch.float32).tiny).log())
     if step < config.ramp_steps:
         eta = eta * (step / config.ramp_steps)
-    lower, upper = eta.clamp(max=config.min_lr), eta.clamp(min=config.max_lr)
-    return Rates(eta, ell, (eta * ell.exp()).clamp(lower, upper), lower, upper)
+    array = _limited(eta, ell, config.min_lr, config.max_lr)
+    return Rates(eta, ell, array, config.min_lr, config.max_lr)
+
+
+def _limited(rate: Tensor, found: Tensor, min_lr: float, max_lr: float) -> Tensor:
+    """rate · exp(found).  The limits bound what is found, never the rate that was asked for."""
+    return (found.exp() * rate).clamp(rate.clamp(max=min_lr), rate.clamp(min=max_lr))
 
 
 class Vote(NamedTuple):

@@ -22,9 +22,9 @@ def logged_rates(optimizers: Iterable[Any]) -> dict[str, Tensor]:
 
     Returns:
         ``effective_lr``, the mean over the groups, and where there are several ``effective_lr/<number>`` for each.
-        Empty without an optimizer of this package.
+        Groups without parameters are left out: the Trainer makes them.  Empty without an optimizer of this package.
     """
-    groups = [group for optimizer in optimizers for group in _groups(optimizer)]
+    groups = [group for optimizer in optimizers for group in _groups(optimizer) if group["params"]]
     found = [rate_in_force(group) for group in groups]
     if not found:
         return {}

@@ -15,6 +15,7 @@ from automagic_core.watching import metrics as core_metrics
 from automagic_core.watching.metrics import ArrayFacts, NextStep, effective_ranks
 from automagic_torch.arrays.dtensors import whole
 from automagic_torch.arrays.marks import is_lora
+from automagic_torch.cameamp.effective_rate import rate_in_force
 from automagic_torch.cameamp.groups import group_config
 from automagic_torch.watching.own_optimizer import own_optimizer
 
@@ -52,6 +53,8 @@ def metrics(optimizer: Any) -> dict[str, float]:
     }
     for index, group in enumerate(optimizer.param_groups):
         wanted["log_rate_scale", index] = group[LOG_RATE_SCALE]
+        if group[STEP] > 0:
+            wanted["in_force", index] = rate_in_force(group)
         if isinstance(group["lr"], Tensor):
             wanted["lr", index] = group["lr"].detach().float()
     for stage, pair in optimizer._stage_energy.items():
@@ -78,7 +81,9 @@ def metrics(optimizer: Any) -> dict[str, float]:
         found = effective_ranks(read["grams", index].reshape(-1, side, side))
         ranks |= zip(names, map(float, found), strict=True)
     energy = {stage: _share_removed(*read["energy", stage]) for stage in optimizer._stage_energy}
-    return core_metrics.metrics(facts, energy, ranks, optimizer.get_memory_efficiency_report()["state_bytes"])
+    in_force = [float(value[0]) for key, value in read.items() if key[0] == "in_force"]
+    state_bytes = optimizer.get_memory_efficiency_report()["state_bytes"]
+    return core_metrics.metrics(facts, energy, ranks, state_bytes, max(in_force, default=None))
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:

@@ -139,7 +139,8 @@ def _check_moved(case: Case, config: Config, i: int, before: np.ndarray, after: 
     assert np.isfinite(new).all(), f"{where}: a parameter is not finite"
     # |m̂| ≤ update_clip and r̂ ≥ 0; τ / τ̄ ≤ 1 / 0.05; b < 2.
     longest = config.update_clip / np.sqrt(config.confidence_floor) * (20 if config.torque else 1)
-    bound = config.max_lr * (longest + 2 * config.weight_decay * np.abs(old))
+    # The spatial factor may double a rate, whatever its limits are.
+    bound = 2 * config.max_lr * (longest + 2 * config.weight_decay * np.abs(old))
     dtype = case.arrays[i].dtype
     rounding = 2 * _UNITS[dtype] * (np.abs(old) + bound) + _LEAST[dtype]
     excess = np.abs(new - old) - 1.001 * bound - rounding

@@ -1,4 +1,4 @@
-"""`Trainer` makes the optimizer; accumulation, bfloat16; resumed from its checkpoint; ten schedules; float16"""
+"""`Trainer` makes the optimizer; accumulation, bfloat16; resumed from its checkpoint; a callback; schedules; float16"""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from automagic_torch import AutomagicCameAMP8bit, mark_lora
+from automagic_torch.arrays.marks import is_lora
 from tests.integrations.torch_runs import FIELDS
 from tests.torch_side.torch_helpers import same, snapshot
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
+from automagic_torch.integrations import TrainerRateCallback  # noqa: E402
 from tests.torch_side.adapter_models import adapted_model, tokens  # noqa: E402
 
 DISTRIBUTIONS = ("transformers", "accelerate")
@@ -33,18 +36,30 @@ WAYS = {
 
 
 def train(folder: Path, checkpoint: Path | None = None, other: bool = False, **changes: Any) -> AutomagicCameAMP8bit:
+    return trained(folder, checkpoint, other, **changes)[0]
+
+
+def trained(
+    folder: Path, checkpoint: Path | None = None, other: bool = False, callbacks: Any = (), **changes: Any
+) -> tuple[AutomagicCameAMP8bit, list[dict[str, Any]]]:
+    """The optimizer and the log after training; without callbacks adapters are marked by hand."""
     model = adapted_model(other_adapters=other)
-    mark_lora(model)
+    if not callbacks:
+        mark_lora(model)
     fields = {"per_device_train_batch_size": 4, "max_steps": STEPS, "save_strategy": "steps", "save_steps": 3}
     arguments = transformers.TrainingArguments(
         str(folder), use_cpu=True, report_to=[], disable_tqdm=True, learning_rate=FIELDS["lr"], **fields | changes
     )
     trainer = transformers.Trainer(
-        model, arguments, train_dataset=tokens(), optimizer_cls_and_kwargs=(AutomagicCameAMP8bit, dict(FIELDS))
+        model,
+        arguments,
+        train_dataset=tokens(),
+        callbacks=list(callbacks),
+        optimizer_cls_and_kwargs=(AutomagicCameAMP8bit, dict(FIELDS)),
     )
     with warnings.catch_warnings(action="ignore"):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    return getattr(trainer.optimizer, "optimizer", trainer.optimizer), trainer.state.log_history
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -54,6 +69,30 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, way: str) -> None:
     for saved_at in (3, 6):
         resumed = train(tmp_path / "again", tmp_path / f"checkpoint-{saved_at}", other=True, **WAYS[way])
         assert same(snapshot(resumed), snapshot(undisturbed))
+
+
+def test_the_callback_marks_logs_and_resumes(tmp_path: Path) -> None:
+    def begin(checkpoint: Path | None = None) -> tuple[AutomagicCameAMP8bit, dict[int, float]]:
+        found: list[float] = []
+        hook = register_optimizer_step_post_hook(lambda o, *_: found.append(o.get_learning_rates()[0]))
+        folder = tmp_path if checkpoint is None else tmp_path / "again"
+        rate = TrainerRateCallback()
+        optimizer, log = trained(folder, checkpoint, checkpoint is not None, [rate], logging_steps=1, **constant)
+        hook.remove()
+        logged = {record["step"]: record["effective_lr"] for record in log if "loss" in record}
+        assert list(logged) == list(range(1, STEPS + 1)), "the checkpoint keeps the log before it"
+        assert list(logged.values())[-len(found) :] == found
+        assert all(is_lora(p) for group in optimizer.param_groups for p in group["params"])
+        return optimizer, logged
+
+    constant = {"lr_scheduler_type": "constant"}
+    by_hand = train(tmp_path / "by hand", **constant)
+    undisturbed, logged = begin()
+    assert same(snapshot(undisturbed), snapshot(by_hand)), "marked before the first step"
+    assert logged[1] == pytest.approx(FIELDS["lr"] / FIELDS["warmup_steps"]), "no schedule knows of the ramp"
+    resumed, logged_again = begin(tmp_path / "checkpoint-3")
+    assert same(snapshot(resumed), snapshot(undisturbed))
+    assert logged_again == logged
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -1,7 +1,8 @@
 """``python -m tests.mutation``: plants each fault in a copy of the tree and reports which test finds it.
 
 A fault is looked for by its likely test modules, then by all tests of its package's side, then by all others, and the
-first test that fails ends the search.  Tests marked as slow are left out unless ``--slow`` is given.
+first test that fails ends the search.  Tests marked as slow are left out unless ``--slow`` is given: `make test-all`
+has every test of `make test`, so what this finds, that finds.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ FAULTS = (
         TORCH,
         "is_embedding(p), is_lora(p), _processes(p)",
         "is_embedding(p), _processes(p)",
-        ("test_torch_stage_chain", "test_torch_batches"),
+        ("test_torch_gradient_release",),
     ),
     Fault(
         "the mean over rows is that of one process",
@@ -144,7 +144,7 @@ FAULTS = (
         TORCH,
         "r < magnitude.sub_(low).div_(high.sub_(low))",
         "r > magnitude.sub_(low).div_(high.sub_(low))",
-        ("test_torch_mixed_precision",),
+        ("test_torch_codec",),
     ),
     Fault(
         "the residual decays with the second moment's β",

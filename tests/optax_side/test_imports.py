@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+MARKS = "{'lora': ['lora_a'], 'embedding': ['wte']} False"
 BLOCK = """
 import sys
 for name in {blocked!r}:
@@ -20,6 +21,8 @@ automagic_optax.memory_report(automagic_optax.finish_warmup(state))
 print("works", float(updates["scale"]) < 0)
 loaded = {name.partition(".")[0] for name in sys.modules if sys.modules[name] is not None}
 print("automagic_torch" in loaded, "torch" in loaded, "bitsandbytes" in loaded)
+found = automagic_optax.found_marks({"lora_a": jnp.ones((4, 2)), "wte": jnp.ones((9, 4))})
+print(found, bool(sys.modules.get("flax.nnx")))
 """
 
 
@@ -33,11 +36,11 @@ def test_works_without_torch_and_without_flax() -> None:
     blocked = ("torch", "bitsandbytes", "automagic_torch", "flax")
     check = "\ntry:\n    import torch\nexcept ImportError:\n    print('blocked')\n"
     printed = run(BLOCK.format(blocked=blocked) + check + USE)
-    assert printed.split("\n")[:3] == ["blocked", "works True", "False False False"]
+    assert printed.splitlines() == ["blocked", "works True", "False False False", MARKS]
 
 
-def test_does_not_import_torch_where_it_is_installed() -> None:
-    assert run("import sys\n" + USE).split("\n")[:2] == ["works True", "False False False"]
+def test_does_not_import_torch_and_nnx_where_they_are_installed() -> None:
+    assert run("import sys\n" + USE).splitlines() == ["works True", "False False False", MARKS]
 
 
 def test_every_public_name_is_there() -> None:

@@ -42,13 +42,13 @@ class RateSearch:
         """The array's rate and the row's (the same where there are no rows)."""
         eta = self._ramped(base_lr)
         delta = 0.0 if state["lr_mask"] is None else state["lr_mask"]
-        array_rate = eta * math.exp(self.log_rate_scale)
-        row_rate = eta * np.exp(self.log_rate_scale + delta) * kappa
+        return self._limited(eta, self.log_rate_scale), self._limited(eta * kappa, self.log_rate_scale + delta)
+
+    def _limited(self, rate: Any, found: Any) -> Any:
+        """The limits bound what is found, never the rate that was asked for."""
         if "max_lr" in self.disable:
-            return array_rate, row_rate
-        # The limits are for what the search and the rows find, not for the rate that was asked for.
-        low, high = min(self.cfg.min_lr, eta), max(self.cfg.max_lr, eta)
-        return np.clip(array_rate, low, high), np.clip(row_rate, low, high)
+            return rate * np.exp(found)
+        return np.clip(rate * np.exp(found), np.minimum(self.cfg.min_lr, rate), np.maximum(self.cfg.max_lr, rate))
 
     def _ramped(self, base_lr: float) -> float:
         ramp = 0 if self.use_search else math.ceil(self.cfg.warmup_steps / 4)

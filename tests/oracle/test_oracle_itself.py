@@ -300,20 +300,24 @@ def test_layouts_are_transposes(factored: str) -> None:
 
 def test_rates_and_spatial_factor() -> None:
     def schedule(count: int) -> float:
-        return [0.0, 5e-3, 1e-3][count]
+        return [0.0, 1e-3, 5e-3, 1e-10][count]
 
-    oracle = CameampOracle([(2, 4)], **{**PLAIN, "lr": schedule, "max_lr": 2e-3, "torque": False})
+    fields = {**PLAIN, "lr": schedule, "torque": False}
+    oracle, wide = CameampOracle([(2, 4)], **{**fields, "max_lr": 2e-3}), CameampOracle([(2, 4)], **fields)
     g = np.array([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 0.99]])  # varied and quiet: kappa 0.707 and 2
     w = [np.zeros((2, 4))]
+    assert not wide.step_([g], w)[0].any()
     assert not oracle.step_([g], w)[0].any()  # a rate of exactly 0 stays 0
     last = oracle.state[0]["spatial_variance"].copy()
     assert last[0, 0] > last[1, 0] > 0
-    # A schedule may go beyond max_lr, and kappa then makes nothing larger of it.
-    clipped = np.abs(oracle.step_([g], w)[0]).mean(axis=1)
-    assert clipped[1] / clipped[0] == pytest.approx(1 / math.sqrt(0.5), rel=0.01)
-    assert 5e-3 * 0.9 < clipped[1] < 5e-3 * 3 / math.sqrt(0.01)
-    scaled = np.abs(oracle.step_([g], w)[0]).mean(axis=1)
-    assert scaled[1] / scaled[0] == pytest.approx(2 / math.sqrt(0.5), rel=0.01)
+    for _ in range(3):
+        update = oracle.step_([g], w)[0]
+        scaled = np.abs(update).mean(axis=1)
+        assert scaled[1] / scaled[0] == pytest.approx(2 / math.sqrt(0.5), rel=0.01)
+        assert np.array_equal(update, wide.step_([g], w)[0]), "a limit touched the rate that was asked for"
+    oracle.step, oracle.lr_scale = 1, math.log(3)  # as if the search had found a factor of 3
+    found = np.abs(oracle.step_([g], w)[0]).mean(axis=1)
+    assert found[1] / found[0] == pytest.approx(1, rel=0.01), "both rows at max_lr"
 
 
 def test_every_switch_changes_the_updates() -> None:

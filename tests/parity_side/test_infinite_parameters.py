@@ -30,11 +30,11 @@ def torch_steps(dtype: str, fields: dict[str, Any]) -> np.ndarray:
     return p.detach().double().numpy()
 
 
-def jax_steps(dtype: str, fields: dict[str, Any], learning_rate: Any = 1e-3, jit: bool = True) -> np.ndarray:
+def jax_steps(dtype: str, fields: dict[str, Any], learning_rate: Any = 1e-3) -> np.ndarray:
     with jax.enable_x64(dtype == "float64"):
         tx = automagic_8bit(learning_rate, layout="torch", **fields)
         params = jnp.asarray(WEIGHTS, dtype)
-        state, update = tx.init(params), jax.jit(tx.update) if jit else tx.update
+        state, update = tx.init(params), jax.jit(tx.update)
         for _ in range(4):
             updates, state = update(jnp.asarray(GRADIENTS, dtype), state, params)
             params = optax.apply_updates(params, updates)
@@ -56,7 +56,7 @@ def test_an_infinite_weight_decays_alike_in_both_frameworks(dtype: str, stochast
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_rate_of_zero_moves_no_weight(dtype: str) -> None:
-    found = jax_steps(dtype, FIELDS, learning_rate=lambda step: 0.0, jit=False)  # 0 · ∞
+    found = jax_steps(dtype, FIELDS, learning_rate=lambda step: 0.0)  # 0 · ∞
     np.testing.assert_array_equal(found, WEIGHTS)
 
 

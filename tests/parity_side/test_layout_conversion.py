@@ -16,6 +16,7 @@ from automagic_optax.moving.neutral_state import flat_states
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
 from automagic_torch import AutomagicCameAMP8bit
 
+pytestmark = pytest.mark.compiled_quickly
 FIELDS = {"force_8bit": True, "min_8bit_size": 256, "warmup_steps": 4, "torque_decay": 0.5, "max_lr": 1e-2}
 FIELDS |= {"lr_mask_gain": 0.2}
 MODULE = "base_model.model.h.0."

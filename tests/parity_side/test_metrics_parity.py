@@ -49,7 +49,6 @@ def test_the_same_names_and_values_after_every_step():
         params = optax.apply_updates(params, updates)
 
         expected, found = optimizer.metrics(), metrics(state, config=config, params=params)
-        assert found.pop("learning_rate") > 0  # only a state in JAX holds the rate of the last step
         assert list(found) == list(expected)
         assert found["skipped_steps"] == expected["skipped_steps"] == (step >= 3)
         # Bytes differ by the scalars that only one side keeps: the stages' ages and shares.

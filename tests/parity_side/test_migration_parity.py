@@ -18,6 +18,7 @@ from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, load_
 from automagic_torch.codec import quantized_tensor as codec
 from tests.optax_side.small import find_state
 
+pytestmark = pytest.mark.compiled_quickly
 FIELDS: dict[str, Any] = {"warmup_steps": 4, "max_lr": 0.1, "min_8bit_size": 4096, "frequency_penalty": 0.0}
 
 

@@ -19,6 +19,7 @@ from automagic_optax import automagic_8bit, load_state_file, peft_name, save_sta
 from automagic_optax.moving.neutral_state import flat_states
 from automagic_torch import AutomagicCameAMP8bit
 
+pytestmark = pytest.mark.compiled_quickly
 FIELDS = {"force_8bit": True, "min_8bit_size": 256, "warmup_steps": 4, "torque_decay": 0.5}
 # In this order in PyTorch; JAX sorts its keys.
 SHAPES = {

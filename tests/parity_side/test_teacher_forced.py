@@ -52,15 +52,15 @@ def is_equal(found: Comparison) -> bool:
 
 
 @pytest.mark.parametrize(
-    "factored",
+    ("factored", "shapes"),
     [
-        pytest.param("none", marks=pytest.mark.slow),
-        "second_moment",
-        pytest.param("all", marks=pytest.mark.slow),
+        # The adapters are below, with the stages.
+        ("second_moment", (*SHAPES[:3], *SHAPES[5:8])),
+        *(pytest.param(factored, SHAPES, marks=pytest.mark.slow) for factored in ("none", "second_moment", "all")),
     ],
 )
-def test_each_step_is_the_same(factored):
-    found = compare({**FIELDS, "factored": factored}, steps=STEPS)
+def test_each_step_is_the_same(factored, shapes):
+    found = compare({**FIELDS, "factored": factored}, steps=STEPS, shapes=shapes)
     assert found.codes > 100_000 or factored == "all"
     assert found.update <= UPDATE_BOUND
     assert found.state <= UPDATE_BOUND
@@ -145,14 +145,10 @@ WITHOUT = {
 }
 
 
-# Each compiles a program of its own.  One of section 5, one of section 4 and one of the codec are in the quick half.
-QUICK = ("torque", "clipping", "stochastic_rounding")
-
-
+# Each compiles a program of its own; those below, of every section, share one and are in the quick half.
+@pytest.mark.slow
 @pytest.mark.usefixtures("_never_optimized")
-@pytest.mark.parametrize(
-    "feature", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in WITHOUT]
-)
+@pytest.mark.parametrize("feature", WITHOUT)
 def test_a_feature_missing_on_one_side_is_noticed(feature):
     assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, ours=WITHOUT[feature]))
 

@@ -10,9 +10,12 @@ import torch
 
 from automagic_core.arrays.group_keys import SEARCH_KEYS
 from automagic_optax import QuantizedArray, ScaleByCameampState, automagic_8bit, from_torch_state, to_torch_state
+from automagic_optax.arrays.containers import pure
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_torch import AutomagicCameAMP8bit
+from tests.optax_side.arrays.test_containers import CONTAINERS
 
+pytestmark = pytest.mark.compiled_quickly
 FIELDS = {"force_8bit": True, "min_8bit_size": 512, "warmup_steps": 4, "torque_decay": 0.5}
 SHAPES = {"layer.kernel": (40, 48), "layer.bias": (40,), "head.kernel": (8, 40)}
 
@@ -64,6 +67,24 @@ def test_the_state_has_the_structure_of_init():
     assert jax.tree.structure(state) == jax.tree.structure(carried)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), carried)
     assert isinstance(cameamp(carried).exp_avg["layer"]["kernel"], QuantizedArray)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_parameters_in_containers(container):
+    optimizer, params = torch_run(2, percentile_clipping=90)
+    boxed = jax.tree.map(lambda x: CONTAINERS[container](x, tuple("ab"[: x.ndim])), params)
+    saved = optimizer.state_dict()
+    carried = from_torch_state(saved, boxed)
+    for a, b in zip(jax.tree.leaves(carried), jax.tree.leaves(from_torch_state(saved, params)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    fields = {**FIELDS, "percentile_clipping": 90}
+    assert jax.tree.structure(carried) == jax.tree.structure(automagic_8bit(1e-3, layout="torch", **fields).init(boxed))
+    back = to_torch_state(carried, boxed, like=saved)
+    for index, states in saved["state"].items():
+        assert all(torch.equal(back["state"][index][name], value) for name, value in states.items())
+    transposed = jax.tree.map(lambda x: CONTAINERS[container](x.T, tuple("ab"[: x.ndim])), params)
+    flax = from_torch_state(saved, transposed, layout="flax")
+    assert pure(cameamp(flax).exp_avg["layer"]["kernel"]).shape == params["layer"]["kernel"].T.shape
 
 
 def test_leaves_are_found_by_name_by_position_and_on_request():

@@ -16,10 +16,13 @@ import numpy as np
 import optax
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 import automagic_optax
 from automagic_core.arrays.group_keys import group_key
 from automagic_core.arrays.state_forms import SEARCH_SCALARS
+from automagic_torch.integrations import OldNamesLoadPlanner
 from tests.saved_files.runs import FIELDS, SHAPES, gradients, jax_params, torch_model
 
 pytestmark = pytest.mark.compiled_quickly
@@ -114,6 +117,35 @@ def test_a_torch_checkpoint() -> None:
     model.load_state_dict(weights)
     optimizer.load_state_dict(state)
     assert_torch_goes_on(optimizer)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_directory_of_torch_distributed_checkpoint(flat: bool, tmp_path: Path) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    model, optimizer = torch_model()
+    weights, state = get_state_dict(model, optimizer, options=options)
+    both, path = {"model": weights, "optimizer": state}, FILES / "torch.dcp"
+    if flat:  # the file of 0.1.0 in the other form, which is as large again
+        path = tmp_path / "flat"
+        write_flat(path, torch.load(FILES / "torch.pt", weights_only=True))
+    with pytest.raises(dcp.api.CheckpointException, match=r"Missing key in checkpoint state_dict: .*\.automagic_"):
+        dcp.load(both, checkpoint_id=path, no_dist=True)
+    dcp.load(both, checkpoint_id=path, planner=OldNamesLoadPlanner(), no_dist=True)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state, options=options)
+    assert optimizer.param_groups[0]["automagic_step"] == 3
+    other = torch_model()[1]
+    other.load_state_dict(torch.load(FILES / "torch.pt", weights_only=True)[1])
+    assert optimizer.get_learning_rates() == other.get_learning_rates() != torch_model()[1].get_learning_rates()
+    assert_torch_goes_on(optimizer)
+
+
+def write_flat(path: Path, saved: Any) -> None:
+    weights, state = saved
+    (group,) = state["param_groups"]
+    names = group["param_names"]
+    flat = {f"state.{names[number]}.{key}": x for number, of in state["state"].items() for key, x in of.items()}
+    flat |= {f"param_groups.{name}.{key}": x for name in names for key, x in group.items() if key != "params"}
+    dcp.save({"model": weights, "optimizer": flat}, checkpoint_id=path, no_dist=True)
 
 
 def test_a_pickled_torch_optimizer() -> None:

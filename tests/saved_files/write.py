@@ -15,6 +15,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict
 
 import automagic_optax
 from tests.saved_files.runs import FIELDS, gradients, jax_params, torch_model
@@ -48,6 +50,8 @@ def main() -> None:
         if number == 4:
             torch.save((model.state_dict(), optimizer.state_dict()), HERE / "torch.pt")
             (HERE / "torch_optimizer.pickle").write_bytes(pickle.dumps(optimizer))
+            weights, state = get_state_dict(model, optimizer)
+            dcp.save({"model": weights, "optimizer": state}, checkpoint_id=HERE / "torch.dcp", no_dist=True)
         for key, gradient in gradients(jax_params(), number).items():
             getattr(model, key).grad = torch.from_numpy(np.array(gradient))
         optimizer.step()

@@ -32,12 +32,12 @@ def test_rates_by_hand() -> None:
     assert found["rate/mean"] == pytest.approx(np.mean(rates), rel=1e-5)
     assert (found["rate/min"], found["rate/max"]) == pytest.approx((min(rates), max(rates)), rel=1e-5)
     assert found["rate_factor/max"] == pytest.approx(12)
-    # What was asked for is never limited: a ramp, 0, a schedule below min_lr or above max_lr.
+    # The rate that was asked for is neither lifted to min_lr nor lowered to max_lr; a rate of 0 stays 0.
     for at, rate in (
         (NextStep(2e-7, 1, 4, 1e-7, 1e-2), 0.5e-7),
         (NextStep(0.0, 9, 4, 1e-7, 1e-2), 0.0),
         (NextStep(1e-9, 9, 4, 1e-7, 1e-2), 1e-9),
-        (NextStep(2e-2, 9, 4, 1e-7, 1e-2), 2e-2),
+        (NextStep(1.0, 9, 4, 1e-7, 1e-2), 1.0),
         (NextStep(1e-3, 1, 0, 1e-7, 1e-2), 1e-3),
     ):
         assert metrics([array(next_step=at)], {}, {}, 0)["rate/mean"] == pytest.approx(rate)

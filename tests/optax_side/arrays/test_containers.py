@@ -20,7 +20,15 @@ from flax.core import meta
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from automagic_optax import automagic_8bit, found_marks, memory_report, quantize_state, round_to_parameters
+from automagic_optax import (
+    automagic_8bit,
+    found_marks,
+    from_adam_state,
+    memory_report,
+    quantize_state,
+    requantized,
+    round_to_parameters,
+)
 from automagic_optax.arrays.containers import held_like, is_container, pure
 from tests.optax_side.small import assert_same_bits
 
@@ -137,23 +145,52 @@ def test_what_stands_in_a_container_has_the_shape_of_its_parameter(name: str, co
     assert codes >= 2
 
 
+@functools.cache
+def bare_migration() -> Any:
+    return migrated(numbers(0), numbers(1))
+
+
+def migrated(weights: Any, gradient: Any) -> Any:
+    _, adam = optax.scale_by_adam().update(gradient, optax.scale_by_adam().init(gradient))
+    return from_adam_state(adam, weights, TRANSFORMATIONS["automagic_8bit"])[0]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_migrated_state_is_as_init_makes_it(container: str) -> None:
+    weights = wrapped(numbers(0), container)
+    for adams in (wrapped(numbers(1), container), numbers(1)):  # Adam's state may have been kept bare
+        state = migrated(weights, adams)
+        assert_same_bits(pure(state), bare_migration())
+        assert jax.tree.structure(state) == jax.tree.structure(TRANSFORMATIONS["automagic_8bit"].init(weights))
+    fine = automagic_8bit(1e-3, **{**ON, "optim_bits": 32})
+    finer, _ = requantized(state, weights, fine)
+    assert jax.tree.structure(finer) == jax.tree.structure(fine.init(weights))
+
+
 def matrices(params: Any) -> Any:
     return jax.tree.map(lambda x: x.ndim == 2, params)
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
-def test_masks_and_labels_empty_containers(name: str, container: str) -> None:
+@functools.cache
+def outer_runs(name: str) -> list[tuple[Any, Any]]:
+    """Transformations with masks and labels around one, and what they give on bare arrays."""
+
     def labels(params: Any) -> Any:
         return jax.tree.map(lambda x: "train" if x.ndim == 2 else "freeze", params)
 
     tx = TRANSFORMATIONS[name]
     groups = {"train": tx, "freeze": optax.set_to_zero()}
-    for outer in (optax.masked(tx, matrices), optax.partition(groups, labels)):
+    both = optax.masked(tx, matrices), optax.partition(groups, labels)
+    return [(outer, steps(outer, numbers(0), lambda tree: tree)[:2]) for outer in both]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_masks_and_labels_empty_containers(name: str, container: str) -> None:
+    for outer, bare in outer_runs(name):
         weights, state, first = steps(outer, wrapped(numbers(0), container), lambda tree: wrapped(tree, container))
         assert jax.tree.structure(state) == jax.tree.structure(first)
-        bare_weights, bare_state, _ = steps(outer, numbers(0), lambda tree: tree)
-        assert_same_bits((pure(weights), pure(state)), (bare_weights, bare_state))
+        assert_same_bits((pure(weights), pure(state)), bare)
 
 
 def test_a_container_around_several_arrays() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -245,13 +243,3 @@ def test_an_embedding_that_was_found_has_its_rows_on_axis_0() -> None:
         jax.eval_shape(tx.update, params, tx.init(params), params)  # `update` finds it too, else shapes do not fit
     none = automagic_8bit(1e-3, embedding=lambda path, leaf: False, **fields).init(params)
     assert find_state(none).walk["embed"]["embedding"].shape == (1, 8)
-
-
-def test_flax_is_not_imported() -> None:
-    code = (
-        "import sys, jax.numpy as jnp, automagic_optax\n"
-        "found = automagic_optax.found_marks({'lora_a': jnp.ones((4, 2)), 'wte': jnp.ones((9, 4))})\n"
-        "print(found, 'flax.nnx' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "{'lora': ['lora_a'], 'embedding': ['wte']} False", done.stderr

@@ -14,6 +14,7 @@ from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_optax import ScaleByCameampState, automagic_8bit
 from tests.optax_side.small import assert_same_bits, find_state, grads, params, quantized_leaves
 
+pytestmark = pytest.mark.compiled_quickly
 # 8-bit states of every kind for all arrays, the small ones included.
 TX = automagic_8bit(
     1e-4, warmup_steps=10, weight_decay=0.1, torque_decay=0.5, factored="none", min_8bit_size=1, max_lr=1e-2
@@ -165,13 +166,13 @@ def test_finite_gradients_of_every_size_stay_finite(size: float) -> None:
 @pytest.mark.parametrize("factored", ["second_moment", "all"])
 def test_factored_states_stay_as_well(factored: str) -> None:
     tx = automagic_8bit(1e-4, factored=factored, warmup_steps=3)
-    weights = params()
+    weights, update = params(), jax.jit(tx.update)
     state = tx.init(weights)
     for t in range(2):
-        _, state = tx.update(grads(t), state, weights)
+        _, state = update(grads(t), state, weights)
     bad = grads(2)
     bad["table"] = bad["table"].at[3, 3].set(jnp.nan)
-    updates, after = tx.update(bad, state, weights)
+    updates, after = update(bad, state, weights)
     assert_same_bits(optax.apply_updates(weights, updates)["table"], weights["table"])
     ours, theirs = array_states(after, "table"), array_states(state, "table")
     assert_same_bits({**ours, "skipped_steps": 0}, {**theirs, "skipped_steps": 0})
@@ -192,5 +193,5 @@ def test_the_count_of_skipped_steps_saturates(count: int) -> None:
         state,
         is_leaf=lambda part: isinstance(part, ScaleByCameampState),
     )
-    _, after = tx.update(bad, state, weights)
+    _, after = jax.jit(tx.update)(bad, state, weights)
     assert [int(x) for x in find_state(after).skipped_steps] == [2**31 - 1] * count

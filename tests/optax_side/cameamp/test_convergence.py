@@ -13,6 +13,7 @@ import pytest
 
 from automagic_optax import automagic_8bit
 
+pytestmark = pytest.mark.compiled_quickly
 Problem = tuple[Any, Any, Callable[[Any], jax.Array]]
 
 

@@ -16,11 +16,11 @@ from automagic_optax import automagic_8bit, scale_by_cameamp
 from tests.optax_side.small import assert_nearly_same, assert_same_bits, find_state, grads, params, quantized_leaves
 
 TX = automagic_8bit(1e-4, warmup_steps=4, weight_decay=0.1)
+update = jax.jit(TX.update)
 
 
-@jax.jit
 def step(weights, state, gradient):
-    updates, state = TX.update(gradient, state, weights)
+    updates, state = update(gradient, state, weights)
     return optax.apply_updates(weights, updates), state
 
 
@@ -53,13 +53,13 @@ def test_init_under_jit() -> None:
 
 
 def test_update_does_not_recompile_and_keeps_shapes_and_dtypes() -> None:
-    fresh = jax.jit(lambda gradient, state, weights: TX.update(gradient, state, weights))
+    update.clear_cache()
     weights = params()
     first = TX.init(weights)
-    updates, state = fresh(grads(0), first, weights)
+    updates, state = update(grads(0), first, weights)
     for t in range(1, 8):  # past the warm-up's end
-        updates, state = fresh(grads(t), state, weights)
-    assert fresh._cache_size() == 1
+        updates, state = update(grads(t), state, weights)
+    assert update._cache_size() == 1
     describe = partial(jax.tree.map, lambda x: (x.shape, x.dtype, x.weak_type))
     assert describe(state) == describe(first)
     assert describe(updates) == describe(weights)
@@ -133,9 +133,6 @@ def test_a_schedule_is_called_with_the_count_of_earlier_steps() -> None:
             constant = automagic_8bit(rate, warmup_steps=0, search_gain=0.0)
             assert_nearly_same(updates, constant.update(grads(t), state, weights)[0])
         weights, state = optax.apply_updates(weights, updates), new_state
-    ready_made = automagic_8bit(optax.cosine_decay_schedule(1e-3, 10), warmup_steps=2)
-    updates, _ = jax.jit(ready_made.update)(grads(), ready_made.init(params()), params())
-    assert all(np.isfinite(np.asarray(u)).all() for u in jax.tree.leaves(updates))
 
 
 def test_the_step_counter_saturates() -> None:

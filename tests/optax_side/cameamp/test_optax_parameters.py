@@ -14,6 +14,7 @@ import pytest
 from automagic_optax import Config, OptimizationProfiles, automagic_8bit, round_to_parameters, scale_by_cameamp
 from tests.optax_side.small import assert_same_bits, find_state, grads, params
 
+pytestmark = pytest.mark.compiled_quickly
 TX = automagic_8bit(1e-4, weight_decay=0.1)
 
 

@@ -17,6 +17,7 @@ from automagic_optax import automagic_8bit
 from tests.optax_side.small import assert_same_bits, find_state, grads, params
 from tests.oracle import codec as oracle
 
+pytestmark = pytest.mark.compiled_quickly
 FIELDS: dict[str, Any] = {"warmup_steps": 2, "weight_decay": 0.1, "torque_decay": 0.5}
 TX = automagic_8bit(1e-3, **FIELDS)
 

@@ -23,6 +23,7 @@ from tests.optax_side.oracle_runs import (
 )
 from tests.oracle.cameamp import FEATURES
 
+pytestmark = pytest.mark.compiled_quickly
 FACTORED = ["none", "second_moment", "all"]
 # float32 carries 6e-8 a rounding; fifty steps of some thirty roundings each, amplified by differences such as u − m̂
 # and by the steep torque near 0, stay below 4e-6 here.
@@ -98,7 +99,7 @@ def test_a_missing_feature_is_noticed_in_the_update(feature: str) -> None:
         {"straightness": 1.25},
         {"agreement_floor": 0.114},
         {"lr_mask_gain": 0.21},
-        {"min_lr": 1e-3},
+        {"min_lr": 2e-3},
         {"warmup_steps": 21},
         {"lr": 1.9e-3},
         {"weight_decay": 0.31},

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from automagic_optax import automagic_8bit, learning_rate
 from tests.optax_side.oracle_runs import is_noticed, run, worst_errors
 from tests.oracle.settings import STAGES_OFF
 
+pytestmark = pytest.mark.compiled_quickly
 PLAIN: dict[str, Any] = {
     "optim_bits": 32,
     "lr": 1e-3,
@@ -71,9 +75,9 @@ def test_feature_alone(feature: str, factored: str, layout: str) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        # Below min_lr, where η itself is the limit, and past it; ℓ's limit counts from min_lr.
+        # Below min_lr, and past it: ℓ's limit counts from min_lr.
         {"lr": lambda count: 1e-9 * (count + 1), "min_lr": 1e-6, "max_lr": 1.5e-6},
-        # Above max_lr: ℓ's limit is 0, and no rate is above η.
+        # Above max_lr, after a ramp from below it: ℓ's limit is 0, the array's rate the schedule's.
         {"lr": lambda count: 1e-2, "max_lr": 1e-3},
         # A rate of exactly 0 stays 0, at the start, in the warm-up and after it.
         {"lr": lambda count: 1e-4 * (count % 5), "max_lr": 1e-3},
@@ -89,3 +93,17 @@ def test_rates_at_their_limits(fields: dict[str, Any]) -> None:
     sizes = [max(float(abs(u).max()) for u in step.updates if u is not None) for step in recorded.steps]
     rates = [float(fields["lr"](t)) for t in range(len(sizes))]
     assert all((size == 0) == (rate == 0) for size, rate in zip(sizes, rates, strict=True))
+
+
+def test_without_a_search_limits_change_nothing() -> None:
+    asked = jnp.array([0.0, 1e-10, 0.5, 1e-4], jnp.float32)
+    weights, gradient = jnp.ones((3, 4)), jnp.arange(12.0).reshape(3, 4) - 5
+    found = []
+    for limits in ({"min_lr": 9e-5, "max_lr": 1.1e-4}, {"min_lr": 1e-12, "max_lr": 10.0}):
+        tx = automagic_8bit(**{**PLAIN, **limits, "lr": asked.__getitem__, "spatial_awareness": True})
+        state = tx.init(weights)
+        for lr in asked:
+            updates, state = tx.update(gradient, state, weights)
+            found.append(updates)
+            assert learning_rate(state) == lr
+    assert all(np.array_equal(a, b) for a, b in zip(found[:4], found[4:], strict=True))

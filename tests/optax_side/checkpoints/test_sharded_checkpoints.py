@@ -15,6 +15,8 @@ from tests.optax_side.small import assert_same_bits, params, train
 
 ocp = pytest.importorskip("orbax.checkpoint")
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_a_checkpoint_on_any_mesh(tmp_path: Path) -> None:

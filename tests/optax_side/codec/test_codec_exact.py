@@ -45,10 +45,10 @@ def test_ten_million_random_values(signed: bool) -> None:
     assert_as_oracle(quantizer(signed, 256, jit=True)(x), x, signed, 256)
 
 
-@pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
-@pytest.mark.parametrize("size", SIZES)  # 1,000,003 is below, with every block size
-def test_dtypes_and_sizes(dtype: type, size: int, signed: bool) -> None:
+@pytest.mark.parametrize("size", SIZES)  # 100,003 is below, with every block size
+def test_dtypes_and_sizes(dtype: type, size: int) -> None:
+    signed = (size + DTYPES.index(dtype)) % 2 == 0  # in turn
     x = random_values(size, signed, seed=size).astype(dtype)
     assert_as_oracle(quantizer(signed, 256, jit=True)(jnp.asarray(x)), x, signed, 256)
 
@@ -65,7 +65,7 @@ CASES = [
 def test_block_sizes_on_a_size_that_no_block_divides(
     block_size: int | None, signed: bool, dtype: int, jit: bool
 ) -> None:
-    x = random_values(1_000_003, signed, seed=2).astype(DTYPES[dtype])
+    x = random_values(100_003, signed, seed=2).astype(DTYPES[dtype])
     assert_as_oracle(quantizer(signed, block_size, jit)(jnp.asarray(x)), x, signed, block_size)
 
 
@@ -89,5 +89,5 @@ def test_every_half_precision_value(dtype: type, block_size: int | None, jit: bo
 def test_float64_is_read_as_float32() -> None:
     x = np.random.default_rng(4).standard_normal(1000)
     with jax.enable_x64(True):
-        stored = quantize(jnp.asarray(x, jnp.float64))
+        stored = jax.jit(quantize)(jnp.asarray(x, jnp.float64))
     assert_as_oracle(stored, x.astype(np.float32), True, 256)

@@ -15,6 +15,7 @@ from automagic_optax.arrays.parameter_places import parameter_places
 from tests.optax_side.small import assert_nearly_same, assert_same_bits, grads, params, quantized_leaves
 from tests.oracle import codec as oracle
 
+pytestmark = pytest.mark.compiled_quickly
 KERNEL = "['dense']['kernel']"
 c = optax.contrib
 

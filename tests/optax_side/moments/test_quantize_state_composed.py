@@ -15,6 +15,7 @@ import pytest
 from automagic_optax import QuantizedMoment, automagic_8bit, memory_report, quantize_state
 from tests.optax_side.small import assert_nearly_same, assert_same_bits, grads, params, quantized_leaves, train
 
+pytestmark = pytest.mark.compiled_quickly
 ADAM = quantize_state(optax.adam(1e-2))
 MASK = {"dense": {"kernel": True, "bias": False}, "table": True, "scale": False}
 LABELS = {"dense": {"kernel": "a", "bias": "b"}, "table": "a", "scale": "b"}

@@ -15,6 +15,7 @@ from flax.training.train_state import TrainState
 from automagic_optax import memory_report, quantize_state
 from tests.optax_side.small import assert_nearly_same, assert_same_bits, grads, params, quantized_leaves
 
+pytestmark = pytest.mark.compiled_quickly
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 20, 64))
 
 

@@ -19,6 +19,7 @@ from automagic_optax import automagic_8bit, from_adam_state, requantized
 from automagic_optax.codec.stored import RowColumn, read_nonnegative, read_signed
 from tests.optax_side.small import assert_same_bits, find_state, quantized_leaves
 
+pytestmark = pytest.mark.compiled_quickly
 BARE: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
 FIELDS: dict[str, Any] = {"warmup_steps": 0, "weight_decay": 0.0, "min_8bit_size": 256, **BARE}
 

@@ -24,6 +24,7 @@ from automagic_optax import (
 from automagic_optax.cameamp.find_states import map_states
 from tests.optax_side.small import assert_same_bits, find_state, quantized_leaves
 
+pytestmark = pytest.mark.compiled_quickly
 SHAPES = {"a": (80, 128), "embed": (64, 80), "d": (7,)}
 BARE: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
 FIELDS: dict[str, Any] = {"factored": "none", "warmup_steps": 6, "torque_decay": 0.5, **BARE}

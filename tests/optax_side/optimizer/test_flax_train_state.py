@@ -105,7 +105,8 @@ def test_finish_warmup_and_report() -> None:
 def test_inside_a_chain_with_another_state() -> None:
     tx = optax.chain(optax.clip_by_global_norm(1.0), automagic_8bit(1e-4), optax.ema(0.9))
     params = {"kernel": jnp.ones((16, 256))}
-    state = TrainState.create(apply_fn=None, params=params, tx=tx).apply_gradients(grads=params)
+    state = TrainState.create(apply_fn=None, params=params, tx=tx)
+    state = jax.jit(lambda state: state.apply_gradients(grads=params))(state)
     restored = serialization.from_bytes(
         TrainState.create(apply_fn=None, params=params, tx=tx), serialization.to_bytes(state)
     )

@@ -86,7 +86,8 @@ def test_compiled_and_eager(switch: str) -> None:
     runs(TRANSFORMATIONS["everything"], switch, True, jnp.bfloat16)
     if switch != "jax_disable_jit":
         runs(TRANSFORMATIONS["quantize_state"], switch, True, jnp.float32)
-    runs(TRANSFORMATIONS["memory_optimized"], switch, False, jnp.bfloat16)
+    if switch != "jax_enable_x64":  # programs of its own, operation by operation: test_stage_composition has some
+        runs(TRANSFORMATIONS["memory_optimized"], switch, False, jnp.bfloat16)
 
 
 @pytest.mark.slow

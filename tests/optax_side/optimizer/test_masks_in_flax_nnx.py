@@ -157,9 +157,9 @@ def test_under_the_transformations_of_nnx(inner: str, wrapper: str) -> None:
     # A compiled program rounds a last bit otherwise.
     assert_nearly_same(pure(model), plain(inner, wrapper), 1e-5)
 
-    several = nnx.vmap(lambda _: make(), axis_size=2)(jnp.arange(2))
-    nnx.vmap(step)(*several)
-    nnx.scan(step, in_axes=(0, 0), out_axes=0)(*several)  # one after the other
+    several = nnx.jit(nnx.vmap(lambda _: make(), axis_size=2))(jnp.arange(2))
+    nnx.jit(nnx.vmap(step))(*several)
+    nnx.jit(nnx.scan(step, in_axes=(0, 0), out_axes=0))(*several)  # one after the other
     for found in jax.tree.leaves(
         jax.tree.map(lambda a, b: jnp.abs(a - b).max(), pure(several[0]), plain(inner, wrapper))
     ):

@@ -11,9 +11,10 @@ import optax
 import pytest
 
 from automagic_core import Config
-from automagic_optax import automagic_8bit, finish_warmup, learning_rate, memory_report, metrics
+from automagic_optax import automagic_8bit, finish_warmup, learning_rate, memory_report, metrics, scale_by_cameamp
 from tests.optax_side.small import assert_same_bits, find_state, grads, params
 
+pytestmark = pytest.mark.compiled_quickly
 inject = optax.inject_hyperparams(automagic_8bit, static_args=("lora", "embedding"))
 MARKS: dict[str, Any] = {"dense": {"kernel": False, "bias": False}, "table": True, "scale": False}
 
@@ -56,6 +57,11 @@ def test_equals_the_transformation_that_was_not_injected(name: str) -> None:
     assert_same_bits(injected, plain)
     assert_same_bits(state.inner_state, plain_state)
     assert set(state.hyperparams) == {"learning_rate", "weight_decay"}
+
+
+def test_a_decay_beside_the_config_is_the_one_that_counts() -> None:
+    beside, _ = follow(scale_by_cameamp(1e-4, weight_decay=jnp.float32(0.3), config=Config(weight_decay=0.1)))
+    assert_same_bits(beside, follow(scale_by_cameamp(1e-4, config=Config(weight_decay=0.3)))[0])
 
 
 def test_overrides_pass_through() -> None:

@@ -13,6 +13,7 @@ import pytest
 from automagic_optax import automagic_8bit, finish_warmup, memory_report, scale_by_cameamp
 from tests.optax_side.small import assert_same_bits, find_state, grads, params
 
+pytestmark = pytest.mark.compiled_quickly
 KERNEL_ONLY: dict[str, Any] = {"dense": {"kernel": True, "bias": False}, "table": False, "scale": False}
 TABLE: dict[str, Any] = {"dense": {"kernel": False, "bias": False}, "table": True, "scale": False}
 EVERY_MARK = {"lora": KERNEL_ONLY, "embedding": TABLE, "weight_decay_mask": KERNEL_ONLY}

@@ -19,6 +19,7 @@ from automagic_optax import (
 )
 from tests.optax_side.small import assert_nearly_same, assert_same_bits
 
+pytestmark = pytest.mark.compiled_quickly
 SHAPE = (6, 5)
 
 

@@ -170,7 +170,7 @@ def test_the_fallback_to_32_bits_is_said_once(monkeypatch):
         run(AutomagicCameAMP8bit(parameters([(8, 6)]), **SMALL), range(1, 3))
 
 
-def test_it_imports_without_bitsandbytes_and_never_imports_jax_or_peft():
+def test_it_imports_without_bitsandbytes_transformers_and_lightning_and_never_imports_jax_or_peft():
     program = """
 import sys
 sys.modules["bitsandbytes"] = None
@@ -182,6 +182,8 @@ optimizer = automagic_torch.AutomagicCameAMP8bit([p], force_8bit=True)
 optimizer.step()
 assert optimizer.state[p]["exp_avg"].dtype == torch.float32
 assert not {"jax", "peft", "transformers"} & sys.modules.keys()
+sys.modules["transformers"] = sys.modules["lightning"] = sys.modules["pytorch_lightning"] = None
+import automagic_torch.integrations
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

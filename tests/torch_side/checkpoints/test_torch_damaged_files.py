@@ -64,7 +64,9 @@ def flipped(file, bit):
 def checksums_agree(file):
     """What a user can do about numbers that nobody can tell from right ones: the file is a zip archive."""
     try:
-        return zipfile.ZipFile(io.BytesIO(file)).testzip() is None
+        archive = zipfile.ZipFile(io.BytesIO(file))
+        # torch takes an entry with attributes for a folder, and reads whatever was in its memory.
+        return archive.testzip() is None and not any(entry.external_attr for entry in archive.infolist())
     except Exception:  # zipfile has many for a damaged header
         return False
 

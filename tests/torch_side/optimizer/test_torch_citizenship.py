@@ -200,7 +200,7 @@ def test_sparse_gradients_are_refused_by_name_before_anything_changes():
     assert same(snapshot(optimizer), before)
 
 
-@pytest.mark.parametrize("profile", [None, *PROFILES])
+@pytest.mark.parametrize("profile", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in PROFILES)])
 def test_it_trains(profile):
     torch.manual_seed(0)
     x = torch.randn(64, 12)

@@ -11,7 +11,7 @@ from tests.torch_side.torch_helpers import same, snapshot, through_a_file
 
 INDUCTOR = pytest.param(
     "inductor",
-    marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")],
+    marks=pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler"),
 )
 
 
@@ -28,14 +28,19 @@ def steps(model, optimizer, numbers):
     return losses
 
 
+def test_marks_are_found_in_a_compiled_model():
+    compiled = torch.compile(adapted_model(), backend="aot_eager")
+    assert len(mark_lora(compiled)) == 8
+    assert len(found_marks(compiled)["lora"]) == 8
+
+
+@pytest.mark.slow  # a network of its own is compiled in test_torch_gradient_release
 @pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 def test_a_compiled_model_takes_the_steps_of_the_plain_one(backend):
     torch._dynamo.reset()
     start = [p.detach().clone() for p in trainable(adapted_model(dropout=0.0))]
     plain, inner = adapted_model(dropout=0.0), adapted_model(dropout=0.0)
     compiled = torch.compile(inner, backend=backend)
-    assert len(mark_lora(compiled)) == 8
-    assert len(found_marks(compiled)["lora"]) == 8
     # 32 bits: a last bit of a gradient may move an 8-bit code.
     of_plain, of_compiled = optimizer_of(plain, optim_bits=32), optimizer_of(compiled, optim_bits=32)
     assert steps(compiled, of_compiled, range(8)) == pytest.approx(steps(plain, of_plain, range(8)), rel=1e-5)

@@ -214,3 +214,16 @@ def test_gradients_that_come_back_after_the_update_are_named(processes, as_views
     model(torch.ones(2, 4)).sum().backward()
     with pytest.raises(RuntimeError, match=r"'module\.\w+' .* has a gradient again.*DistributedDataParallel"):
         optimizer.step()
+
+
+def test_a_clip_after_the_backward_pass_returns_the_norm_of_nothing():
+    """What docs/gradient_release.md says of it, and that a clip in a hook is one."""
+    (a, b), optimizer = small()
+    release_gradients(optimizer)
+    b.register_hook(lambda g: g * (1.0 / (g.norm() + 1e-6)).clamp(max=1.0))
+    seen = []
+    b.register_hook(lambda g: seen.append(g.norm().item()))
+    (1e3 * a.sum() + 1e3 * b.sum()).backward()
+    assert torch.nn.utils.clip_grad_norm_([a, b], 1.0) == 0
+    assert seen == [pytest.approx(1.0)]
+    optimizer.step()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import warnings
 from typing import Any
 
@@ -104,12 +106,14 @@ def rates_of_a_run(name: str, make: Any) -> tuple[list[list[float]], list[list[f
 
 @pytest.mark.parametrize("name", [*ARGUMENTS, "SequentialLR", "ChainedScheduler", *TIMM])
 def test_the_rate_in_force_is_the_scheduled_one(name: str) -> None:
+    # Most schedules leave these limits, which bound what the search finds and nothing else.
+    narrow: dict[str, Any] = {"lr": LR, "min_lr": LR, "max_lr": LR, "optim_bits": 32}
     fields: dict[str, Any] = {"lr": LR, "min_lr": 1e-9, "max_lr": 0.1, "optim_bits": 32}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "a group's betas were changed")
         warnings.filterwarnings("ignore", "Detected call of|The epoch parameter")
         wanted, _, _ = rates_of_a_run(name, lambda groups: torch.optim.AdamW(groups, lr=LR))
-        make = lambda groups: AutomagicCameAMP8bit(groups, **fields, warmup_steps=0)  # noqa: E731
+        make = lambda groups: AutomagicCameAMP8bit(groups, **narrow, warmup_steps=0)  # noqa: E731
         scheduled, in_force, off = rates_of_a_run(name, make)
         assert scheduled == wanted
         for a, b in zip(in_force, wanted, strict=True):
@@ -129,10 +133,37 @@ def test_the_rate_in_force_is_the_scheduled_one(name: str) -> None:
     assert found[-1][0] > 1.5, "the search found something"
     last = [lr * factor for lr, factor in zip(wanted[-1], found[-1], strict=True)]
     assert in_force[-1] == pytest.approx(last, rel=1e-6)
-    for optimizer in (off, on):
+    for optimizer, given in ((off, narrow), (on, fields)):
         for group in optimizer.param_groups:
             config = group_config(group)
-            assert (config.min_lr, config.max_lr, config.betas) == (1e-9, 0.1, (0.9, 0.99, 0.999))
+            wanted_fields = (given["min_lr"], given["max_lr"], (0.9, 0.99, 0.999))
+            assert (config.min_lr, config.max_lr, config.betas) == wanted_fields
+
+
+def test_a_limit_is_read_by_its_name_but_is_no_entry() -> None:
+    optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=LR, max_lr=0.1, optim_bits=32)
+    optimizer.param_groups[0]["automagic_max_lr"] = 0.2
+    restored = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=LR, optim_bits=32)
+    restored.load_state_dict(optimizer.state_dict())
+    assert type(optimizer.state_dict()["param_groups"][0]) is dict, "what is saved needs no class of ours"
+    for other in (optimizer, restored, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        (group,) = other.param_groups
+        assert (group["min_lr"], group["max_lr"], group["factored"]) == (1e-7, 0.2, "second_moment")
+        assert "max_lr" not in group
+        assert group.get("max_lr") is None, "Megatron's scheduler would take it for its own"
+        with pytest.raises(KeyError, match="momentum"):
+            group["momentum"]
+        torch_schedulers.OneCycleLR(other, **ARGUMENTS["OneCycleLR"])
+        assert (group["max_lr"], group["automagic_max_lr"]) == (2e-3, 0.2)
+
+
+def test_a_field_written_by_its_plain_name_is_told_once(recwarn: Any) -> None:
+    optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=LR, optim_bits=32)
+    optimizer.param_groups[0]["max_lr"] = 0.5
+    for _ in range(2):
+        optimizer.step()
+    (told,) = [str(w.message) for w in recwarn]
+    assert told == "group['max_lr'] is not read; the field is group['automagic_max_lr']"
 
 
 def test_changed_betas_are_told_once(recwarn: Any) -> None:
@@ -180,6 +211,9 @@ def test_methods_and_groups_tell_the_rate_in_force() -> None:
     assert rates[0] > 1e-4, "ramp over, search at work"
     assert max(rates) == pytest.approx(before, rel=0.7), "near the largest rate of a row"
     assert optimizer.get_avg_learning_rate() == pytest.approx(sum(rates) / 2)
+    optimizer.add_param_group({"params": [], "lr": 5e-2})
+    assert optimizer.get_avg_learning_rate() == pytest.approx(sum(rates) / 2), "an empty group does not count"
+    del optimizer.param_groups[-1]
     assert [float(f"{group['effective_lr']:.8e}") for group in optimizer.param_groups] == pytest.approx(rates)
     restored = AutomagicCameAMP8bit([{"params": [nn.Parameter(p.detach().clone())]} for p in _params(optimizer)])
     restored.load_state_dict(optimizer.state_dict())
