@@ -40,8 +40,7 @@ def build(variant: Variant, start: Start, steps: int) -> optax.GradientTransform
     if variant.optimizer == "adamw":
         return optax.adamw(cosine(start, steps, ramp), weight_decay=WEIGHT_DECAY)
     if variant.optimizer == "prodigy":
-        settings = {"weight_decay": WEIGHT_DECAY, "safeguard_warmup": True}
-        return optax.contrib.prodigy(cosine(1.0, steps, 0), estim_lr0=start, **settings)
+        return optax.contrib.prodigy(cosine(1.0, steps, 0), estim_lr0=start, weight_decay=WEIGHT_DECAY)
     if variant.optimizer == "d-adaptation":
         return optax.contrib.dadapt_adamw(cosine(1.0, steps, ramp), estim_lr0=start, weight_decay=WEIGHT_DECAY)
     if variant.optimizer == "mechanic":

@@ -135,7 +135,9 @@ def plan(losses: Losses, places: Places, known: bool = True) -> list[Spec]:
     def curve(job: str, variant: Variant) -> Iterator[Spec]:
         return (Spec(job, variant.name, lr, SEEDS[0]) for lr in variant.curve)
 
-    def each(jobs: Iterable[str], some: Iterable[Variant], runs: Callable[[str, Variant], Iterator[Spec]]) -> list[Spec]:
+    def each(
+        jobs: Iterable[str], some: Iterable[Variant], runs: Callable[[str, Variant], Iterator[Spec]]
+    ) -> list[Spec]:
         return [
             spec
             for variant in some

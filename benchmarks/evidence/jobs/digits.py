@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -112,7 +112,9 @@ class DigitsTraining(Training):
     @torch.no_grad()
     def validation_loss(self) -> float:
         pieces = zip(*(x.split(HELD_OUT_PIECE) for x in self.held_out), strict=True)
-        return sum(float(diffusion_loss(self.model, *piece)) * len(piece[0]) for piece in pieces) / len(self.held_out[0])
+        return sum(float(diffusion_loss(self.model, *piece)) * len(piece[0]) for piece in pieces) / len(
+            self.held_out[0]
+        )
 
 
 class DigitsDiffusion(Job):

@@ -38,7 +38,7 @@ class FlaxDiffusion(Job):
         sizes = self.sizes
         return (
             f"The denoiser of the demo, width {sizes.width}, trained on the digits 5 to 9, gets `nnx.LoRA` of rank "
-            f"{sizes.rank} on every linear layer and learns 0 to 4, in JAX: {sizes.steps} steps of {sizes.batch} images."
+            f"{sizes.rank} on every linear layer and learns 0 to 4, in JAX: {sizes.steps} steps of {sizes.batch}."
         )
 
     def build_base(self) -> Base:

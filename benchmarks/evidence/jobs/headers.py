@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,9 @@ class ByteTransformer(nn.Module):
         super().__init__()
         self.bytes = nn.Embedding(VOCABULARY, settings.width)
         self.positions = nn.Embedding(settings.context, settings.width)
-        self.blocks = nn.ModuleList([_Block(settings.width, settings.heads, settings.norm_queries) for _ in range(settings.layers)])
+        self.blocks = nn.ModuleList(
+            [_Block(settings.width, settings.heads, settings.norm_queries) for _ in range(settings.layers)]
+        )
         self.norm = nn.LayerNorm(settings.width)
         self.logits = nn.Linear(settings.width, VOCABULARY)
         for embedding in (self.bytes, self.positions):

@@ -1,4 +1,4 @@
-"""Automagic v3 as ai-toolkit describes it, written anew: one rate that the signs of the last updates raise and lower."""
+"""Automagic v3 as ai-toolkit describes it, written anew: one rate, moved by the signs of the last updates."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ RATE_LIMITS = (1e-30, 1e3)
 class AutomagicV3(Optimizer):
     """No momentum: u = g / √v with Adafactor's factored v, bounded, times one rate that searches up and down.
 
-    After each step the rate is multiplied by exp(Σ vote |u| / Σ |u|) over all elements of the group: an element votes +1
-    when its last eight signs are equal, −1 when they alternate and 0 otherwise.  Nobody votes before the eighth step.
+    After each step the rate is multiplied by exp(Σ vote |u| / Σ |u|) over all elements of the group: an element votes
+    +1 when its last eight signs are equal, −1 when they alternate and 0 otherwise, and not before the eighth step.
 
     Args:
         params, lr, weight_decay: as `torch.optim.AdamW` takes them; `lr` is where the search begins.

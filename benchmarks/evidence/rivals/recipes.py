@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -55,12 +56,20 @@ def came(parameters: list[Parameter], start: float, steps: int) -> Method:
 
 
 def prodigy(parameters: list[Parameter], start: float, steps: int) -> Method:
-    """README of prodigyopt: lr 1, a cosine over all steps; and for diffusion models, as LoRA trainers set it too,
-    `safeguard_warmup`, `use_bias_correction`, weight decay 0.01.  Its ramp is the growth of d."""
+    """README of prodigyopt, "How to use": lr 1, decoupled weight decay, a cosine over all steps and no warm-up."""
+    return _prodigy(parameters, start, steps)
+
+
+def prodigy_lora(parameters: list[Parameter], start: float, steps: int) -> Method:
+    """README of prodigyopt, "Diffusion models", which LoRA trainers follow: the same with `safeguard_warmup` and
+    `use_bias_correction`."""
+    return _prodigy(parameters, start, steps, safeguard_warmup=True, use_bias_correction=True)
+
+
+def _prodigy(parameters: list[Parameter], start: float, steps: int, **settings: bool) -> Method:
     from prodigyopt import Prodigy
 
-    settings = {"weight_decay": WEIGHT_DECAY, "safeguard_warmup": True, "use_bias_correction": True}
-    optimizer = _quiet(lambda: Prodigy(parameters, lr=1.0, d0=start, **settings))
+    optimizer = _quiet(lambda: Prodigy(parameters, lr=1.0, d0=start, weight_decay=WEIGHT_DECAY, **settings))
     return Method(optimizer, steps, rate=1.0, found="d")
 
 
@@ -93,7 +102,8 @@ class _Mechanized(Method):
     """Its rate is the sum of the scales, times a base rate of 1."""
 
     def found_rate(self) -> float | None:
-        return float(self.optimizer.state["_mechanic"]["s"].sum())
+        state: Any = self.optimizer.state
+        return float(state["_mechanic"]["s"].sum())
 
 
 def mechanic(parameters: list[Parameter], start: float, steps: int) -> Method:
@@ -126,6 +136,7 @@ RECIPES: Mapping[str, Recipe] = {
     "adamw8bit": adamw8bit,
     "came": came,
     "prodigy": prodigy,
+    "prodigy-lora": prodigy_lora,
     "prodigy-schedule-free": prodigy_schedule_free,
     "d-adaptation": d_adaptation,
     "schedule-free": schedule_free,

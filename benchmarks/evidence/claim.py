@@ -1,0 +1,100 @@
+"""The report's first table: from every start at most 2 % above tuned AdamW, and at or below all rivals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from benchmarks.evidence import markdown
+from benchmarks.evidence.jobs import JOBS
+from benchmarks.evidence.markdown import MISSING
+from benchmarks.evidence.results import Results
+from benchmarks.evidence.variants import ADAMW, CAUTIOUS, OURS, RIVALS, STARTS, TUNED, Variant
+
+MOST_ABOVE = 0.02
+"""What a start may end above AdamW at its best rate."""
+OVERFIT = 0.01
+"""A last loss this far above the best one is told."""
+
+
+def relative(results: Results, job: str, variant: Variant, lr: float | None = None) -> float | None:
+    """Mean final loss over the seeds against tuned AdamW's: 0.01 is 1 % above; None while runs are missing."""
+    found, reference = results.loss(job, variant.name, lr), results.loss(job, ADAMW.name)
+    if found is None or reference is None:
+        return None
+    return found.mean / reference.mean - 1 if math.isfinite(found.mean) else math.inf
+
+
+def from_starts(results: Results, job: str) -> dict[float, float]:
+    """Ours by start, where it is known."""
+    found = {lr: relative(results, job, OURS, lr) for lr in STARTS}
+    return {lr: value for lr, value in found.items() if value is not None}
+
+
+def claim_table(results: Results, jobs: Sequence[str]) -> str:
+    """One row a job, all in percent against AdamW; what does not hold is bold."""
+    headings = ["", "AdamW (rate)", *(f"ours from {lr:g}" for lr in STARTS), *(rival.title for rival in RIVALS)]
+    rows = []
+    for job in jobs:
+        reference, rate = results.loss(job, ADAMW.name), results.rate(job, ADAMW.name)
+        said = MISSING if reference is None else f"{reference.mean:.4f} ({rate:g})"
+        ours = from_starts(results, job)
+        cells = [_cell(ours.get(lr), ours.get(lr, 0.0) > MOST_ABOVE) for lr in STARTS]
+        for rival in RIVALS:
+            theirs = relative(results, job, rival)
+            cells.append(_cell(theirs, theirs is not None and bool(ours) and theirs < max(ours.values())))
+        cautious, tuned = (relative(results, job, variant) for variant in (CAUTIOUS, TUNED))
+        cells += [_cell(cautious, False), _cell(tuned, tuned is not None and tuned > min(0.0, cautious or 0.0))]
+        rows.append([JOBS[job].title, said, *cells])
+    return markdown.table([*headings, CAUTIOUS.title, TUNED.title], rows)
+
+
+def _cell(value: float | None, fails: bool) -> str:
+    if value is None:
+        return MISSING
+    said = f"{100 * value:+.1f}" if math.isfinite(value) else "diverged"
+    return f"**{said}**" if fails else said
+
+
+def verdicts(results: Results, jobs: Sequence[str]) -> Iterator[str]:
+    """What holds and what does not, in a sentence a part of the claim."""
+    starts = {(job, lr): value for job in jobs for lr, value in from_starts(results, job).items()}
+    if starts:
+        beyond = [f"{job} from {lr:g}" for (job, lr), value in starts.items() if value > MOST_ABOVE]
+        far = f"; not {markdown.listed(beyond)}" if beyond else ""
+        yield f"At most 2 % above tuned AdamW: {len(starts) - len(beyond)} of {len(starts)} jobs and starts{far}."
+    for rival in RIVALS:
+        known = {job: relative(results, job, rival) for job in jobs}
+        pairs = {job: value for job, value in known.items() if value is not None and from_starts(results, job)}
+        lost = [job for job, value in pairs.items() if value < max(from_starts(results, job).values())]
+        if pairs:
+            below = f"; it is below our worst start on {markdown.listed(lost)}" if lost else ""
+            yield f"At or below {rival.title} from every start: {len(pairs) - len(lost)} of {len(pairs)} jobs{below}."
+    for other in (ADAMW, CAUTIOUS):
+        both = {job: (relative(results, job, TUNED), relative(results, job, other)) for job in jobs}
+        pairs = {
+            job: tuned - theirs for job, (tuned, theirs) in both.items() if tuned is not None and theirs is not None
+        }
+        lost = [job for job, difference in pairs.items() if difference > 0]
+        if pairs:
+            above = f"; not on {markdown.listed(lost)}" if lost else ""
+            yield f"Tuned and without search at or below {other.title}: {len(pairs) - len(lost)} of {len(pairs)} jobs{above}."
+
+
+def overfitting_table(results: Results, jobs: Sequence[str]) -> str | None:
+    """Last and best loss of the jobs on which one of the methods ends above its best; None where none does."""
+    methods = (
+        (ADAMW, None),
+        (CAUTIOUS, None),
+        (TUNED, None),
+        *((OURS, lr) for lr in STARTS),
+        *((r, None) for r in RIVALS),
+    )
+    rows = []
+    for job in jobs:
+        for variant, lr in methods:
+            last, best = (results.loss(job, variant.name, lr, which) for which in ("loss", "best"))
+            if last and best and math.isfinite(last.mean) and last.mean > (1 + OVERFIT) * best.mean:
+                name = variant.title if lr is None else f"{variant.title} from {lr:g}"
+                rows.append([JOBS[job].title, name, f"{last.mean:.4f}", f"{best.mean:.4f}"])
+    return markdown.table(["job", "method", "last", "best"], rows, left=2) if rows else None
