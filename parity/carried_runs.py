@@ -19,7 +19,7 @@ SUITE = "Carried runs"
 FIELDS: dict[str, Any] = {
     "lr": 1e-3,
     "max_lr": 1e-2,
-    "lr_mask_gain": 0.0,
+    "search_gain": 0.0,
     "warmup_steps": 20,
     "min_8bit_size": 512,
     "force_8bit": True,

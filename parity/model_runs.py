@@ -18,7 +18,7 @@ SUITE = "Model"
 SEEDS = (0, 1, 2)
 LAST = 20
 """Steps that a final loss is the mean of."""
-FIXED_RATE: dict[str, Any] = {"lr": 1e-3, "lr_mask_gain": 0.0, "warmup_steps": 20, "force_8bit": True}
+FIXED_RATE: dict[str, Any] = {"lr": 1e-3, "search_gain": 0.0, "warmup_steps": 20, "force_8bit": True}
 FOUND_RATE: dict[str, Any] = {"lr": 1e-4, "max_lr": 1e-1, "warmup_steps": 150, "force_8bit": True}
 
 

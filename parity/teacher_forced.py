@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from automagic_core import dynamic_codebook
+from automagic_core.arrays.group_keys import group_key
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_optax import ClipByPercentileState, ScaleByCameampState
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_optax.moving.neutral_state import flat_states
@@ -23,10 +25,12 @@ UPDATE_BOUND = 2e-6
 """About 16 float32 roundings; sums of thousands of elements differ by a few."""
 CODE_BOUND = 0.9999
 ELEMENT_BOUND = 0.999
-STATE_FLOORS = {"exp_avg_res": 1e-3, "lr_mask": 0.2, "spatial_variance": 1e-6}
-"""Three states are differences that cancel, so that a relative distance of their own has no bound; they count relative
+STATE_FLOORS = {"exp_avg_res": 1e-3, "lr_mask": 0.2, "spatial_variance": 1e-6, "log_rate_scale": 1.0, "agreement": 1.0}
+"""Some states are differences that cancel, so that a relative distance of their own has no bound; they count relative
 to what they are added to or made of.  `exp_avg_res`, the mean of (u − m̂)², enters as r + 1 − β₃; `lr_mask` sums votes
-of both signs, each worth up to the gain; `spatial_variance` is that of numbers of order 1, which may all be equal."""
+of both signs, each worth up to the gain; `spatial_variance` is that of numbers of order 1, which may all be equal.
+`log_rate_scale` is a logarithm; `agreement` averages votes of both signs, each worth up to 1.  `walk` sums steps of
+both signs, and counts relative to what a random walk would have come to.  `walk_energy` sums squares: no floor."""
 GRID_STEP = 2 / 65535
 """Between points of bitsandbytes' CPU grid.  Near zero it is coarser than the codes, so neighbouring points are several
 codes apart; pairs within two of its steps count as neighbours."""
@@ -64,9 +68,12 @@ class Comparison:
         self.elements = self.elements_equal = 0
         self.element_step = 0
         self._largest: dict[int, float] = {}
+        self._steps = 0.0
 
     def add(self, theirs: Arrays, ours: Arrays, torch_states: dict[int, Any], state: Any) -> None:
         """One step's updates and states."""
+        (scale,) = parts_of(state, ScaleByCameampState)
+        self._steps = math.sqrt(float(scale.walk_energy) / sum(update.size for update in ours))
         for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             self.update = max(self.update, distance(a, b, self._floor(index, b)))
         for index, fields in enumerate(flat_states(state, ours)):
@@ -93,6 +100,9 @@ class Comparison:
                 self._add_codes(value, ours[name], signed=name in ("exp_avg", "s"))
             else:
                 floor = STATE_FLOORS.get(name.removesuffix("_row").removesuffix("_col"), 0.0)
+                if name == "walk":
+                    size = math.prod(np.shape(ours["exp_avg"]))
+                    floor = self._steps * math.sqrt(size / value.size)
                 self.state = max(self.state, distance(ours[name], value, floor))
 
     def _add_codes(self, theirs: np.ndarray, ours: np.ndarray, signed: bool) -> None:
@@ -151,7 +161,9 @@ def compare(
         found.add(theirs, step.updates, saved["state"], step.state)
         group = saved["param_groups"][0]
         (scale,) = parts_of(step.state, ScaleByCameampState)
-        found.state = max(found.state, _scalar_distance(scale.lr_scale, group["automagic_lr_scale"]))
+        for name in SEARCH_SCALARS:
+            of_torch, floor = group[group_key(name)].numpy(), STATE_FLOORS.get(name, 0.0)
+            found.state = max(found.state, distance(getattr(scale, name), of_torch, floor))
         for clipped in parts_of(step.state, ClipByPercentileState):
             found.state = max(
                 found.state, distance(np.asarray(clipped.norm_history), group["automagic_norm_history"].numpy())
@@ -208,10 +220,6 @@ def _checks(suite: str, kind: str, found: Comparison) -> Iterable[Check]:
     yield Check(suite, f"{kind}: float32 states", found.state, UPDATE_BOUND)
     yield Check(suite, f"{kind}: equal codes", found.codes_equal / found.codes, CODE_BOUND, at_least=True)
     yield Check(suite, f"{kind}: codes apart", found.code_step, 1)
-
-
-def _scalar_distance(ours: jax.Array, theirs: Any) -> float:
-    return abs(float(ours) - float(theirs)) / max(abs(float(theirs)), 1.0)
 
 
 def _ordered(x: np.ndarray, dtype: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from automagic_optax.arrays.averages import ema, one_minus_power
 from automagic_optax.arrays.means import quotient
 from automagic_optax.arrays.usable import is_usable
 from automagic_optax.cameamp import equations
-from automagic_optax.cameamp.learning_rate import Rates, Votes, count_array
+from automagic_optax.cameamp.learning_rate import Evidence, Rates, count_array, evidence, new_walk
 from automagic_optax.cameamp.states import ArrayState
 from automagic_optax.codec.polarity import pack_bits, unpack_bits
 from automagic_optax.codec.stored import Writer, read_nonnegative, read_signed
@@ -52,13 +52,13 @@ class ArrayStep(NamedTuple):
     Attributes:
         update: float32, to be added to the parameter.
         state: the array's new states.
-        vote: the array's vote; None where it has no `last_polarity`.
+        evidence: what the array says to the search.
         skipped: int32, how many arrays were skipped so far in this call.
     """
 
     update: jax.Array
     state: ArrayState
-    vote: Votes | None
+    evidence: Evidence
     skipped: jax.Array
 
 
@@ -85,7 +85,7 @@ def step_array(
         return _take_step(g, w, old, plan, decayed, shared)._replace(skipped=skipped)
 
     def skip(g: jax.Array, w: jax.Array, old: ArrayState, skipped: jax.Array) -> ArrayStep:
-        return _skip_step(g, old, _zeros(take, g, w, old, skipped).vote)._replace(skipped=skipped + 1)
+        return _skip_step(g, old, _zeros(take, g, w, old, skipped).evidence)._replace(skipped=skipped + 1)
 
     operands = (g, w, old, skipped)
     if jax.default_backend() != "cpu" or devices_of(g) > 1:
@@ -105,7 +105,7 @@ def step_batch(
 
     def one(g: jax.Array, w: jax.Array, old: ArrayState) -> ArrayStep:
         taken = _take_step(g, w, old, plan, decayed, shared)
-        nothing = jax.tree.map(jnp.zeros_like, taken.vote)
+        nothing = jax.tree.map(jnp.zeros_like, taken.evidence)
         return _select(is_usable(g, shared.gradient_limit), taken, _skip_step(g, old, nothing))
 
     def all_of_them(g: jax.Array, w: jax.Array, old: ArrayState, skipped: jax.Array) -> ArrayStep:
@@ -132,9 +132,9 @@ def _select(condition: jax.Array, a: ArrayStep, b: ArrayStep) -> ArrayStep:
     return selected
 
 
-def _skip_step(g: jax.Array, old: ArrayState, vote: Votes | None) -> ArrayStep:
+def _skip_step(g: jax.Array, old: ArrayState, evidence: Evidence) -> ArrayStep:
     state = old._replace(skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1)
-    return ArrayStep(jnp.full(g.shape, -0.0, jnp.float32), state, vote, jnp.ones([], jnp.int32))
+    return ArrayStep(jnp.full(g.shape, -0.0, jnp.float32), state, evidence, jnp.ones([], jnp.int32))
 
 
 def _take_step(
@@ -179,6 +179,9 @@ def _take_step(
 
     # Learning rate and weight decay
     delta = rates.rows(old.lr_mask, kappa) * d
+    walk = old.walk
+    if old.walk is not None and plan.has_walk:
+        walk = new_walk(old.walk, delta, shared.warming, plan)
     b, background_scale = jnp.ones([], jnp.float32), old.background_scale
     if config.background_regularization:
         b, background_scale = equations.background(v, root, old.background_scale, beta2, t)
@@ -190,8 +193,8 @@ def _take_step(
     delta = jnp.nan_to_num(delta)
 
     # Votes, which enter the rate of the next step
-    vote, last_polarity = None, None
-    if old.last_polarity is not None:
+    vote, last_polarity = None, old.last_polarity
+    if old.last_polarity is not None and plan.has_last_polarity:
         last_negative = unpack_bits(old.last_polarity, plan.shape)
         vote = count_array(g, last_negative, old.age > 0, plan)
         negative = jnp.where(g == 0, last_negative, g < 0)
@@ -209,5 +212,6 @@ def _take_step(
         last_polarity=last_polarity,
         lr_mask=old.lr_mask,
         spatial_variance=spatial_variance,
+        walk=walk,
     )
-    return ArrayStep(-delta, new, vote, jnp.zeros([], jnp.int32))
+    return ArrayStep(-delta, new, evidence(g, vote, old.walk is not None, plan), jnp.zeros([], jnp.int32))

@@ -1,6 +1,6 @@
-"""The rate search: rates and votes of gradient signs (`docs/algorithm.md`, sections 5.6 and 5.8).
+"""The rate search: rates, votes of gradient signs and the walk (`docs/algorithm.md`, sections 5.6 and 5.8).
 
-Reference: Automagic (ai-toolkit).
+References: Automagic (ai-toolkit); Ivgi et al., *DoG*, arXiv 2302.12022.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 from automagic_core import Config, StatePlan
 from automagic_core.config import constants
 from automagic_optax.arrays.means import accurate_sum, accurate_total
+from automagic_optax.cameamp.states import Search
+from automagic_optax.codec.random_bits import walk_signs
 
 f32 = np.float32
 
@@ -24,46 +26,42 @@ class Rates(NamedTuple):
 
     Attributes:
         initial: η₀, the constant rate or the schedule's value.
-        ramped: η, the rate after the warm-up's ramp.
-        low, high: the limits of every rate.
-        lr_scale: ℓ.
+        ramped: η, the rate after the ramp.
+        low, high: the limits of every rate.  They hold for what is found, and never for η itself.
+        log_rate_scale: ℓ.
     """
 
     initial: jax.Array
     ramped: jax.Array
     low: jax.Array
     high: jax.Array
-    lr_scale: jax.Array
+    log_rate_scale: jax.Array
 
     def array(self) -> jax.Array:
         """η̂, the rate of the array, which weight decay uses."""
-        return self._clip(self.ramped * jnp.exp(self.lr_scale))
+        return jnp.clip(self.ramped * jnp.exp(self.log_rate_scale), self.low, self.high)
 
     def rows(self, lr_mask: jax.Array | None, kappa: jax.Array | None) -> jax.Array:
         """ηᵢ, the rate of each row: a scalar where the array has neither `lr_mask` nor spatial factor."""
-        rate = self.ramped * jnp.exp(self.lr_scale if lr_mask is None else self.lr_scale + lr_mask)
-        return self._clip(rate if kappa is None else rate * kappa)
-
-    def _clip(self, rate: jax.Array) -> jax.Array:
-        return jnp.where(self.ramped == 0, f32(0), jnp.clip(rate, self.low, self.high))
+        rate = self.ramped * jnp.exp(self.log_rate_scale if lr_mask is None else self.log_rate_scale + lr_mask)
+        return jnp.clip(rate if kappa is None else rate * kappa, self.low, self.high)
 
 
-def rates(learning_rate: Any, lr_scale: jax.Array, step: jax.Array, config: Config) -> Rates:
+def rates(learning_rate: Any, log_rate_scale: jax.Array, step: jax.Array, config: Config) -> Rates:
     """The rates of step t.
 
     Args:
         learning_rate: a number, a traced scalar, or a schedule, which is called with t − 1.
-        lr_scale: ℓ before this step's votes.
+        log_rate_scale: ℓ before this step.
         step: t.
-        config: gives the warm-up and the limits.
+        config: gives the ramp and the limits.
     """
-    initial = jnp.asarray(learning_rate(step - 1) if callable(learning_rate) else learning_rate, jnp.float32)
-    low, high = jnp.asarray(config.min_lr, jnp.float32), jnp.asarray(config.max_lr, jnp.float32)
-    if config.warmup_steps == 0:
-        return Rates(initial, initial, low, high, lr_scale)
-    ramped = initial * jnp.minimum(f32(1), step.astype(jnp.float32) / f32(config.warmup_steps))
-    low = jnp.where(step <= config.warmup_steps, jnp.minimum(low, ramped), low)
-    return Rates(initial, ramped, low, high, lr_scale)
+    initial = _float32(learning_rate(step - 1) if callable(learning_rate) else learning_rate)
+    ramped = initial
+    if config.ramp_steps > 0:
+        ramped = initial * jnp.minimum(f32(1), step.astype(jnp.float32) / f32(config.ramp_steps))
+    low, high = jnp.minimum(_float32(config.min_lr), ramped), jnp.maximum(_float32(config.max_lr), ramped)
+    return Rates(initial, ramped, low, high, log_rate_scale)
 
 
 class Votes(NamedTuple):
@@ -74,12 +72,14 @@ class Votes(NamedTuple):
         rows_count: whether each row votes; None likewise.
         mean: ā, the vote of the whole array.
         weight: the array's number of elements if it votes, else 0.
+        total: Σ |g|.
     """
 
     rows: jax.Array | None
     rows_count: jax.Array | None
     mean: jax.Array
     weight: jax.Array
+    total: jax.Array
 
 
 def count_array(g: jax.Array, last_negative: jax.Array, counts: jax.Array, plan: StatePlan) -> Votes:
@@ -100,44 +100,131 @@ def count_array(g: jax.Array, last_negative: jax.Array, counts: jax.Array, plan:
     mean = jnp.where(counts_at_all, accurate_sum(row_agreement) / jnp.where(counts_at_all, total, f32(1)), f32(0))
     pool = jnp.where(counts_at_all, f32(plan.size), f32(0))
     if not plan.has_lr_mask:
-        return Votes(None, None, mean, pool)
+        return Votes(None, None, mean, pool, total)
     row_counts = counts & (row_total > 0)
     rows = row_agreement / jnp.where(row_counts, row_total, f32(1))
-    return Votes(jnp.where(row_counts, rows, f32(0)), row_counts, mean, pool)
+    return Votes(jnp.where(row_counts, rows, f32(0)), row_counts, mean, pool, total)
 
 
-def count_votes(
-    votes: Sequence[Votes | None],
-    masks: Sequence[jax.Array | None],
-    plans: Sequence[StatePlan],
-    rates: Rates,
-    voting: jax.Array,
-    config: Config,
-) -> tuple[jax.Array, list[jax.Array | None]]:
-    """ℓ and every δ after the votes of this step.  They enter the rates of the next step.
+class Evidence(NamedTuple):
+    """What an array says to the search in one step, or each array of a batch along a leading axis.
+
+    Attributes:
+        vote: its vote; None where it has no `last_polarity`.
+        moved: its number of elements, or 0 where it is skipped or its gradient is 0; None where it has no `walk`.
+    """
+
+    vote: Votes | None
+    moved: jax.Array | None
+
+
+def evidence(g: jax.Array, vote: Votes | None, walks: bool, plan: StatePlan) -> Evidence:
+    """The evidence of an array that is not skipped.
 
     Args:
-        votes: the votes of each array, or of each batch with a leading axis; None for arrays that never vote.
-        masks: δ, likewise.
-        plans: the plan of each array, or of one array of each batch.
-        voting: boolean scalar, 2 ≤ t ≤ `warmup_steps`.
+        g: the gradient after stages 1 to 4.
+        vote: the array's vote, where it has one.
+        walks: it has a `walk`.
+        plan: gives its size.
     """
-    cast = [vote for vote in votes if vote is not None]
-    if not cast:
-        return rates.lr_scale, list(masks)
-    gain = f32(config.lr_mask_gain)
-    total = accurate_total([vote.weight for vote in cast])
-    pooled = accurate_total([vote.weight * vote.mean for vote in cast]) / jnp.where(total > 0, total, f32(1))
-    limit = jnp.maximum(f32(0), jnp.log(rates.high / jnp.maximum(rates.initial, f32(config.min_lr))))
-    lr_scale = jnp.clip(rates.lr_scale + gain * pooled, f32(0), limit)
-    lr_scale = jnp.where(voting & (total > 0), lr_scale, rates.lr_scale)
+    largest = jnp.max(jnp.abs(g), initial=0) if vote is None else vote.total
+    return Evidence(vote, jnp.where(largest > 0, f32(plan.size), f32(0)) if walks and plan.has_walk else None)
+
+
+def walk_square(walk: jax.Array) -> jax.Array:
+    """Σ walk² of one array."""
+    return accurate_sum(jnp.square(walk))
+
+
+def new_walk(walk: jax.Array, steps: jax.Array, warming: jax.Array, plan: StatePlan) -> jax.Array:
+    """The walk after this step; after the warm-up it stays.
+
+    Args:
+        walk: before it, a row statistic.
+        steps: ηᵢ · d, in the shape of the array.
+        warming: boolean scalar, t ≤ `warmup_steps`.
+        plan: says what the rows are.
+    """
+    axes = range(len(plan.shape)) if plan.row_axis is None else plan.column_axes
+    along = accurate_sum(walk_signs(plan.shape) * steps, tuple(axes))
+    return jnp.where(warming, walk + along, walk)
+
+
+def searched(
+    search: Search,
+    found: Sequence[Evidence],
+    walk_squares: Sequence[jax.Array],
+    rates: Rates,
+    step: jax.Array,
+    config: Config,
+) -> tuple[Search, jax.Array]:
+    """The search after step t, and the pooled vote â.  They enter the rates of the next step.
+
+    Args:
+        search: before the step.
+        found: the evidence of each array or batch.
+        walk_squares: Σ walk² of every array after the step, in any number of parts.
+        rates: those of this step.
+        step: t.
+        config: hyperparameters.
+    """
+    warming = step <= config.warmup_steps
+    ell, energy, agreement = search
+    pooled = jnp.zeros([], jnp.float32)
+    votes = [evidence.vote for evidence in found if evidence.vote is not None]
+    if votes:
+        size = accurate_total([vote.weight for vote in votes])
+        pooled = accurate_total([vote.weight * vote.mean for vote in votes]) / jnp.where(size > 0, size, f32(1))
+        averaged = f32(constants.AGREEMENT_DECAY) * agreement + f32(1 - constants.AGREEMENT_DECAY) * pooled
+        voting = warming & (step >= 2) & (size > 0)
+        # The first vote enters whole.
+        agreement = jnp.where(voting, jnp.where(agreement == 0, pooled, averaged), agreement)
+    elements = [evidence.moved for evidence in found if evidence.moved is not None]
+    if elements:
+        n = accurate_total(elements)
+        energy = jnp.where(warming, energy + jnp.square(rates.array()) * n, energy)
+        # (ρ / straightness)², and no quotient 0 / 0, nor its derivative
+        square = accurate_total(walk_squares) / jnp.where(energy > 0, energy, f32(1))
+        square = square / jnp.square(_float32(config.straightness))
+        straight = (energy > 0) & (square > 1)
+        rise = f32(0.5) * jnp.log(jnp.where(straight, square, f32(1)))
+        rise = _float32(config.search_gain) * jnp.minimum(rise, f32(constants.LARGEST_RISE))
+        limit = jnp.log(_float32(config.max_lr) / jnp.maximum(rates.initial, _float32(config.min_lr)))
+        rises = warming & (n > 0) & straight & (agreement >= _float32(config.agreement_floor))
+        ell = jnp.where(rises, ell + jnp.minimum(rise, jnp.maximum(limit - ell, f32(0))), ell)
+    return Search(ell, energy, agreement), pooled
+
+
+def new_masks(
+    masks: Sequence[jax.Array | None],
+    found: Sequence[Evidence],
+    plans: Sequence[StatePlan],
+    pooled: jax.Array,
+    step: jax.Array,
+    config: Config,
+) -> list[jax.Array | None]:
+    """Every δ after the votes of step t.  They enter the rates of the next step.
+
+    Args:
+        masks: δ of each array or batch.
+        found: their evidence.
+        plans: the plan of each array, or of one array of each batch.
+        pooled: â.
+        step: t.
+        config: hyperparameters.
+    """
+    voting = (step >= 2) & (step <= config.warmup_steps)
 
     def new_mask(mask: jax.Array | None, vote: Votes | None, plan: StatePlan) -> jax.Array | None:
         if mask is None or vote is None or vote.rows is None or vote.rows_count is None:
             return mask
         share = f32(plan.columns / (plan.columns + constants.ROW_SHRINKAGE))
-        new = mask + gain * (vote.rows - pooled) * share
+        new = mask + _float32(config.lr_mask_gain) * (vote.rows - pooled) * share
         new = jnp.clip(new, -f32(constants.ROW_LIMIT), f32(constants.ROW_LIMIT))
         return jnp.where(voting & vote.rows_count, new, mask)
 
-    return lr_scale, [new_mask(*args) for args in zip(masks, votes, plans, strict=True)]
+    return [new_mask(mask, evidence.vote, plan) for mask, evidence, plan in zip(masks, found, plans, strict=True)]
+
+
+def _float32(x: Any) -> jax.Array:
+    return jnp.asarray(x, jnp.float32)

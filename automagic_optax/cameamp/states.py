@@ -16,8 +16,8 @@ from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment
 from automagic_optax.sharding.placement import devices_of, full, known_sharding, statistic_zeros, zeros_following
 from automagic_optax.sharding.state_shardings import StateShardings
 
-WARM_UP_ONLY = ("s", "last_polarity")
-"""What only the warm-up needs: the states of the torque and of the votes."""
+WARM_UP_ONLY = ("s", "last_polarity", "walk")
+"""What only the warm-up needs: the states of the torque and of the search."""
 
 
 class ScaleByCameampState(NamedTuple):
@@ -25,11 +25,12 @@ class ScaleByCameampState(NamedTuple):
 
     Attributes:
         step: int32 scalar, t, the number of calls; stays at 2³¹ − 1.
-        lr_scale: float32 scalar, ℓ, the logarithm of the factor on the learning rate that the votes found.
+        log_rate_scale: float32 scalar, ℓ, the logarithm of the factor on the learning rate that the search found.
         learning_rate: float32 scalar, η̂ of the last step; 0 before the first, also in states that 0.1.0 saved.
+        walk_energy, agreement: float32 scalars, E and A of the search; 0 before the first step and first vote.
 
     All other fields are trees in the structure of the parameters; a leaf is None where its array has no such state,
-    and `s` and `last_polarity` are None as a whole after `finish_warmup`.
+    and `s`, `last_polarity` and `walk` are None as a whole after `finish_warmup`.  Without `walk` the search rests.
 
         age, skipped_steps: int32 scalars, the steps an array took and those in which it was skipped.
         torque_mean, background_scale: float32 scalars, the means of τ and of √v̂ at the array's last step.
@@ -37,10 +38,11 @@ class ScaleByCameampState(NamedTuple):
         exp_avg_sq, exp_avg_res: `QuantizedArray` of the square root, float32, or `RowColumn`.
         last_polarity: uint8, packed sign bits.
         lr_mask, spatial_variance: float32 row statistics, δ and the variance of d.
+        walk: a float32 row statistic, the sum of the steps times their signs.
     """
 
     step: jax.Array
-    lr_scale: jax.Array
+    log_rate_scale: jax.Array
     age: Any
     skipped_steps: Any
     torque_mean: Any
@@ -53,6 +55,9 @@ class ScaleByCameampState(NamedTuple):
     lr_mask: Any
     spatial_variance: Any
     learning_rate: Any = np.float32(0)
+    walk: Any = None
+    walk_energy: Any = np.float32(0)
+    agreement: Any = np.float32(0)
 
 
 class ArrayState(NamedTuple):
@@ -69,6 +74,20 @@ class ArrayState(NamedTuple):
     last_polarity: jax.Array | None
     lr_mask: jax.Array | None
     spatial_variance: jax.Array | None
+    walk: jax.Array | None = None
+
+
+class Search(NamedTuple):
+    """What the search of all arrays holds, under the same names: float32 scalars."""
+
+    log_rate_scale: jax.Array
+    walk_energy: jax.Array
+    agreement: jax.Array
+
+    @staticmethod
+    def of(state: ScaleByCameampState) -> Search:
+        """The search of a state."""
+        return Search(*(getattr(state, name) for name in Search._fields))
 
 
 def initial_state(plan: StatePlan, parameter: Any = None) -> ArrayState:
@@ -116,13 +135,14 @@ def initial_state(plan: StatePlan, parameter: Any = None) -> ArrayState:
         last_polarity=polarity() if plan.has_last_polarity else None,
         lr_mask=row_statistic() if plan.has_lr_mask else None,
         spatial_variance=row_statistic() if plan.has_spatial_variance else None,
+        walk=row_statistic() if plan.has_walk else None,
     )
 
 
 def gather_states(
     params: Any,
     step: jax.Array,
-    lr_scale: jax.Array,
+    search: Search,
     arrays: list[ArrayState],
     absent: frozenset[str],
     learning_rate: jax.Array,
@@ -133,11 +153,12 @@ def gather_states(
         params: gives the structure.
         absent: names whose field is None as a whole, instead of a tree of Nones.
     """
-    trees = {
+    trees: dict[str, Any] = {
         name: None if name in absent else unflatten_like(params, [getattr(array, name) for array in arrays])
         for name in ArrayState._fields
     }
-    return ScaleByCameampState(step=step, lr_scale=lr_scale, learning_rate=learning_rate, **trees)
+    shared: dict[str, Any] = search._asdict()
+    return ScaleByCameampState(step=step, learning_rate=learning_rate, **shared, **trees)
 
 
 def scatter_states(params: Any, state: ScaleByCameampState) -> list[ArrayState]:

@@ -16,10 +16,11 @@ from automagic_optax.arrays.checks import check_dtypes, check_params
 from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.cameamp.array_step import ArrayStep, Shared, step_array, step_batch
-from automagic_optax.cameamp.learning_rate import count_votes, rates
+from automagic_optax.cameamp.learning_rate import new_masks, rates, searched, walk_square
 from automagic_optax.cameamp.states import (
     ArrayState,
     ScaleByCameampState,
+    Search,
     gather_states,
     initial_state,
     scatter_states,
@@ -57,8 +58,9 @@ def scale_by_cameamp(
 
         d = m̂ / √(r̂ + 0.01),    d ← d · τ / τ̄,    update = −(ηᵢ · d + η̂ · weight_decay · b · w)
 
-    The torque τ favours elements whose momentum and gradient agree.  The signs of the gradients vote on the row's rate
-    ηᵢ and the array's rate η̂ during the warm-up.  b relaxes the decay of informed weights.
+    The torque τ favours elements whose momentum and gradient agree.  During the warm-up the rate rises while the
+    weights travel further than a random walk would and successive gradients agree in sign.  b relaxes the decay of
+    informed weights.
 
     Args:
         learning_rate: η₀, a number, a traced scalar or a schedule of the step; by default ``config.lr``.
@@ -108,8 +110,9 @@ def scale_by_cameamp(
         check_dtypes(params)
         leaves = jax.tree.leaves(params)
         arrays = [initial_state(plan, leaf) for plan, leaf in zip(plans_of(params), leaves, strict=True)]
-        step, lr_scale, rate = (scalar_like(params, 0, dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
-        return gather_states(params, step, lr_scale, arrays, _absent_states(config), rate)
+        step, rate = scalar_like(params, 0, jnp.int32), scalar_like(params, 0, jnp.float32)
+        search = Search(*(scalar_like(params, 0, jnp.float32) for _ in Search._fields))
+        return gather_states(params, step, search, arrays, _absent_states(config), rate)
 
     def update(
         updates: Any, state: ScaleByCameampState, params: Any = None, **extra_args: Any
@@ -118,7 +121,7 @@ def scale_by_cameamp(
         check_params(params)
         step = jnp.minimum(state.step, MAX_STEP - 1) + 1
         warming = step <= config.warmup_steps
-        now = rates(learning_rate, state.lr_scale, step, config)
+        now = rates(learning_rate, state.log_rate_scale, step, config)
         writer = Writer(step, config.stochastic_rounding, rule)
         shared = Shared(config, weight_decay, warming, now, writer, gradient_limit)
 
@@ -148,24 +151,30 @@ def scale_by_cameamp(
         # The count is never negative, but the compiler cannot know that: used here, it keeps the arrays in their order.
         step = jnp.where(skipped < 0, 0, step)
 
-        lr_scale, masks = count_votes(
-            [stepped.vote for stepped in steps],
-            [stepped.state.lr_mask for stepped in steps],
-            [kind.plan for kind in batched.kinds],
-            now,
-            warming & (step >= 2),
-            config,
-        )
+        found = [stepped.evidence for stepped in steps]
+        squares = [
+            (walk_square if len(positions) == 1 else jax.vmap(walk_square))(stepped.state.walk)
+            for positions, stepped in zip(batched.positions, steps, strict=True)
+            if stepped.state.walk is not None
+        ]
+        # An array that takes no part today has travelled all the same.
+        present = {position for positions in batched.positions for position in positions}
+        squares += [
+            walk_square(a.walk) for position, a in enumerate(arrays) if position not in present and a.walk is not None
+        ]
+        search, pooled = searched(Search.of(state), found, squares, now, step, config)
+        old_masks = [stepped.state.lr_mask for stepped in steps]
+        masks = new_masks(old_masks, found, [kind.plan for kind in batched.kinds], pooled, step, config)
         states = [stepped.state._replace(lr_mask=mask) for stepped, mask in zip(steps, masks, strict=True)]
         absent = frozenset(name for name in ArrayState._fields if getattr(state, name) is None)
         arrays = batched.spread(states, arrays)
         arrays = [a if x is None else a._replace(background_scale=x) for x, a in zip(idle, arrays, strict=True)]
-        new_state = gather_states(params, step, lr_scale, arrays, absent, now.array())
+        new_state = gather_states(params, step, search, arrays, absent, now.array())
         stepped_updates = batched.replace([stepped.update for stepped in steps], [_no_step(g) for g in batched.others])
         tell_step(
             config,
             step,
-            lr_scale,
+            search.log_rate_scale,
             new_state.skipped_steps,
             rate=new_state.learning_rate,
             start=lambda: start(params, new_state),
@@ -178,7 +187,7 @@ def scale_by_cameamp(
 def _absent_states(config: Config) -> frozenset[str]:
     # An array of two axes and any size has every state that any array has.
     plan = state_plan((1, 1), config, "flax")
-    optional = ("s", "last_polarity", "lr_mask", "spatial_variance")
+    optional = ("s", "last_polarity", "walk", "lr_mask", "spatial_variance")
     return frozenset(name for name in optional if not getattr(plan, f"has_{name}"))
 
 

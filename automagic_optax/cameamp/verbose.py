@@ -32,7 +32,7 @@ def start_line(config: Config, opt_state: Any, lora: int, embeddings: int) -> st
 def tell_step(
     config: Config,
     step: jax.Array,
-    lr_scale: jax.Array,
+    log_rate_scale: jax.Array,
     skipped: Any,
     *,
     rate: Any = None,
@@ -46,7 +46,7 @@ def tell_step(
     Args:
         config: the hyperparameters.
         step: int32 scalar, t.
-        lr_scale: float32 scalar, ℓ.
+        log_rate_scale: float32 scalar, ℓ.
         skipped: a tree of int32 scalars (`skipped_steps`); their sum is logged.
         rate: float32 scalar, η̂, or None where it is not known.
         start: makes the message of t = 1, by `start_line`.
@@ -54,27 +54,27 @@ def tell_step(
     if not config.verbose:
         return
 
-    def speak(step: jax.Array, lr_scale: jax.Array, skipped: Any, rate: Any) -> None:
+    def speak(step: jax.Array, log_rate_scale: jax.Array, skipped: Any, rate: Any) -> None:
         total = sum((jnp.sum(x) for x in jax.tree.leaves(skipped)), start=jnp.zeros([], jnp.int32))
         line = None if start is None else start()
 
-        def on_host(step: np.ndarray, lr_scale: np.ndarray, total: np.ndarray, rate: np.ndarray | None) -> None:
+        def on_host(step: np.ndarray, log_rate_scale: np.ndarray, total: np.ndarray, rate: np.ndarray | None) -> None:
             if jax.process_index() != 0:
                 return
             if step == 1 and line is not None:
                 tell(LOGGER, line)
             # Under vmap this is called at every step.
             if step % EVERY == 0:
-                factor, rate_now = float(np.exp(lr_scale)), None if rate is None else float(rate)
+                factor, rate_now = float(np.exp(log_rate_scale)), None if rate is None else float(rate)
                 tell(LOGGER, progress_message(int(step), rate_now, factor, int(total)))
 
         def under_own_rules(*values: Any) -> None:
             with own_rules():
                 on_host(*values)
 
-        jax.debug.callback(under_own_rules, step, lr_scale, total, rate)
+        jax.debug.callback(under_own_rules, step, log_rate_scale, total, rate)
 
-    operands = (step, lr_scale, skipped, rate)
+    operands = (step, log_rate_scale, skipped, rate)
     speaks = (step == 1) | (step % EVERY == 0)
     if isinstance(speaks, jax.core.Tracer):
         jax.lax.cond(speaks, speak, lambda *_: None, *operands)

@@ -64,7 +64,7 @@ def _finished(tree: Any) -> Any:
             return type(node)(below(node.raw_mapping))
         if type(node) is not dict:
             return node
-        gone = WARM_UP_ONLY if {"lr_scale", "exp_avg"} <= node.keys() else ()
+        gone = WARM_UP_ONLY if {"log_rate_scale", "exp_avg"} <= node.keys() else ()
         return {key: jax.tree.map(below, x, is_leaf=_is_mapping) for key, x in node.items() if key not in gone}
 
     return jax.tree.map(below, tree, is_leaf=_is_mapping)

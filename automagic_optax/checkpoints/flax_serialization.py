@@ -12,7 +12,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
+from automagic_optax.checkpoints.earlier import with_search
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.moments.quantized_moment import QuantizedMoment
 
@@ -52,10 +56,11 @@ def register() -> None:
 
 
 def in_one_form(target: ScaleByCameampState, state: dict[str, Any]) -> tuple[ScaleByCameampState, dict[str, Any]]:
-    """Target and saved state, both without what only the warm-up needs unless both have it.
+    """Target and saved state in today's form, both without what only the warm-up needs unless both have it.
 
-    Without it in the file the votes have ended; without it in the target nothing says what form it has.
+    Without it in the file the search has ended; without it in the target nothing says what form it has.
     """
+    state = with_search(state, jax.tree.map(jnp.zeros_like, target.walk))
     dropped: dict[str, Any] = {
         name: None for name in WARM_UP_ONLY if state.get(name) is None or getattr(target, name) is None
     }

@@ -13,9 +13,10 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import keystr
 
-from automagic_optax.cameamp.find_states import finish_warmup
+from automagic_optax.cameamp.find_states import finish_warmup, parts_of
 from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
 from automagic_optax.checkpoints.abstract_state import abstract_state
+from automagic_optax.checkpoints.earlier import with_search
 
 
 def restore(
@@ -56,21 +57,37 @@ def restore(
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(Path(path)).item_metadata
         saved = getattr(metadata, "tree", metadata)
-        wanted = _in_saved_form(abstract_state(tx, params, mesh), saved, path)
+        like = abstract_state(tx, params, mesh)
+        wanted = _in_saved_form(like, saved, path)
         state = checkpointer.restore(Path(path), wanted)
-        state = jax.tree.map(_as_now, state, is_leaf=lambda x: isinstance(x, _Earlier))
+        likes = iter(parts_of(like, ScaleByCameampState))
+        state = jax.tree.map(lambda x: _as_now(x, next(likes)) if _is_state(x) else x, state, is_leaf=_is_state)
     return finish_warmup(state) if finished else state
 
 
-_Earlier: Any = collections.namedtuple("_Earlier", list(ScaleByCameampState._fields[:-1]))  # type: ignore[misc]
-"""The state as version 0.1.0 saved it, without `learning_rate`."""
+_LATER = ("learning_rate", "walk", "walk_energy", "agreement")
+_NOW = {"lr_scale": "log_rate_scale"}
+_EARLIER_NAMES = ("step", *_NOW, *(name for name in ScaleByCameampState._fields[2:] if name not in _LATER))
+_Earlier: Any = collections.namedtuple("_Earlier", _EARLIER_NAMES)  # type: ignore[misc]
+"""The state as version 0.1.0 saved it."""
 
 
-def _as_now(part: Any) -> Any:
+def _is_state(x: Any) -> bool:
+    return isinstance(x, (_Earlier, ScaleByCameampState))
+
+
+def _as_now(part: Any, like: Any) -> Any:
+    """The restored state in today's form; `like` has its shapes and shardings."""
     if not isinstance(part, _Earlier):
         return part
-    fields: dict[str, Any] = part._asdict()
-    return ScaleByCameampState(**fields, learning_rate=jnp.zeros_like(fields["lr_scale"]))
+    fields = with_search(part._asdict(), jax.tree.map(_zeros, like.walk))
+    # One more array for each scalar: two leaves of a state must not be one buffer, or it could not be donated.
+    shared = {name: _zeros(getattr(like, name)) for name in _LATER if name != "walk"}
+    return ScaleByCameampState(**fields | shared)
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(like.shape, like.dtype, device=like.sharding)
 
 
 def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
@@ -80,15 +97,18 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
         if not isinstance(part, ScaleByCameampState):
             return part
         fields = _at(saved, keys)
-        if not isinstance(fields, Mapping) or not {"lr_scale", "exp_avg", *WARM_UP_ONLY} <= set(fields):
+        names = set(fields) if isinstance(fields, Mapping) else set()
+        if not names & {"log_rate_scale", "lr_scale"} or not {"exp_avg", "s", "last_polarity"} <= names:
             place = keystr(keys) or "its root"
             raise ValueError(
                 f"{path} holds no ScaleByCameampState at {place}: save the state of the same transformation by itself"
             )
         # If all arrays are masked, these fields are empty trees and not None.
-        missing: dict[str, Any] = {name: None for name in WARM_UP_ONLY if fields[name] is None}
+        missing: dict[str, Any] = {name: None for name in WARM_UP_ONLY if fields.get(name) is None}
         part = part._replace(**missing)
-        return part if "learning_rate" in fields else _Earlier(*part[:-1])
+        if "log_rate_scale" in fields:
+            return part
+        return _Earlier(*(getattr(part, _NOW.get(name, name)) for name in _EARLIER_NAMES))
 
     return jax.tree_util.tree_map_with_path(in_form, wanted, is_leaf=lambda x: isinstance(x, ScaleByCameampState))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from automagic_core import Slot, rounding_key
 from automagic_core.codec.random_bits import MIX_MULTIPLIERS, SLOT_MULTIPLIER, STEP_MULTIPLIER
 
 
@@ -47,3 +48,16 @@ def random_unit(step: jax.Array | int, slot: int, shape: tuple[int, ...]) -> jax
     key = mix32(jnp.asarray(step).astype(jnp.uint32) * np.uint32(STEP_MULTIPLIER) + salt)
     bits = mix32(element_index(shape) + key)
     return (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)
+
+
+def walk_signs(shape: tuple[int, ...]) -> jax.Array:
+    """The signs σ of the walk, −1 or 1, the same at every step (`docs/algorithm.md`, section 5.8).
+
+    Args:
+        shape: shape of the whole array.
+
+    Returns:
+        float32 array of the given shape.
+    """
+    bits = mix32(element_index(shape) + np.uint32(rounding_key(0, Slot.walk, math.prod(shape))))
+    return jnp.where(bits >> 31 == 0, np.float32(1), np.float32(-1))

@@ -13,7 +13,7 @@ from automagic_optax.arrays.containers import flatten_like, pure
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.cameamp.find_states import map_states, only_state
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
-from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, gather_states, scatter_states
+from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, Search, gather_states, scatter_states
 from automagic_optax.codec.stored import RowColumn
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
 from automagic_optax.stages.encourage_low_rank import EncourageLowRankState
@@ -45,16 +45,14 @@ class Template:
         self.state = only_state(self.opt_state, "tx.init(params)")
         self.arrays = arrays_of(self.state, self.tree, "tx.init(params)")
 
-    def filled(
-        self, step: jax.Array, lr_scale: jax.Array, arrays: Sequence[ArrayState], learning_rate: jax.Array
-    ) -> Any:
-        """The whole state with the given step, ℓ, states of arrays and η̂."""
+    def filled(self, step: jax.Array, search: Search, arrays: Sequence[ArrayState], learning_rate: jax.Array) -> Any:
+        """The whole state with the given step, search, states of arrays and η̂."""
         absent = frozenset(
             name
             for name in ArrayState._fields
             if getattr(self.state, name) is None or (arrays and all(getattr(array, name) is None for array in arrays))
         )
-        state = gather_states(self.tree, step, lr_scale, list(arrays), absent, learning_rate)
+        state = gather_states(self.tree, step, search, list(arrays), absent, learning_rate)
         filled = map_states(lambda _: state, self.opt_state)
 
         def counted(part: Any) -> Any:

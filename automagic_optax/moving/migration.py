@@ -15,7 +15,7 @@ from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.containers import pure
 from automagic_optax.cameamp.find_states import parts_of
-from automagic_optax.cameamp.states import ArrayState
+from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer
@@ -104,7 +104,7 @@ def from_adam_state(
         )
 
     arrays = [one(m, v, like) if m.size else like for m, v, like in zip(mu, nu, template.arrays, strict=True)]
-    filled = template.filled(step, jnp.zeros([], jnp.float32), arrays, template.state.learning_rate)
+    filled = template.filled(step, Search.of(template.state), arrays, template.state.learning_rate)
     _note_new_states(template, restart_warmup, notes)
     return filled, notes.tell(LOGGER)
 
@@ -124,6 +124,7 @@ def _only_adam(opt_state: Any) -> optax.ScaleByAdamState:
 def _note_new_states(template: Template, restart_warmup: bool, notes: Notes) -> None:
     how = {
         "last_polarity": "last_polarity has the signs of the momentum",
+        "walk": "walk begins at zero, and the search measures from here on",
         "s": "s begins at zero, as in a new run",
         "lr_mask": "lr_mask begins at zero, as in a new run",
         "spatial_variance": "spatial_variance begins at zero, as in a new run",
@@ -138,7 +139,7 @@ def _note_new_states(template: Template, restart_warmup: bool, notes: Notes) -> 
         "Adam's hyperparameters, and states of transformations around it, are not taken over: those of tx hold"
     )
     notes.changed(
-        "step and lr_scale begin at 0: warm-up, schedule and search for the rate start again"
+        "step and log_rate_scale begin at 0: warm-up, schedule and search for the rate start again"
         if restart_warmup
-        else "lr_scale begins at 0: Adam had no mask"
+        else "log_rate_scale begins at 0: Adam has no search"
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from automagic_core import Layout, check_layout, state_plan
 from automagic_core.arrays.axes import inverse_axes, transposed_shape
-from automagic_core.arrays.state_forms import WARM_UP_ONLY
+from automagic_core.arrays.state_forms import SEARCH_SCALARS, WARM_UP_ONLY
 from automagic_core.moving.neutral import Axes, NeutralArray, NeutralGroup, axes_of, check_group, in_layout
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.containers import flatten_like, pure, unflatten_like
@@ -20,7 +20,7 @@ from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import only_state, parts_of
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
-from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, gather_states, scatter_states
+from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, Search, gather_states, scatter_states
 from automagic_optax.moving.torch_names import Names, torch_indices
 from automagic_optax.moving.torch_tensors import array_state, flat_fields
 from automagic_optax.optimizer import automagic_8bit
@@ -99,7 +99,7 @@ def group_of(
         )
         for leaf, (is_embedding, is_lora), states in zip(leaves, marks, flat_states(opt_state, params), strict=True)
     ]
-    shared = {"lr_scale": state.lr_scale}
+    shared = {name: getattr(state, name) for name in SEARCH_SCALARS}
     for clipped in map(pure, parts_of(opt_state, ClipByPercentileState)):
         shared |= {name: getattr(clipped, name) for name in RINGS}
     return NeutralGroup(
@@ -172,8 +172,8 @@ def _opt_state(group: NeutralGroup, params: Any, lora: Mark, embedding: Mark) ->
     absent = frozenset(
         name for name in ArrayState._fields if arrays and all(getattr(array, name) is None for array in arrays)
     )
-    lr_scale, rate = jnp.array(group.shared["lr_scale"]), jnp.zeros([], jnp.float32)
-    state = gather_states(params, step, lr_scale, arrays, absent, rate)
+    search = Search(**{name: jnp.array(group.shared[name]) for name in SEARCH_SCALARS})
+    state = gather_states(params, step, search, arrays, absent, jnp.zeros([], jnp.float32))
     stages = {
         SuppressEdgesState: {"age": state.age, "edge_history": unflatten_like(params, edge_history)},
         ClipByPercentileState: {name: jnp.array(group.shared[name]) for name in RINGS if name in group.shared},

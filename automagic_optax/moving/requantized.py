@@ -19,7 +19,7 @@ from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.containers import pure
 from automagic_optax.cameamp.find_states import only_state
-from automagic_optax.cameamp.states import ArrayState
+from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer, read_nonnegative, read_signed
@@ -37,9 +37,9 @@ def requantized(
 
     The number of bits, the block size and `factored` may differ.  Single values become row and column means; back from
     these they are a product, an approximation.  A state that keeps its form keeps every bit.  A state that goes to 8
-    bits is rounded with the random bits of the run's last step.  Step, ℓ, δ, ages and counters stay, and so do states
-    of stages and of other transformations in the chain if both sides have them.  Both sides must have the same `betas`.
-    Call it outside ``jax.jit``.
+    bits is rounded with the random bits of the run's last step.  Step, the search, δ, ages and counters stay, and so do
+    states of stages and of other transformations in the chain if both sides have them.  Both sides must have the same
+    `betas`.  Call it outside ``jax.jit``.
 
     Args:
         opt_state: state of ``automagic_8bit``, alone or in a chain.
@@ -70,13 +70,13 @@ def requantized(
         _requantized(old, like, writer, config, name, notes)
         for name, old, like in zip(template.names, arrays, template.arrays, strict=True)
     ]
-    filled = template.filled(source.step, source.lr_scale, new, source.learning_rate)
+    filled = template.filled(source.step, Search.of(source), new, source.learning_rate)
     return take_over_other_states(filled, opt_state, notes), notes.tell(LOGGER)
 
 
 def _check_rows(old: ArrayState, like: ArrayState, name: str) -> None:
     """Raises a ValueError if the rows are other axes, because of another layout or another mark."""
-    for field in (*_ROW_STATES, "exp_avg_sq", "exp_avg_res"):
+    for field in (*_ROW_STATES, "walk", "exp_avg_sq", "exp_avg_res"):
         ours, theirs = (_row_shape(getattr(array, field), field) for array in (like, old))
         if ours is not None and theirs is not None and ours != theirs:
             raise ValueError(f"opt_state has {field} with rows of shape {theirs} for {name}; valid: {ours}")
@@ -85,7 +85,7 @@ def _check_rows(old: ArrayState, like: ArrayState, name: str) -> None:
 def _row_shape(value: Any, field: str) -> tuple[int, ...] | None:
     if isinstance(value, RowColumn):
         return value.row.shape
-    return value.shape if field in _ROW_STATES and value is not None else None
+    return value.shape if field in (*_ROW_STATES, "walk") and value is not None else None
 
 
 def _requantized(
@@ -100,7 +100,7 @@ def _requantized(
     if isinstance(old.exp_avg_sq, RowColumn) and not isinstance(like.exp_avg_sq, RowColumn) and int(old.age) > 0:
         v_hat = _product(old.exp_avg_sq) / f32(weight_seen(config.betas[1], int(old.age)))
         new = new._replace(background_scale=jnp.mean(jnp.sqrt(jnp.maximum(v_hat, f32(SQUARE_FLOOR)))))
-    for field in (*_ROW_STATES, "s", "last_polarity"):
+    for field in (*_ROW_STATES, "s", "last_polarity", "walk"):
         was, wanted = getattr(old, field), getattr(like, field)
         if (was is None) == (wanted is None):
             continue

@@ -8,6 +8,7 @@ from typing import Any
 from automagic_core import Layout
 from automagic_core.arrays.axes import check_axes, inverse_axes
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, STEP, group_key, with_own_keys
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_core.moving.neutral import Axes, check_group, in_layout, one_group
 from automagic_core.moving.notes import Notes
 from automagic_core.moving.torch_dict import neutral_groups
@@ -94,7 +95,7 @@ def to_torch_state(
         opt_state: state of ``automagic_8bit``.
         params: the parameters in JAX.
         like: ``optimizer.state_dict()`` of the PyTorch optimizer that is to go on.  Its group keeps its hyperparameters
-            and layout, and takes over step, ℓ and the ring of stage 1.
+            and layout, and takes over step, search and the ring of stage 1.
         group: which of several parameter groups.  The others stay as they are in `like`, so the result for one group is
             `like` for the next.
         layout: of `params`; None for the layout of the PyTorch optimizer.
@@ -123,7 +124,7 @@ def to_torch_state(
     new = groups[group or 0] = with_own_keys(groups[group or 0])
     new[STEP] = ours.step
     new.pop(EFFECTIVE_LR, None)
-    for name in ("lr_scale", *RINGS):
+    for name in (*SEARCH_SCALARS, *RINGS):
         if name in ours.shared:
             new[group_key(name)] = torch.tensor(ours.shared[name])
     states = {key: state for key, state in like["state"].items() if key not in new["params"]}

@@ -10,7 +10,7 @@ import numpy as np
 
 from automagic_core import StatePlan
 from automagic_core.arrays.state_forms import COMPANDED
-from automagic_optax.cameamp.states import ArrayState, initial_state
+from automagic_optax.cameamp.states import WARM_UP_ONLY, ArrayState, initial_state
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.codec.stored import RowColumn
 
@@ -39,7 +39,8 @@ def array_state(states: Mapping[str, np.ndarray], plan: StatePlan, warming: bool
     """
     if not states:
         array = initial_state(plan)
-        return array if warming else array._replace(s=None, last_polarity=None)
+        gone: dict[str, Any] = dict.fromkeys(WARM_UP_ONLY)
+        return array if warming else array._replace(**gone)
 
     def held(name: str) -> Any:
         if f"{name}_absmax" in states:

@@ -78,7 +78,7 @@ def metrics(
     states = find_states(opt_state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((opt_state, params))):
         raise ValueError("a state inside jit has no values yet; return it from the step and pass it here")
-    shared = [(pure(state.step), pure(state.lr_scale), pure(state.learning_rate)) for state in states]
+    shared = [(pure(state.step), pure(state.log_rate_scale), pure(state.learning_rate)) for state in states]
     arrays = [(position, array) for position, state in enumerate(states) for array in scatter_states(state.age, state)]
     read = jax.device_get(
         {
@@ -93,12 +93,12 @@ def metrics(
     lr: Any = learning_rate if learning_rate is not None or config is None else config.lr
     facts = []
     for (position, array), values in zip(arrays, read["arrays"], strict=True):
-        step, lr_scale, _ = read["shared"][position]
+        step, log_rate_scale, _ = read["shared"][position]
         size = int(jax.tree.leaves(array.exp_avg)[0].size)
         if size > 0:
             next_step = None if config is None else NextStep.of(config, lr, int(step))
             values |= {"torque_mean": float(values["torque_mean"]), "skipped_steps": int(values["skipped_steps"])}
-            facts.append(ArrayFacts(size, float(lr_scale), next_step=next_step, **values))
+            facts.append(ArrayFacts(size, float(log_rate_scale), next_step=next_step, **values))
     started = any(int(step) > 0 for step, _, _ in read["shared"])
     rate = max(float(rate) for _, _, rate in read["shared"]) if started else None
     energy = {stage: float(np.mean(shares)) for stage, shares in read["energy"].items() if shares and started}

@@ -13,7 +13,7 @@ from automagic_optax.cameamp.find_states import find_states, opt_state_of
 
 
 def learning_rate(opt_state: Any) -> jax.Array:
-    """η̂ of the last step: the schedule's rate after the warm-up's ramp, times the factor that the votes found.
+    """η̂ of the last step: the schedule's rate after the ramp, times the factor that the search found.
 
     It works inside and outside of ``jax.jit`` and waits for nothing.  The rates of single rows lie around it
     (`metrics`).  ``optax.inject_hyperparams`` keeps in ``opt_state.hyperparams["learning_rate"]`` what the caller gave.

@@ -40,7 +40,7 @@ def check_loss(loss: Any) -> Any:
 def progress(opt_state: Any) -> list[tuple[jax.Array, jax.Array]]:
     """t and ℓ of every `ScaleByCameampState`, as copies that remain when the state is donated."""
     states = find_states(opt_state)
-    return [(jnp.max(jnp.asarray(state.step)), jnp.max(jnp.asarray(state.lr_scale))) for state in states]
+    return [(jnp.max(jnp.asarray(state.step)), jnp.max(jnp.asarray(state.log_rate_scale))) for state in states]
 
 
 def run_rates(progressed: Sequence[tuple[jax.Array, jax.Array]], config: Config | None) -> RunRates | None:
@@ -52,13 +52,13 @@ def run_rates(progressed: Sequence[tuple[jax.Array, jax.Array]], config: Config 
     """
     if config is None:
         return None
-    rates = [_rates(int(step), float(lr_scale), config) for step, lr_scale in jax.device_get(list(progressed))]
+    rates = [_rates(int(step), float(ell), config) for step, ell in jax.device_get(list(progressed))]
     return max(rates, key=lambda found: found.rate)
 
 
-def _rates(step: int, lr_scale: float, config: Config) -> RunRates:
+def _rates(step: int, ell: float, config: Config) -> RunRates:
     scheduled = callable(config.lr)
     lr = float(config.lr(step)) if callable(config.lr) else float(config.lr)
-    rate = 0.0 if lr == 0 else min(max(lr * math.exp(lr_scale), config.min_lr), config.max_lr)
-    searching = config.lr_mask_gain > 0 and step < config.warmup_steps
+    rate = min(max(lr * math.exp(ell), min(config.min_lr, lr)), max(config.max_lr, lr))
+    searching = config.searches and step < config.warmup_steps
     return RunRates(None if scheduled else lr, rate, config.min_lr, config.max_lr, searching)

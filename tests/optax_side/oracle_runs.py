@@ -12,7 +12,7 @@ import numpy as np
 
 from automagic_core import Config
 from automagic_optax import RowColumn, SuppressEdgesState, automagic_8bit, finish_warmup, scale_by_cameamp
-from automagic_optax.cameamp.states import ArrayState, scatter_states
+from automagic_optax.cameamp.states import WARM_UP_ONLY, ArrayState, Search, scatter_states
 from tests.optax_side.small import find_state
 from tests.oracle.cameamp import CameampOracle
 from tests.oracle.settings import STAGES_OFF
@@ -35,7 +35,8 @@ def schedule(count: Any) -> Any:
     return 2e-3 * (1 - count / 100)
 
 
-# Everything of section 5 on, with other than default constants; max_lr limits some rows' rates.
+# Everything of section 5 on, with other than default constants; max_lr limits some rows' rates, and the agreement is
+# now above its floor and now below.
 EVERYTHING: dict[str, Any] = {
     "optim_bits": 32,
     "lr": schedule,
@@ -47,6 +48,10 @@ EVERYTHING: dict[str, Any] = {
     "update_clip": 2.5,
     "confidence_floor": 0.02,
     "torque_decay": 0.6,
+    "search_gain": 0.12,
+    "straightness": 1.2,
+    "agreement_floor": 0.113,
+    "lr_mask_gain": 0.2,
     **STAGES_OFF,
 }
 
@@ -57,7 +62,7 @@ class Step(NamedTuple):
     grads: list[Any]
     params: list[np.ndarray]
     updates: list[Any]
-    lr_scale: float
+    search: Search
     states: list[dict[str, Any]]
 
 
@@ -156,8 +161,8 @@ def run(
         else:
             recorded = _record(params, state, warming=t <= config.warmup_steps)
         values = [None if u is None else np.asarray(u) for u in updates]
-        lr_scale = float(find_state(state).lr_scale)
-        records.append(Step(grads, [np.asarray(w) for w in params], values, lr_scale, recorded))
+        search = Search(*map(np.asarray, Search.of(find_state(state))))
+        records.append(Step(grads, [np.asarray(w) for w in params], values, search, recorded))
         params = [w if u is None else w + u for w, u in zip(params, updates, strict=True)]
 
     def oracle(**changes: Any) -> CameampOracle:
@@ -185,7 +190,7 @@ def _plain(array: ArrayState, shape: tuple[int, ...], warming: bool) -> dict[str
         if value is not None and not isinstance(value, RowColumn):
             found[name] = np.asarray(value)
     if not warming:
-        found["s"] = found["last_polarity"] = None
+        found |= dict.fromkeys(WARM_UP_ONLY)
     if found["last_polarity"] is not None:
         bits = np.unpackbits(found["last_polarity"], axis=-1, bitorder="little")
         found["last_polarity"] = bits[..., : (shape or (1,))[-1]].reshape(shape).astype(bool)
@@ -228,7 +233,8 @@ def worst_errors(recorded: Run, **changes: Any) -> dict[str, float]:
         updates = oracle.step_(step.grads, step.params)
         for g, ours, theirs in zip(step.grads, step.updates, updates, strict=True):
             note("update", np.zeros_like(theirs) if g is None and ours is None else ours, theirs)
-        note("lr_scale", step.lr_scale, oracle.lr_scale)
+        for name, ours in step.search._asdict().items():
+            note(name, ours, getattr(oracle, name))
         for ours, theirs in zip(step.states, oracle.state, strict=True):
             assert changes or set(ours) == set(theirs)
             for name in set(ours) & set(theirs):

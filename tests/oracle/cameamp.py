@@ -268,7 +268,8 @@ class CameampOracle:
         self.walk_energy += float(array_rate) ** 2 * elements
         # An array that is not here today has travelled all the same.
         walked = sum(float((state["walk"] ** 2).sum()) for state in self.state)
-        if elements == 0 or self.walk_energy == 0 or self.agreement < self.cfg.agreement_floor:
+        disagree = self.use_agreement and self.agreement < self.cfg.agreement_floor
+        if elements == 0 or self.walk_energy == 0 or disagree:
             return
         straightness = math.sqrt(walked / self.walk_energy)
         if straightness > self.cfg.straightness:

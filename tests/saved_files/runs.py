@@ -13,6 +13,7 @@ SHAPES = {"kernel": (16, 64), "bias": (64,), "lora_a": (64, 16)}
 FIELDS: dict[str, Any] = {
     "warmup_steps": 10,
     "torque_decay": 0.9,
+    "lr_mask_gain": 0.2,
     "percentile_clipping": 90,
     "min_8bit_size": 256,
     "max_lr": 0.1,
