@@ -65,20 +65,19 @@ def verdicts(results: Results, jobs: Sequence[str]) -> Iterator[str]:
         yield f"At most 2 % above tuned AdamW: {len(starts) - len(beyond)} of {len(starts)} jobs and starts{far}."
     for rival in RIVALS:
         known = {job: relative(results, job, rival) for job in jobs}
-        pairs = {job: value for job, value in known.items() if value is not None and from_starts(results, job)}
-        lost = [job for job, value in pairs.items() if value < max(from_starts(results, job).values())]
-        if pairs:
+        told = {job: value for job, value in known.items() if value is not None and from_starts(results, job)}
+        lost = [job for job, value in told.items() if value < max(from_starts(results, job).values())]
+        if told:
             below = f"; it is below our worst start on {markdown.listed(lost)}" if lost else ""
-            yield f"At or below {rival.title} from every start: {len(pairs) - len(lost)} of {len(pairs)} jobs{below}."
+            yield f"At or below {rival.title} from every start: {len(told) - len(lost)} of {len(told)} jobs{below}."
     for other in (ADAMW, CAUTIOUS):
         both = {job: (relative(results, job, TUNED), relative(results, job, other)) for job in jobs}
-        pairs = {
-            job: tuned - theirs for job, (tuned, theirs) in both.items() if tuned is not None and theirs is not None
-        }
+        pairs = {job: ours - theirs for job, (ours, theirs) in both.items() if ours is not None and theirs is not None}
         lost = [job for job, difference in pairs.items() if difference > 0]
         if pairs:
             above = f"; not on {markdown.listed(lost)}" if lost else ""
-            yield f"Tuned and without search at or below {other.title}: {len(pairs) - len(lost)} of {len(pairs)} jobs{above}."
+            held = f"{len(pairs) - len(lost)} of {len(pairs)}"
+            yield f"Tuned and without search at or below {other.title}: {held} jobs{above}."
 
 
 def overfitting_table(results: Results, jobs: Sequence[str]) -> str | None:

@@ -40,7 +40,8 @@ def build(variant: Variant, start: Start, steps: int) -> optax.GradientTransform
     if variant.optimizer == "adamw":
         return optax.adamw(cosine(start, steps, ramp), weight_decay=WEIGHT_DECAY)
     if variant.optimizer == "prodigy":
-        return optax.contrib.prodigy(cosine(1.0, steps, 0), estim_lr0=start, weight_decay=WEIGHT_DECAY)
+        settings = {"betas": (0.9, 0.99), "safeguard_warmup": True, "weight_decay": WEIGHT_DECAY}
+        return optax.contrib.prodigy(cosine(1.0, steps, 0), estim_lr0=start, **settings)
     if variant.optimizer == "d-adaptation":
         return optax.contrib.dadapt_adamw(cosine(1.0, steps, ramp), estim_lr0=start, weight_decay=WEIGHT_DECAY)
     if variant.optimizer == "mechanic":

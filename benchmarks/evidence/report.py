@@ -113,8 +113,8 @@ def _setting(results: Results, jobs: Sequence[str]) -> Iterable[str]:
         f"decay {WEIGHT_DECAY:g}. Tuned rates have a ramp of {RAMP_SHARE:.0%} of the steps and a cosine to 0; ours "
         f"searches in its first {WARM_UP_SHARE:.0%}, with `max_lr` 1, and has the same cosine. A grid is "
         f"{', '.join(f'{lr:g}' for lr in LADDER)}: three rungs around a guess on seed 0, and further ones while the "
-        f"best is at an end. Validation losses are taken every {CHECK_EVERY} steps. `force_8bit` is on: our states are in "
-        "8 bits wherever the profile's `min_8bit_size` allows. Three seeds are few, and seed 0 has chosen the rates."
+        f"best is at an end. Validation losses are taken every {CHECK_EVERY} steps. `force_8bit` is on: our states are "
+        "in 8 bits wherever the profile's `min_8bit_size` allows. Three seeds are few, and seed 0 has chosen the rates."
     )
     yield from comparison.rates_at_ends(results, jobs)
 
@@ -158,7 +158,7 @@ def _stages(results: Results, jobs: Sequence[str]) -> Iterable[str]:
         "On the matrices of adapters, each stage alone, at the tuned rate, means over the seeds. The energy above the "
         "cutoff is a share of the learned update's, edge strength its mean |Laplacian| over its mean magnitude; white "
         f"noise would have {stages.WHITE_NOISE_SHARE:.3f} and {stages.WHITE_NOISE_EDGES:.2f}. The effective rank is "
-        "the exponential of the entropy of the normalized singular values of BA. The last column is far above the default."
+        "the exponential of the entropy of the normalized singular values of BA. The last column is far stronger."
     )
     for stage in stages.MEASURES:
         yield f"**{stage.capitalize()}.** " + " ".join(stages.effects(results, jobs, stage))

@@ -72,7 +72,7 @@ CAUTIOUS = Variant("cautious-adamw", "Cautious AdamW", "cautious-adamw")
 _D0: dict[str, Any] = {"starts": (1e-6,), "curve": (1e-8, 1e-7, *PICTURED), "knob": "d₀"}
 RIVALS = (
     Variant("prodigy", "Prodigy", "prodigy", in_jax=True, **_D0),
-    Variant("prodigy-lora", "Prodigy as for diffusion", "prodigy-lora", **_D0),
+    Variant("prodigy-corrected", "Prodigy, bias-corrected", "prodigy-corrected", **_D0),
     Variant("prodigy-schedule-free", "Prodigy + schedule-free", "prodigy-schedule-free", **_D0),
     Variant("d-adaptation", "D-Adaptation (Adam)", "d-adaptation", in_jax=True, **_D0),
     Variant("schedule-free", "Schedule-free AdamW", "schedule-free", in_jax=True, curve=(1e-6, *LADDER)),

@@ -154,7 +154,7 @@ def test_a_schedule_free_method_is_judged_in_eval_mode():
 
 PACKAGES = {
     "prodigy": "prodigyopt",
-    "prodigy-lora": "prodigyopt",
+    "prodigy-corrected": "prodigyopt",
     "prodigy-schedule-free": "prodigyplus",
     "d-adaptation": "dadaptation",
 }
@@ -170,7 +170,7 @@ def test_every_recipe_lowers_a_bowl(name):
     p = torch.nn.Parameter(torch.zeros(20, 20))
     steps = 200
     # L-DoG and Prodigy leave their default start too late for so few steps.
-    start = {"dog": 1e-3, "prodigy": 1e-4, "prodigy-lora": 1e-4}.get(name, (*VARIANTS[name].starts, 1e-2)[0])
+    start = {"dog": 1e-3, "prodigy": 1e-4, "prodigy-corrected": 1e-4}.get(name, (*VARIANTS[name].starts, 1e-2)[0])
     method = RECIPES[name]([p], start, steps)
     for step in range(steps):
         method.set_rate(step)

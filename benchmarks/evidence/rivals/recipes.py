@@ -56,20 +56,21 @@ def came(parameters: list[Parameter], start: float, steps: int) -> Method:
 
 
 def prodigy(parameters: list[Parameter], start: float, steps: int) -> Method:
-    """README of prodigyopt, "How to use": lr 1, decoupled weight decay, a cosine over all steps and no warm-up."""
+    """README of prodigyopt: lr 1, decoupled weight decay, a cosine over all steps and no warm-up; of what it says on
+    diffusion models, which LoRA trainers follow, `safeguard_warmup` and β₂ 0.99: the best of its settings here."""
     return _prodigy(parameters, start, steps)
 
 
-def prodigy_lora(parameters: list[Parameter], start: float, steps: int) -> Method:
-    """README of prodigyopt, "Diffusion models", which LoRA trainers follow: the same with `safeguard_warmup` and
-    `use_bias_correction`."""
-    return _prodigy(parameters, start, steps, safeguard_warmup=True, use_bias_correction=True)
+def prodigy_corrected(parameters: list[Parameter], start: float, steps: int) -> Method:
+    """The same with `use_bias_correction`, which the README recommends for diffusion models too."""
+    return _prodigy(parameters, start, steps, use_bias_correction=True)
 
 
 def _prodigy(parameters: list[Parameter], start: float, steps: int, **settings: bool) -> Method:
     from prodigyopt import Prodigy
 
-    optimizer = _quiet(lambda: Prodigy(parameters, lr=1.0, d0=start, weight_decay=WEIGHT_DECAY, **settings))
+    common: dict[str, Any] = {"betas": (0.9, 0.99), "safeguard_warmup": True, "weight_decay": WEIGHT_DECAY}
+    optimizer = _quiet(lambda: Prodigy(parameters, lr=1.0, d0=start, **common, **settings))
     return Method(optimizer, steps, rate=1.0, found="d")
 
 
@@ -136,7 +137,7 @@ RECIPES: Mapping[str, Recipe] = {
     "adamw8bit": adamw8bit,
     "came": came,
     "prodigy": prodigy,
-    "prodigy-lora": prodigy_lora,
+    "prodigy-corrected": prodigy_corrected,
     "prodigy-schedule-free": prodigy_schedule_free,
     "d-adaptation": d_adaptation,
     "schedule-free": schedule_free,
