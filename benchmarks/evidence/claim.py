@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 from benchmarks.evidence import markdown
-from benchmarks.evidence.jobs import JOBS
 from benchmarks.evidence.markdown import MISSING
 from benchmarks.evidence.results import Results
 from benchmarks.evidence.variants import ADAMW, CAUTIOUS, OURS, RIVALS, STARTS, TUNED, Variant
@@ -33,7 +32,7 @@ def from_starts(results: Results, job: str) -> dict[float, float]:
 
 def claim_table(results: Results, jobs: Sequence[str]) -> str:
     """One row a job, all in percent against AdamW; what does not hold is bold."""
-    headings = ["", "AdamW (rate)", *(f"ours from {lr:g}" for lr in STARTS), *(rival.title for rival in RIVALS)]
+    headings = ["", "AdamW (rate)", *(f"{OURS.title} from {lr:g}" for lr in STARTS), *(rival.title for rival in RIVALS)]
     rows = []
     for job in jobs:
         reference, rate = results.loss(job, ADAMW.name), results.rate(job, ADAMW.name)
@@ -45,7 +44,7 @@ def claim_table(results: Results, jobs: Sequence[str]) -> str:
             cells.append(_cell(theirs, theirs is not None and bool(ours) and theirs < max(ours.values())))
         cautious, tuned = (relative(results, job, variant) for variant in (CAUTIOUS, TUNED))
         cells += [_cell(cautious, False), _cell(tuned, tuned is not None and tuned > min(0.0, cautious or 0.0))]
-        rows.append([JOBS[job].title, said, *cells])
+        rows.append([f"`{job}`", said, *cells])
     return markdown.table([*headings, CAUTIOUS.title, TUNED.title], rows)
 
 
@@ -68,32 +67,41 @@ def verdicts(results: Results, jobs: Sequence[str]) -> Iterator[str]:
         told = {job: value for job, value in known.items() if value is not None and from_starts(results, job)}
         lost = [job for job, value in told.items() if value < max(from_starts(results, job).values())]
         if told:
-            below = f"; it is below our worst start on {markdown.listed(lost)}" if lost else ""
+            below = f"; it is below our worst start on {_on(lost, len(told))}" if lost else ""
             yield f"At or below {rival.title} from every start: {len(told) - len(lost)} of {len(told)} jobs{below}."
     for other in (ADAMW, CAUTIOUS):
         both = {job: (relative(results, job, TUNED), relative(results, job, other)) for job in jobs}
         pairs = {job: ours - theirs for job, (ours, theirs) in both.items() if ours is not None and theirs is not None}
         lost = [job for job, difference in pairs.items() if difference > 0]
         if pairs:
-            above = f"; not on {markdown.listed(lost)}" if lost else ""
+            above = f"; not on {_on(lost, len(pairs))}" if lost else ""
             held = f"{len(pairs) - len(lost)} of {len(pairs)}"
             yield f"Tuned and without search at or below {other.title}: {held} jobs{above}."
 
 
 def overfitting_table(results: Results, jobs: Sequence[str]) -> str | None:
-    """Last and best loss of the jobs on which one of the methods ends above its best; None where none does."""
-    methods = (
-        (ADAMW, None),
-        (CAUTIOUS, None),
-        (TUNED, None),
-        *((OURS, lr) for lr in STARTS),
-        *((r, None) for r in RIVALS),
-    )
+    """Last and best loss of all methods on the jobs where AdamW or ours ends above its best; None without such jobs."""
+    methods = (ADAMW, CAUTIOUS, TUNED, OURS, *RIVALS)
+    found = {job: {variant.name: _last_and_best(results, job, variant) for variant in methods} for job in jobs}
+    ours = (ADAMW.name, TUNED.name, OURS.name)
+    chosen = [job for job, by_name in found.items() if any(_overfits(by_name[name]) for name in ours)]
+    if not chosen:
+        return None
     rows = []
-    for job in jobs:
-        for variant, lr in methods:
-            last, best = (results.loss(job, variant.name, lr, which) for which in ("loss", "best"))
-            if last and best and math.isfinite(last.mean) and last.mean > (1 + OVERFIT) * best.mean:
-                name = variant.title if lr is None else f"{variant.title} from {lr:g}"
-                rows.append([JOBS[job].title, name, f"{last.mean:.4f}", f"{best.mean:.4f}"])
-    return markdown.table(["job", "method", "last", "best"], rows, left=2) if rows else None
+    for variant in methods:
+        pairs = [found[job][variant.name] for job in chosen]
+        rows.append([variant.title, *(MISSING if pair is None else f"{pair[0]:.4f} / {pair[1]:.4f}" for pair in pairs)])
+    return markdown.table(["last / best", *(f"`{job}`" for job in chosen)], rows)
+
+
+def _last_and_best(results: Results, job: str, variant: Variant) -> tuple[float, float] | None:
+    last, best = (results.loss(job, variant.name, which=which) for which in ("loss", "best"))
+    return None if last is None or best is None or not math.isfinite(last.mean) else (last.mean, best.mean)
+
+
+def _overfits(pair: tuple[float, float] | None) -> bool:
+    return pair is not None and pair[0] > (1 + OVERFIT) * pair[1]
+
+
+def _on(lost: Sequence[str], of: int) -> str:
+    return "all" if len(lost) == of else markdown.listed(lost)

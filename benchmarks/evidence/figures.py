@@ -35,6 +35,8 @@ STYLES: Mapping[str, tuple[str, str]] = {
 """Colour and marker of each method, the same in every picture."""
 IN_FIRST = tuple(STYLES)[:6]
 BOLD = ("adamw", "balanced")
+MOST_SHOWN = 0.3
+"""How far above the lowest loss the first picture goes."""
 SHADES = dict(zip(PROFILES, ("tab:orange", "tab:red", "tab:purple"), strict=True))
 
 
@@ -78,10 +80,9 @@ def _start(axes: Axes, results: Results, job: str) -> bool:
     finite = [loss for curve in points.values() for loss in curve.values() if math.isfinite(loss)]
     if not finite:
         return False
-    # Rates that are far too high end anywhere above the start, and would leave no room for the rest.
-    start = max(record["curve"][0][1] for curve in curves.values() for record in curve.values())
-    low, high = min(finite), min(max(finite), start)
-    top = low + 0.75 * (high - low)
+    # Rates that are far too low or too high would leave no room for the rest.
+    low = min(finite)
+    top = min(max(finite), (1 + MOST_SHOWN) * low)
     for name, curve in points.items():
         colour, marker = STYLES[name]
         bold = name in BOLD

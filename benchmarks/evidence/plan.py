@@ -10,6 +10,7 @@ from benchmarks.evidence.variants import (
     ADAMW,
     CAUTIOUS,
     CLIPPED,
+    CORRECTED,
     JAX,
     LADDER,
     OTHERS,
@@ -25,6 +26,7 @@ from benchmarks.evidence.variants import (
     THIRTY_TWO,
     TUNED,
     VARIANTS,
+    WIDE_STARTS,
     Variant,
 )
 
@@ -126,6 +128,9 @@ def plan(losses: Losses, places: Places, known: bool = True) -> list[Spec]:
     def started(job: str, variant: Variant) -> Iterator[Spec]:
         return (Spec(job, variant.name, lr, seed) for lr in variant.starts for seed in SEEDS)
 
+    def from_wide_starts(job: str, variant: Variant) -> Iterator[Spec]:
+        return (spec for spec in started(job, variant) if spec.lr in WIDE_STARTS)
+
     def as_meant(job: str, variant: Variant) -> Iterator[Spec]:
         return tuned(job, variant) if variant.tuned else started(job, variant)
 
@@ -157,12 +162,15 @@ def plan(losses: Losses, places: Places, known: bool = True) -> list[Spec]:
         *each(core, (ADAMW, OURS, *RIVALS), as_meant),
         *each(core, (TUNED, CAUTIOUS), tuned),
         *each(in_torch, PARTS, at_tuned_rate),
-        *each(derived, (ADAMW, OURS, *RIVALS), as_meant),
+        *each(derived, (ADAMW,), as_meant),
+        *each(derived, (OURS,), from_wide_starts),
+        *each(derived, [rival for rival in RIVALS if rival is not CORRECTED], as_meant),
         *each([job for job in core if places[job].pictured], (ADAMW, OURS, *RIVALS), curve),
         *each(derived, (TUNED, CAUTIOUS), tuned),
         *each(with_adapters, [VARIANTS[name + THIRTY_TWO] for name in PROFILES], pairs),
         *each(with_adapters, staged, at_tuned_rate),
         *each(with_adapters, (CLIPPED, *OTHERS), as_meant),
+        *each(derived, (OURS,), as_meant),
     ]
     return list(dict.fromkeys(runs))
 

@@ -46,7 +46,7 @@ def write_report(store: Store, jobs: Sequence[str], folder: Path) -> Path:
         "## Loss against the start",
         *_starts(results, adapters, pictures),
         "## Jobs that overfit",
-        claim.overfitting_table(results, jobs) or "On no job does a method end more than 1 % above its best loss.",
+        claim.overfitting_table(results, jobs) or "On no job does AdamW or ours end more than 1 % above its best loss.",
         *comparison.further(results, adapters),
         "## Which parts earn their place",
         f"At the best rate of the run without search, {len(SEEDS)} seeds: final loss against that run's, mean ± "

@@ -13,6 +13,8 @@ LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Rates that a grid is made of."""
 STARTS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3)
 """Rates from which the search has to find its own."""
+WIDE_STARTS = (1e-6, 1e-4, 3e-3)
+"""Those of them that come first on jobs of another length or batch."""
 START = 1e-4
 """Where the search begins when the start is not what is asked."""
 PICTURED = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -70,14 +72,18 @@ TUNED = _tuned("tuned", "ours, tuned rate, no search", in_jax=True)
 CAUTIOUS = Variant("cautious-adamw", "Cautious AdamW", "cautious-adamw")
 
 _D0: dict[str, Any] = {"starts": (1e-6,), "curve": (1e-8, 1e-7, *PICTURED), "knob": "d₀"}
+_COARSE = {**_D0, "curve": (1e-8, 1e-6, 1e-4, 1e-2)}
+CORRECTED = Variant("prodigy-corrected", "Prodigy, bias-corrected", "prodigy-corrected", **_COARSE)
 RIVALS = (
     Variant("prodigy", "Prodigy", "prodigy", in_jax=True, **_D0),
-    Variant("prodigy-corrected", "Prodigy, bias-corrected", "prodigy-corrected", **_D0),
+    CORRECTED,
     Variant("prodigy-schedule-free", "Prodigy + schedule-free", "prodigy-schedule-free", **_D0),
-    Variant("d-adaptation", "D-Adaptation (Adam)", "d-adaptation", in_jax=True, **_D0),
+    Variant("d-adaptation", "D-Adaptation (Adam)", "d-adaptation", in_jax=True, **_COARSE),
     Variant("schedule-free", "Schedule-free AdamW", "schedule-free", in_jax=True, curve=(1e-6, *LADDER)),
-    Variant("mechanic", "Mechanic (AdamW)", "mechanic", starts=(1e-8,), curve=_D0["curve"], knob="s_init", in_jax=True),
-    Variant("dog", "L-DoG, averaged", "dog", starts=(1e-6,), curve=_D0["curve"], knob="r_ε", in_jax=True),
+    Variant(
+        "mechanic", "Mechanic (AdamW)", "mechanic", starts=(1e-8,), curve=_COARSE["curve"], knob="s_init", in_jax=True
+    ),
+    Variant("dog", "L-DoG, averaged", "dog", starts=(1e-6,), curve=_COARSE["curve"], knob="r_ε", in_jax=True),
     Variant("automagic-v3", "Automagic v3", "automagic-v3", starts=(1e-6,), curve=PICTURED, knob="starting rate"),
 )
 """What finds its rate itself, and schedule-free AdamW: `starts` are their defaults."""

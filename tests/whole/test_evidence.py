@@ -204,11 +204,9 @@ def test_the_report_says_what_the_numbers_say(tmp_path):
     for done in full_set(loss).values():
         store.write(done)
     text = write_report(store, list(JOBS), tmp_path / "docs").read_text()
-    row = next(line for line in text.splitlines() if line.startswith("| Byte-level transformer from scratch |"))
+    row = next(line for line in text.splitlines() if line.startswith("| `bytes` | 1"))
     # 3.48 decades at 0.01 on 1.001 is 3.5 %, 2.48 are 2.5 %; Prodigy ends 8.5 % above, DoG below everything.
-    assert row.startswith(
-        "| Byte-level transformer from scratch | 1.0010 (0.003) | **+3.5** | **+2.5** | +1.5 | +0.5 | +0.0 |"
-    )
+    assert row.startswith("| `bytes` | 1.0010 (0.003) | **+3.5** | **+2.5** | +1.5 | +0.5 | +0.0 |")
     assert "| +8.5 |" in row
     assert "| **-46.5** |" in row
     assert row.endswith("| +0.0 | -10.0 |")
