@@ -81,7 +81,7 @@ ENTRIES = (
     Entry("AdamW, 32-bit", adamw, BY_HAND),
     Entry(
         "ours without the search, 32-bit",
-        functools.partial(ours, search_gain=0.0, optim_bits=32, warmup_steps=RAMP, **NO_STAGES),
+        functools.partial(ours, search_gain=0.0, optim_bits=32, warmup_steps=4 * RAMP, **NO_STAGES),
         BY_HAND,
     ),
     Entry("ours with the search, 8-bit", functools.partial(ours, **NO_STAGES), (1e-6, 1e-5, 1e-4, 1e-3, 3e-3), True),
@@ -137,7 +137,7 @@ def table(runs: list[Run]) -> Table:
         shown.add_row(name, *losses)
         if any(run.found_rate is not None for run in by_start.values()):
             found = [by_start[start].found_rate if start in by_start else None for start in starts]
-            shown.add_row("  the rate it ended with", *("" if rate is None else f"{rate:.3f}" for rate in found))
+            shown.add_row("  the rate it ended with", *("" if rate is None else f"{rate:.2g}" for rate in found))
     return shown
 
 

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.cameamp import equations
 from benchmarks.evidence.rivals import RECIPES, Method
-from benchmarks.evidence.settings import MAX_LR, RAMP_SHARE, WARM_UP_SHARE, WEIGHT_DECAY
+from benchmarks.evidence.settings import MAX_LR, WARM_UP_SHARE, WEIGHT_DECAY
 from benchmarks.evidence.variants import Variant
 
 
@@ -57,8 +57,8 @@ def build(variant: Variant, parameters: list[Parameter], start: float, steps: in
 
 def fields_of_ours(variant: Variant, start: float, steps: int) -> dict[str, Any]:
     """Everything that this optimizer is given, in PyTorch and in JAX."""
-    searches = variant.fields.get("search_gain", 1.0) > 0
-    warm_up = round((WARM_UP_SHARE if searches else RAMP_SHARE) * steps)
+    # A quarter of the warm-up is the ramp, as long as that of the others; without a search the rest changes nothing.
+    warm_up = round(WARM_UP_SHARE * steps)
     common = {"lr": start, "max_lr": MAX_LR, "weight_decay": WEIGHT_DECAY, "warmup_steps": warm_up, "force_8bit": True}
     return {**common, **variant.fields}
 

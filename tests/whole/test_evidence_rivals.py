@@ -75,11 +75,12 @@ class TestAutomagicV3:
 class TestSwaps:
     """What the package has no switch for."""
 
-    def direction(self, gradients, swaps):
+    def direction(self, gradients, swaps, **fields):
+        """The last step's −update over the rate, with everything off that is not asked for."""
         p = torch.nn.Parameter(torch.zeros(2, 3))
-        off = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
-        off |= {"spatial_awareness": False, "background_regularization": False, "search_gain": 0.0}
-        optimizer = AutomagicCameAMP8bit([p], lr=1e-3, warmup_steps=0, weight_decay=0.0, optim_bits=32, **off)
+        off = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False, "optim_bits": 32}
+        off |= {"spatial_awareness": False, "background_regularization": False, "search_gain": 0.0, "torque": False}
+        optimizer = AutomagicCameAMP8bit([p], lr=1e-3, warmup_steps=0, weight_decay=0.0, **{**off, **fields})
         for g in gradients:
             before = p.detach().clone()
             p.grad = g.clone()
@@ -89,24 +90,27 @@ class TestSwaps:
 
     def test_the_hard_mask_drops_what_disagrees_and_rescales(self):
         first = torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 2.0]])
-        second = first.clone()
-        second[0, 0] = -0.3
-        both = [first, second]
-        plain = self.direction(both, ("hard-mask", "no-confidence"))
-        assert plain[0, 0] == 0
-        without = self.direction(both, ("no-confidence",))
-        assert without[0, 0] > 0  # the torque only lowers it
-        # All of m̂ that is left, times 6 / (5 + 1), over √(1 + 0.01).
-        u = 1 / (1 + 0.01) ** 0.5
-        torch.testing.assert_close(plain[1, 0], torch.tensor(u), rtol=0.2, atol=0)
-        assert self.direction([first], ("hard-mask",)).std() < self.direction(both, ()).std()
+        second = first * torch.tensor([[-0.3, 1.0, 1.0], [1.0, -0.3, 1.0]])
+        plain = self.direction([first, second], ())
+        agrees = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+        masked = self.direction([first, second], ("hard-mask",), torque=True)
+        # Four of six are left: times 6 / (4 + 1).  Float32 parameters of about 1e-3, divided by 1e-3.
+        torch.testing.assert_close(masked, plain * agrees * 6 / 5, rtol=1e-5, atol=1e-6)
+
+    def test_without_confidence_the_direction_is_the_momentum(self):
+        g = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0]])  # of rank one: the factored v is exact
+        found = self.direction([g, 2 * g], ("no-confidence",))
+        v = (0.99 * 0.01 + 0.01 * 4) / (1 - 0.99**2)
+        m = (0.9 * 0.1 + 0.1 * 2 / v**0.5) / (1 - 0.9**2)
+        torch.testing.assert_close(found, torch.full((2, 3), m / (1 + 0.01) ** 0.5), rtol=1e-5, atol=0)
+        assert (self.direction([g, 2 * g], ()) - found).abs().min() > 1e-3
 
     def test_the_package_is_as_before(self):
         g = [torch.ones(2, 3), 2 * torch.ones(2, 3)]
-        before = self.direction(g, ())
+        before = self.direction(g, (), torque=True)
         with pytest.raises(ZeroDivisionError), swapped(("hard-mask", "no-confidence")):
             1 / 0  # noqa: B018
-        torch.testing.assert_close(self.direction(g, ()), before, rtol=0, atol=0)
+        torch.testing.assert_close(self.direction(g, (), torque=True), before, rtol=0, atol=0)
 
 
 class Average:
