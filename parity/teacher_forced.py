@@ -41,6 +41,7 @@ BASE = {
     "warmup_steps": 100,
     "weight_decay": 0.1,
     "torque_decay": 0.5,
+    "lr_mask_gain": 0.2,
     "min_8bit_size": 1024,
     "force_8bit": True,
 }

@@ -14,7 +14,9 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding
 
+from automagic_core import walk_signs as core_signs
 from automagic_optax import automagic_8bit, finish_warmup, quantize_state, sharding_report, state_specs
+from automagic_optax.codec.random_bits import walk_signs
 from tests.optax_side.sharded_model import (
     CLEAN,
     FIELDS,
@@ -71,6 +73,14 @@ def moved_bytes(text: str) -> dict[str, list[int]]:
             ]
             found.setdefault(match[2], []).append(max(sizes))
     return found
+
+
+def signs_alike(shape: tuple[int, ...], spec: Any) -> bool:
+    """Whether every device computes its own part of the walk's signs."""
+    where = NamedSharding(mesh_of((4, 2)), spec)
+    whole = jax.jit(walk_signs, static_argnums=0, out_shardings=where)(shape)
+    expected = core_signs(int(np.prod(shape))).reshape(shape)
+    return all(np.array_equal(shard.data, expected[shard.index]) for shard in whole.addressable_shards)
 
 
 def steps_alike(described: Any, shape: tuple[int, ...], way: str, **fields: Any) -> dict[str, Any]:
@@ -190,6 +200,7 @@ CASES: dict[str, Callable[..., Any]] = {
     "layer": lambda: {
         **steps_alike({k: LAYER[k] for k in ("up", "rows")}, (4, 2), "full", **STAGES_OFF),
         "collectives": collectives({"up": LAYER["up"]}, (4, 2), "tensor", **STAGES_OFF),
+        "signs": all(signs_alike(*LAYER[name][:2]) for name in ("up", "rows")),
     },
     "steps": lambda shape, way: steps_alike(ALL, shape, way, percentile_clipping=60),
     "steps in 32 bits": lambda shape, way: steps_alike(ALL, shape, way, percentile_clipping=60, **EIGHT_BIT_OFF),

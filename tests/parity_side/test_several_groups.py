@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 
+from automagic_core.arrays.group_keys import SEARCH_KEYS
 from automagic_core.convert import convert
 from automagic_optax import automagic_8bit, from_torch_state, load_state_file, save_state_file, to_torch_state
 from automagic_torch import AutomagicCameAMP8bit
@@ -104,7 +105,9 @@ def test_it_goes_on_as_in_pytorch_and_back(carried):
     assert [g["automagic_step"] for g in fresh.param_groups] == [7, 7]
     for group, theirs in zip(fresh.param_groups, optimizer.param_groups, strict=True):
         assert group["lr"] == theirs["lr"]
-        torch.testing.assert_close(group["automagic_lr_scale"], theirs["automagic_lr_scale"], rtol=1e-5, atol=0)
+        # What the search finds depends on the steps, and so on codes that may be neighbours, as the parameters do.
+        for key in SEARCH_KEYS:
+            torch.testing.assert_close(group[key], theirs[key], rtol=1e-3, atol=0)
     for name, p in fresh_params.items():
         assert fresh.state[p].keys() == optimizer.state[torch_params[name]].keys()
 

@@ -128,6 +128,9 @@ WITHOUT = {
     "warm-up ramp": {"warmup_steps": 9},
     "max_lr": {"max_lr": 1e-3},
     "lr_mask_gain": {"lr_mask_gain": 0.1},
+    "search_gain": {"search_gain": 0.11},
+    "straightness": {"straightness": 1.1},
+    "agreement_floor": {"agreement_floor": 0.9},
     # So small that the stage does nothing, but its state is there to be carried across.
     "edges": {"edge_penalty": 1e-9},
     "edge_penalty": {"edge_penalty": 0.09},
@@ -174,7 +177,10 @@ def _edited(kind=ScaleByCameampState, **fields):
 EDITS = {
     "spatial factor": _edited(spatial_variance=lambda tree: [None for _ in tree]),
     "row rates": _edited(lr_mask=lambda tree: jax.tree.map(jnp.zeros_like, tree)),
-    "lr_scale": _edited(lr_scale=jnp.zeros_like),
+    "log_rate_scale": _edited(log_rate_scale=jnp.zeros_like),
+    "walk_energy": _edited(walk_energy=jnp.zeros_like),
+    "agreement": _edited(agreement=jnp.zeros_like),
+    "walk": _edited(walk=lambda tree: None if tree is None else jax.tree.map(jnp.zeros_like, tree)),
     "bias correction": _edited(age=lambda tree: jax.tree.map(lambda age: age + 1, tree)),
     "torque mean": _edited(torque_mean=lambda tree: jax.tree.map(jnp.ones_like, tree)),
     "random bits": _edited(step=lambda step: jnp.where(step > 3, step + 1, step)),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from automagic_core.arrays.group_keys import SEARCH_KEYS
 from automagic_optax import QuantizedArray, ScaleByCameampState, automagic_8bit, from_torch_state, to_torch_state
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_torch import AutomagicCameAMP8bit
@@ -44,7 +45,7 @@ def test_there_and_back_keeps_every_bit(steps, fields):
     fresh, _ = torch_run(0, **fields)
     back = to_torch_state(from_torch_state(saved, params), params, like=fresh.state_dict())
     assert back["param_groups"][0]["automagic_step"] == steps
-    shared = {"automagic_lr_scale", "automagic_norm_history", "automagic_norm_position"}
+    shared = {*SEARCH_KEYS, "automagic_norm_history", "automagic_norm_position"}
     for name in shared & saved["param_groups"][0].keys():
         assert torch.equal(back["param_groups"][0][name], saved["param_groups"][0][name])
     for index, states in saved["state"].items():
@@ -105,7 +106,7 @@ MISFITS = {
     r"layer\.kernel has exp_avg of shape \(40, 48\) and float32; expected \(40, 48\) and uint8": lambda s: s["state"][
         0
     ].update(exp_avg=torch.zeros(40, 48)),
-    r"layer\.kernel has lr_mask of shape \(3, 1\)": lambda s: s["state"][0].update(lr_mask=torch.zeros(3, 1)),
+    r"layer\.kernel has walk of shape \(3, 1\)": lambda s: s["state"][0].update(walk=torch.zeros(3, 1)),
     "lacks betas": lambda s: s["param_groups"][0].pop("automagic_betas"),
     "2 parameter groups": lambda s: s["param_groups"].append(s["param_groups"][0]),
     "has no 'state'": lambda s: s.pop("state"),

@@ -238,13 +238,13 @@ def test_an_embedding_that_was_found_has_its_rows_on_axis_0() -> None:
     for layout, kernel_rows in (("flax", (1, 8)), ("torch", (64, 1))):
         tx = automagic_8bit(1e-3, layout=layout, **fields)
         own = find_state(tx.init(params))
-        assert own.lr_mask["embed"]["embedding"].shape == (64, 1)
-        assert own.lr_mask["head"]["kernel"].shape == kernel_rows
+        assert own.walk["embed"]["embedding"].shape == (64, 1)
+        assert own.walk["head"]["kernel"].shape == kernel_rows
         assert own.exp_avg["embed"]["embedding"].dtype == jnp.float32  # stable_emb
         assert not isinstance(own.exp_avg["head"]["kernel"], jax.Array)
         jax.eval_shape(tx.update, params, tx.init(params), params)  # `update` finds it too, else shapes do not fit
     none = automagic_8bit(1e-3, embedding=lambda path, leaf: False, **fields).init(params)
-    assert find_state(none).lr_mask["embed"]["embedding"].shape == (1, 8)
+    assert find_state(none).walk["embed"]["embedding"].shape == (1, 8)
 
 
 def test_flax_is_not_imported() -> None:

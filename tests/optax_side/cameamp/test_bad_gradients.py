@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_optax import ScaleByCameampState, automagic_8bit
 from tests.optax_side.small import assert_same_bits, find_state, grads, params, quantized_leaves
 
@@ -50,7 +51,7 @@ def spoilt(step: int, name: str, value: float) -> Any:
 def array_states(state: Any, name: str) -> dict[str, Any]:
     cameamp = find_state(state)
     trees = cameamp._asdict()
-    shared = ("step", "lr_scale", "learning_rate")
+    shared = ("step", *SEARCH_SCALARS, "learning_rate")
     return {k: of(tree, name) for k, tree in trees.items() if tree is not None and k not in shared}
 
 
@@ -81,7 +82,7 @@ def test_the_array_and_its_states_stay_bit_for_bit(name: str, value: float) -> N
     assert_same_bits({**after_array, "skipped_steps": 0}, {**before_array, "skipped_steps": 0})
     assert int(after_array["skipped_steps"]) == int(before_array["skipped_steps"]) + 1 == 1
     assert int(find_state(after).step) == 4
-    assert np.isfinite(float(find_state(after).lr_scale))
+    assert np.isfinite(float(find_state(after).log_rate_scale))
     assert not np.asarray(of(updates, name), np.float32).any()
 
     # The other arrays step as if nothing had happened to it.
@@ -125,7 +126,7 @@ def test_every_array_bad_and_the_first_step_bad() -> None:
         now, before = array_states(state, name), array_states(first, name)
         assert int(now["skipped_steps"]) == 2
         assert_same_bits({**now, "skipped_steps": 0}, {**before, "skipped_steps": 0})
-    assert float(find_state(state).lr_scale) == 0
+    assert float(find_state(state).log_rate_scale) == 0
     # From here on it is a fresh start, but for the global t.
     new, _, state = step(new, state, gradient(0))
     assert [int(x) for x in jax.tree.leaves(find_state(state).age)] == [1] * 4
@@ -180,7 +181,7 @@ def test_factored_states_stay_as_well(factored: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 4], ids=["alone", "in a batch"])
 def test_the_count_of_skipped_steps_saturates(count: int) -> None:
-    tx = automagic_8bit(1e-4, lr_mask_gain=0.0)
+    tx = automagic_8bit(1e-4, search_gain=0.0)
     weights = [jnp.ones(3)] * count
     bad = [jnp.full(3, jnp.nan)] * count
     state = tx.init(weights)

@@ -92,7 +92,7 @@ def test_scan_is_the_loop() -> None:
 
 def states_told(tree: Any) -> list[jax.Array]:
     """The `energy_removed` of each stage and the rate in force; no array here has an `effective_rank`."""
-    states = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "energy_removed") or hasattr(x, "lr_scale"))
+    states = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "energy_removed") or hasattr(x, "log_rate_scale"))
     told = [getattr(x, "energy_removed", getattr(x, "learning_rate", None)) for x in states]
     return [x for x in told if x is not None]
 
@@ -122,7 +122,7 @@ def test_a_schedule_is_called_with_the_count_of_earlier_steps() -> None:
     def schedule(count):
         return jnp.asarray(rates)[count]
 
-    scheduled = automagic_8bit(schedule, warmup_steps=0, lr_mask_gain=0.0)
+    scheduled = automagic_8bit(schedule, warmup_steps=0, search_gain=0.0)
     update = jax.jit(scheduled.update)
     weights, state = params(), scheduled.init(params())
     for t, rate in enumerate(rates):
@@ -130,7 +130,7 @@ def test_a_schedule_is_called_with_the_count_of_earlier_steps() -> None:
         if rate == 0:
             assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
         else:
-            constant = automagic_8bit(rate, warmup_steps=0, lr_mask_gain=0.0)
+            constant = automagic_8bit(rate, warmup_steps=0, search_gain=0.0)
             assert_nearly_same(updates, constant.update(grads(t), state, weights)[0])
         weights, state = optax.apply_updates(weights, updates), new_state
     ready_made = automagic_8bit(optax.cosine_decay_schedule(1e-3, 10), warmup_steps=2)

@@ -104,7 +104,7 @@ def test_none_leaves_scalars_and_arrays_without_elements() -> None:
         assert int(cameamp.age["scalar"]) == 3
         assert int(cameamp.age["pair"].left) == 0  # an empty array takes no part
         assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state))
-        assert float(cameamp.lr_scale) > 0
+        assert float(cameamp.log_rate_scale) > 0
 
 
 def test_an_array_without_a_gradient_does_not_age() -> None:
@@ -119,7 +119,7 @@ def test_an_array_without_a_gradient_does_not_age() -> None:
     assert int(after_.step) == 2
     assert int(after_.age["table"]) == 1
     assert int(after_.age["scale"]) == 2
-    for name in ("exp_avg", "exp_avg_sq", "lr_mask", "last_polarity", "skipped_steps"):
+    for name in ("exp_avg", "exp_avg_sq", "walk", "last_polarity", "skipped_steps"):
         assert_same_bits(getattr(after_, name)["table"], getattr(before, name)["table"])
 
 

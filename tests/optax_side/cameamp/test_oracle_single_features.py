@@ -17,6 +17,9 @@ PLAIN: dict[str, Any] = {
     "warmup_steps": 0,
     "torque": False,
     "torque_decay": 0.0,
+    "search_gain": 0.0,
+    "straightness": 0.8,
+    "agreement_floor": -1.0,
     "lr_mask_gain": 0.0,
     "background_regularization": False,
     "spatial_awareness": False,
@@ -26,7 +29,10 @@ ALONE: dict[str, dict[str, Any]] = {
     "ramp": {"warmup_steps": 20},
     "torque": {"torque": True},
     "torque_decay": {"torque": True, "warmup_steps": 30, "torque_decay": 0.8},
-    "lr_mask": {"warmup_steps": 30, "lr_mask_gain": 0.2},
+    "walk": {"warmup_steps": 30, "search_gain": 0.2},
+    "straightness": {"warmup_steps": 30, "search_gain": 0.2, "straightness": 1.2},
+    "agreement": {"warmup_steps": 30, "search_gain": 0.2, "agreement_floor": 0.2},
+    "rows": {"warmup_steps": 30, "lr_mask_gain": 0.2},
     "spatial": {"spatial_awareness": True},
     "weight_decay": {"weight_decay": 0.3},
     "background": {"weight_decay": 0.3, "background_regularization": True},
@@ -65,9 +71,9 @@ def test_feature_alone(feature: str, factored: str, layout: str) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        # Below min_lr: the warm-up ramps past it from below, ℓ's limit counts from min_lr, and later min_lr holds.
+        # Below min_lr, where η itself is the limit, and past it; ℓ's limit counts from min_lr.
         {"lr": lambda count: 1e-9 * (count + 1), "min_lr": 1e-6, "max_lr": 1.5e-6},
-        # Above max_lr: ℓ's limit is 0, every rate is max_lr.
+        # Above max_lr: ℓ's limit is 0, and no rate is above η.
         {"lr": lambda count: 1e-2, "max_lr": 1e-3},
         # A rate of exactly 0 stays 0, at the start, in the warm-up and after it.
         {"lr": lambda count: 1e-4 * (count % 5), "max_lr": 1e-3},
@@ -75,7 +81,8 @@ def test_feature_alone(feature: str, factored: str, layout: str) -> None:
     ids=["below min_lr", "above max_lr", "zeros"],
 )
 def test_rates_at_their_limits(fields: dict[str, Any]) -> None:
-    warming = {"warmup_steps": 20, "lr_mask_gain": 0.2, "weight_decay": 0.3, "spatial_awareness": True}
+    warming = {"warmup_steps": 20, "search_gain": 0.2, "lr_mask_gain": 0.2, "weight_decay": 0.3}
+    warming |= {"spatial_awareness": True}
     recorded = run({**PLAIN, **warming, **fields}, "flax", arrays=ARRAYS, seed=4)
     errors = worst_errors(recorded)
     assert max(errors.values()) <= 1e-5, errors

@@ -52,7 +52,7 @@ def test_the_form_is_that_of_the_checkpoint(tmp_path: Path) -> None:
 def test_each_state_has_its_own_form(tmp_path: Path) -> None:
     # One searches for its rate and one does not; the third has no array at all.
     labels = {"dense": "a", "table": "b", "scale": "b"}
-    searching, fixed = automagic_8bit(1e-4, warmup_steps=9), automagic_8bit(1e-4, lr_mask_gain=0)
+    searching, fixed = automagic_8bit(1e-4, warmup_steps=9), automagic_8bit(1e-4, search_gain=0)
     tx = optax.partition({"a": searching, "b": fixed, "none": searching}, labels)
     weights, state = train(tx, 2)
     with ocp.StandardCheckpointer() as saver:

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from automagic_core import Config
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_optax import automagic_8bit, from_adam_state, requantized
 from automagic_optax.codec.stored import RowColumn, read_nonnegative, read_signed
 from tests.optax_side.small import assert_same_bits, find_state, quantized_leaves
@@ -71,7 +72,7 @@ def test_every_state_is_what_adams_moments_say() -> None:
     tx = automagic_8bit(1e-3, **fields)
     opt_state, _ = from_adam_state(adam, params, tx, **ADAM, config=Config(**fields), restart_warmup=False)
     state, moments = find_state(opt_state), adam[1][0]
-    assert (int(state.step), float(state.lr_scale)) == (7, 0.0)
+    assert (int(state.step), float(state.log_rate_scale)) == (7, 0.0)
     # float32 against float64: a few rounding errors.
     close: Callable[..., None] = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)  # noqa: E731
     clipped = False
@@ -151,14 +152,15 @@ def test_to_8_bits_and_back_in_a_chain() -> None:
     state, update = wide.init(run.params), jax.jit(wide.update)
     for t in range(4):
         _, state = update(run.gradients(run.params, t), state, run.params)
-    assert float(find_state(state).lr_scale) > 0
+    assert float(find_state(state).log_rate_scale) > 0
     eight, told = requantized(state, run.params, chain())
     assert told == ["32-bit states are rounded to 8 bits (first)"]
     assert structure(eight) == structure(chain().init(run.params))
     back, _ = requantized(eight, run.params, wide)
     assert structure(back) == structure(state)
     ours, theirs = find_state(back), find_state(state)
-    for field in ("step", "lr_scale", "lr_mask", "age", "skipped_steps", "last_polarity", "spatial_variance"):
+    assert any(np.asarray(walk).any() for walk in theirs.walk.values())
+    for field in ("step", *SEARCH_SCALARS, "walk", "age", "skipped_steps", "last_polarity", "spatial_variance"):
         assert_same_bits(getattr(ours, field), getattr(theirs, field))
     for field in ("exp_avg", "exp_avg_res", "s"):
         for name, value in getattr(theirs, field).items():

@@ -32,7 +32,7 @@ def loss(params: dict[str, jax.Array]) -> jax.Array:
     [
         {"percentile_clipping": 50, "torque_decay": 0.9, "rank_penalty_strength": 0.2},
         pytest.param({"profile": "memory_optimized"}, marks=pytest.mark.slow),
-        pytest.param({"factored": "none", "lr_mask_gain": 0.0}, marks=pytest.mark.slow),
+        pytest.param({"factored": "none", "search_gain": 0.0}, marks=pytest.mark.slow),
     ],
     ids=["everything", "memory_optimized", "elementwise"],
 )

@@ -59,7 +59,7 @@ def test_equals_the_transformation_that_was_not_injected(name: str) -> None:
 
 
 def test_overrides_pass_through() -> None:
-    _, state = follow(inject(learning_rate=1e-4, warmup_steps=0, optim_bits=32, lr_mask_gain=0.0))
+    _, state = follow(inject(learning_rate=1e-4, warmup_steps=0, optim_bits=32, search_gain=0.0))
     cameamp = find_state(state)
     assert cameamp.last_polarity is None
     assert cameamp.lr_mask is None
@@ -73,7 +73,7 @@ def test_overrides_pass_through() -> None:
 
 
 def test_injected_values_can_be_changed_between_steps_without_compiling_again() -> None:
-    tx = inject(learning_rate=1e-4, weight_decay=0.1, warmup_steps=0, lr_mask_gain=0.0)
+    tx = inject(learning_rate=1e-4, weight_decay=0.1, warmup_steps=0, search_gain=0.0)
     update = jax.jit(tx.update)
     weights, state = params(), tx.init(params())
     before, state = update(grads(0), state, weights)
@@ -106,13 +106,14 @@ def test_reports_look_inside() -> None:
     report = memory_report(state)
     assert report["total_parameters"] == memory_report(plain)["total_parameters"] == 4096 + 7 + 45 + 1
     finished = finish_warmup(state)
-    assert memory_report(finished)["state_bytes"] == report["state_bytes"] - (16 * 32 + 1 + 9 + 1)
+    signs, rows = 16 * 32 + 1 + 9 + 1, 256 + 1 + 5 + 1
+    assert memory_report(finished)["state_bytes"] == report["state_bytes"] - signs - 4 * rows
     weights = params()
     assert_same_bits(tx.update(grads(9), finished, weights)[0], tx.update(grads(9), state, weights)[0])
 
 
 def test_the_rate_in_force_inside_jit_and_in_the_metrics() -> None:
-    tx = inject(learning_rate=1e-4, warmup_steps=4, max_lr=1e-2)
+    tx = inject(learning_rate=1e-4, warmup_steps=8, max_lr=1e-2, straightness=0.5)
 
     @jax.jit
     def step(state: Any, g: Any) -> Any:
@@ -121,11 +122,11 @@ def test_the_rate_in_force_inside_jit_and_in_the_metrics() -> None:
 
     state, factor = tx.init(params()), 1.0
     assert learning_rate(state) == 0
-    for t in range(6):
-        before = float(find_state(state).lr_scale)
+    for t in range(10):
+        before = float(find_state(state).log_rate_scale)
         state, rate = step(state, grads(t))
         factor = float(np.exp(before))
-        assert rate == pytest.approx(1e-4 * min(1, (t + 1) / 4) * factor, rel=1e-6)
+        assert rate == pytest.approx(1e-4 * min(1, (t + 1) / 2) * factor, rel=1e-6)
     assert factor > 1.1
     assert metrics(state)["learning_rate"] == pytest.approx(float(rate))
     assert float(state.hyperparams["learning_rate"]) == pytest.approx(1e-4)

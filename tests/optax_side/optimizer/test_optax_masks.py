@@ -61,10 +61,10 @@ def test_marks_as_trees_and_as_predicates() -> None:
         return "table" in jax.tree_util.keystr(path)
 
     tree, predicate = (find_state(automagic_8bit(1e-4, embedding=m).init(params())) for m in (TABLE, is_table))
-    assert tree.lr_mask["table"].shape == predicate.lr_mask["table"].shape == (9, 1)
+    assert tree.walk["table"].shape == predicate.walk["table"].shape == (9, 1)
     unmarked = find_state(automagic_8bit(1e-4).init(params()))
-    assert unmarked.lr_mask["table"].shape == (1, 5)
-    assert find_state(automagic_8bit(1e-4, layout="torch").init(params())).lr_mask["table"].shape == (9, 1)
+    assert unmarked.walk["table"].shape == (1, 5)
+    assert find_state(automagic_8bit(1e-4, layout="torch").init(params())).walk["table"].shape == (9, 1)
 
 
 def test_masked() -> None:
@@ -107,7 +107,7 @@ def test_partition_with_frozen_leaves(partition: Any) -> None:
         assert_same_bits(frozen, first)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), part(weights), part(params()))))
     assert memory_report(state)["total_parameters"] == 4096 + 45
-    assert find_state(state).lr_mask["table"].shape == (9, 1)  # known to be an embedding
+    assert find_state(state).walk["table"].shape == (9, 1)  # known to be an embedding
     finished = finish_warmup(state)
     later = [tx.update(grads(9), s, weights)[0] for s in (state, finished)]
     assert_same_bits(part(later[0]), part(later[1]))

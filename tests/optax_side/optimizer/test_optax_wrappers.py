@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_optax import (
     EncourageLowRankState,
     QuantizedArray,
@@ -69,7 +70,7 @@ def test_multi_steps_is_one_step_on_the_mean_gradient(dtype: str) -> None:
 
 
 def test_map_params_visits_everything_shaped_like_parameters() -> None:
-    tx = automagic_8bit(1e-4, torque_decay=0.5, factored="all")
+    tx = automagic_8bit(1e-4, torque_decay=0.5, factored="all", lr_mask_gain=0.2)
     state = tx.init(params())
     seen = []
 
@@ -82,13 +83,14 @@ def test_map_params_visits_everything_shaped_like_parameters() -> None:
 
     mapped = optax.tree.map_params(tx, visit, state, is_leaf=is_stored)
     assert_same_bits(mapped, state)
-    trees = [v for name, v in find_state(state)._asdict().items() if name not in ("step", "lr_scale", "learning_rate")]
+    shared = ("step", *SEARCH_SCALARS, "learning_rate")
+    trees = [v for name, v in find_state(state)._asdict().items() if name not in shared]
     (edges,), (rank,) = (states_of(state, kind) for kind in (SuppressEdgesState, EncourageLowRankState))
     trees += [edges.age, edges.edge_history, rank.effective_rank]
     expected = [leaf for tree in trees for leaf in jax.tree.leaves(tree, is_leaf=is_stored)]
-    assert len(trees) == 14
+    assert len(trees) == 15
     # Four parameters in every tree; a parameter without a state counts as None.
-    assert len(seen) == len(expected) == 14 * 4
+    assert len(seen) == len(expected) == 15 * 4
     assert sum(isinstance(leaf, QuantizedArray) for leaf in seen) == 2  # the kernel's exp_avg and s
     assert sum(isinstance(leaf, RowColumn) for leaf in seen) == 2 * 2
 
@@ -108,7 +110,7 @@ def test_map_params_turns_states_into_specs() -> None:
     assert isinstance(kernel, QuantizedArray)
     assert kernel.codes == kernel.absmax == spec
     assert (kernel.signed, kernel.block_size) == (True, 256)
-    assert cameamp.step == cameamp.lr_scale == other
+    assert cameamp.step == cameamp.log_rate_scale == other
     assert jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, PartitionSpec)) == jax.tree.structure(state)
 
 

@@ -51,7 +51,8 @@ def test_the_types_of_new_states_without_any_device() -> None:
 
     assert specs(state.exp_avg["kernel"]) == [("data", "model"), ("data", "model")]
     assert specs(state.exp_avg_sq["kernel"]) == [(None, "model"), ("data", None)]
-    assert specs(state.lr_mask["kernel"]) == [(None, "model")]
+    assert specs(state.walk["kernel"]) == [(None, "model")]
+    assert specs((state.walk_energy, state.agreement)) == [(), ()]
     assert specs(state.last_polarity["kernel"]) == [("data", "model")]
     # Three blocks over eight devices, and 64.5 bytes over two.
     assert specs(state.exp_avg["cut"]) == [(None, ("data", "model")), (None, None)]

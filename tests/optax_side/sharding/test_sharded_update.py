@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from tests.optax_side.sharded_model import on_eight_devices
 
 MESHES = [((8,), "data"), ((8,), "full"), ((4, 2), "data"), ((4, 2), "tensor"), ((4, 2), "full")]
@@ -35,6 +36,8 @@ def check_moved(found: dict[str, Any], largest: int) -> None:
 def test_a_layer_on_a_mesh() -> None:
     found = case("layer")
     check_run(found)
+    assert found["signs"]
+    assert {f"[1][0].{name}" for name in SEARCH_SCALARS} <= found["apart"].keys()
     assert found["apart"]["[1][0].exp_avg_sq['up'].row"] <= 1e-6
     # Row, column and block statistics of (256, 1024) have at most 1024 float32 values.
     check_moved(found["collectives"], 4 * 1024)

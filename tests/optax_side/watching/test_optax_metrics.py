@@ -20,6 +20,7 @@ from automagic_optax.cameamp.learning_rate import rates
 pytestmark = pytest.mark.compiled_quickly
 # Two stages are off, to compile less; the parity test has all of them.
 FIELDS = {"warmup_steps": 4, "max_lr": 1e-1, "min_8bit_size": 16, "frequency_penalty": 0, "edge_penalty": 0}
+FIELDS |= {"lr_mask_gain": 0.2, "straightness": 0.5}
 SHAPES = {"dense": {"kernel": (6, 8), "bias": (8,)}, "lora_a": (10, 3), "lora_b": (3, 10)}
 
 
@@ -58,7 +59,7 @@ def test_rates_are_those_of_the_next_step(steps, run):
     said = metrics(state, config=CONFIG)
     assert said == metrics(state, LR, config=Config(**FIELDS))
     ours = scale_state(state)
-    now = rates(LR, ours.lr_scale, ours.step + 1, CONFIG)
+    now = rates(LR, ours.log_rate_scale, ours.step + 1, CONFIG)
     used = [now.rows(None, None)]  # the bias
     for name in ("dense", "lora_a", "lora_b"):
         mask, variance = (tree[name] for tree in (ours.lr_mask, ours.spatial_variance))
@@ -107,7 +108,7 @@ def test_without_a_config_there_are_factors_only(run):
         "rate/max",
     }
     delta = [np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(scale_state(state).lr_mask)]
-    factors = np.exp(float(scale_state(state).lr_scale) + np.concatenate([*delta, [0.0]]))
+    factors = np.exp(float(scale_state(state).log_rate_scale) + np.concatenate([*delta, [0.0]]))
     assert found["rate_factor/mean"] == pytest.approx(factors.mean(), rel=1e-6)
     assert found["state_bytes"] == memory_report(state)["state_bytes"]
     sigma = np.linalg.svd(np.asarray(params["lora_a"], np.float64), compute_uv=False)

@@ -1,0 +1,100 @@
+"""The rate search in JAX as users meet it: resumed in its midst, under MultiSteps, and where it rests."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
+from automagic_optax import automagic_8bit, finish_warmup, learning_rate
+from tests.optax_side.small import assert_same_bits, find_state, grads, params, train
+
+FIELDS: dict[str, Any] = {"warmup_steps": 12, "straightness": 0.8, "max_lr": 1e-2, "edge_suppression": False}
+FIELDS |= {"frequency_penalty": 0.0, "lora_rank_penalty": False}
+TX = automagic_8bit(1e-4, **FIELDS)
+UPDATE = jax.jit(TX.update)
+
+
+def go_on(state: Any, weights: Any, steps: range) -> tuple[Any, Any]:
+    for t in steps:
+        updates, state = UPDATE(grads(t), state, weights)
+        weights = optax.apply_updates(weights, updates)
+    return state, weights
+
+
+def search(state: Any) -> list[float]:
+    return [float(getattr(find_state(state), name)) for name in SEARCH_SCALARS]
+
+
+def test_resumed_in_its_midst_it_finds_the_same() -> None:
+    half, weights = go_on(TX.init(params()), params(), range(4))
+    assert search(half)[0] > 0
+    resumed = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, half)))
+    whole, again = go_on(half, weights, range(4, 10)), go_on(resumed, weights, range(4, 10))
+    assert search(whole[0])[0] > search(half)[0]
+    assert_same_bits(whole, again)
+
+
+def test_after_the_warm_up_and_without_a_walk_it_rests() -> None:
+    half, weights = go_on(TX.init(params()), params(), range(4))
+    without, _ = go_on(finish_warmup(half), weights, range(4, 6))
+    assert search(without) == search(half)
+    end, weights = go_on(half, weights, range(4, 12))
+    later, _ = go_on(end, weights, range(12, 14))
+    assert search(later) == search(end)
+    assert_same_bits(find_state(later).walk, find_state(end).walk)
+    np.testing.assert_allclose(learning_rate(later), 1e-4 * np.exp(search(end)[0]), rtol=1e-6)
+    assert learning_rate(later) > 2e-4
+    off = find_state(automagic_8bit(1e-4, search_gain=0.0).init(params()))
+    assert off.walk is None
+    assert off.last_polarity is None
+    assert find_state(automagic_8bit(1e-4, agreement_floor=-1.0).init(params())).last_polarity is None
+
+
+def test_an_absent_array_has_travelled_and_a_zero_gradient_does_not_count() -> None:
+    # With all gradients absent or zero nothing is measured, and nothing rises.
+    half, weights = go_on(TX.init(params()), params(), range(4))
+    nothing = jax.tree.map(jnp.zeros_like, grads(0)) | {"table": None}
+    _, idle = TX.update(nothing, half, weights)
+    assert search(idle) == search(half)
+    # The kernel alone: its elements count, and every array's walk does.
+    alone = {"dense": {"kernel": grads(4)["dense"]["kernel"], "bias": None}, "table": None, "scale": None}
+    _, after = TX.update(alone, half, weights)
+    ell, energy, agreement = search(half)
+    rate = 1e-4 * np.exp(ell)
+    np.testing.assert_allclose(search(after)[1], energy + rate**2 * 4096, rtol=1e-6)
+    walks = jax.tree.leaves(find_state(after).walk)
+    rho = np.sqrt(sum(float(np.square(np.asarray(walk, np.float64)).sum()) for walk in walks) / search(after)[1])
+    risen = ell + 0.1 * min(np.log(rho / 0.8), 3.0)
+    assert rho > 0.8
+    np.testing.assert_allclose(search(after)[0], risen, rtol=1e-5)
+    assert agreement > 0
+    for name in ("table", "scale"):
+        assert_same_bits(find_state(after).walk[name], find_state(half).walk[name])
+
+
+def test_under_multi_steps_a_call_is_one_step() -> None:
+    tx = optax.MultiSteps(automagic_8bit(1e-4, **FIELDS), 2)
+    weights, state = params(), tx.init(params())
+    plain, plain_weights = TX.init(params()), params()
+    for t in range(6):
+        updates, state = tx.update(grads(t // 2), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        if t % 2:
+            updates, plain = TX.update(grads(t // 2), plain, plain_weights)
+            plain_weights = optax.apply_updates(plain_weights, updates)
+    # The mean of two equal gradients is one of them; inside its condition the same program may round otherwise.
+    np.testing.assert_allclose(search(state.inner_opt_state), search(plain), rtol=1e-5)
+    assert search(plain)[0] > 0
+
+
+def test_the_search_stops_at_max_lr() -> None:
+    guarded = automagic_8bit(1e-4, **FIELDS | {"max_lr": 1.2e-4})
+    _, state = train(guarded, 10)
+    np.testing.assert_allclose(search(state)[0], np.log(1.2), rtol=1e-5)
+    assert float(learning_rate(state)) <= np.float32(1.2e-4)
