@@ -82,7 +82,8 @@ class FlaxSession:
 
     def state(self) -> dict[str, Any]:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves(self.opt_state))
+        kept = (self.opt_state, self.mean) if self.variant.optimizer == "dog" else self.opt_state
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
         return {"state_bytes": held, "adam_bytes": 8 * count, "parameters": count}
 
     def measures(self) -> dict[str, float]:

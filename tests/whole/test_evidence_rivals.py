@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from automagic_torch import AutomagicCameAMP8bit
+from benchmarks.evidence.jobs.flax_lora import FlaxDiffusion, Settings
 from benchmarks.evidence.optimizers import swapped
+from benchmarks.evidence.plan import Spec
 from benchmarks.evidence.rivals import RECIPES
 from benchmarks.evidence.rivals.automagic_v3 import AutomagicV3
 from benchmarks.evidence.rivals.cautious import CautiousAdamW
 from benchmarks.evidence.rivals.method import Averaged, ScheduleFree
+from benchmarks.evidence.training import train
 from benchmarks.evidence.variants import VARIANTS
 
 
@@ -187,3 +190,24 @@ def test_every_recipe_lowers_a_bowl(name):
     found = method.found_rate()
     assert found is None or found > start
     assert sum(tensor.numel() for tensor in method.tensors()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["balanced", "schedule-free", "dog"])
+def test_a_run_in_flax(name):
+    sizes = Settings(width=16, depth=1, rank=2, batch=16, steps=10, base_batch=16, base_steps=60, held_out_noises=1)
+    job = FlaxDiffusion(sizes)
+    base = job.build_base()
+    start = 1e-3
+    first, second = (train(Spec("flax", name, start, 0), job, base) for _ in range(2))
+    assert first["curve"] == second["curve"], "the seed decides everything"
+    assert first["loss"] < first["curve"][0][1]
+    assert first["parameters"] == sum(2 * (rows + columns) for rows, columns in LAYERS_OF_16)
+    if name == "balanced":
+        assert first["found_rate"] > start
+    if name == "dog":  # the start, the average and two numbers for the tree
+        assert first["state_bytes"] >= first["adam_bytes"]
+
+
+LAYERS_OF_16 = ((64, 16), (64, 32), (16, 16), (16, 16), (16, 64))
+"""The denoiser's linear layers at width 16: entry, modulation, inner, outer, exit."""
