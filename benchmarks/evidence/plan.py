@@ -152,8 +152,8 @@ def plan(losses: Losses, places: Places, known: bool = True) -> list[Spec]:
         ]
 
     def pairs(job: str, partner: Variant) -> Iterator[Spec]:
-        # What the interval needs on the cheapest job; on the others the default profile alone.
         name = partner.name.removesuffix(THIRTY_TWO)
+        # What the interval needs on the cheapest job; on the others the default profile alone.
         seeds = PAIRED_SEEDS if job == core[0] else SEEDS if name == OURS.name else ()
         return (Spec(job, each_name, START, seed) for seed in seeds for each_name in (name, partner.name))
 
