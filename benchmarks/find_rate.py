@@ -1,7 +1,7 @@
-"""Does the learning-rate mask find its rate?  ``python -m benchmarks.find_rate``
+"""Does the rate search find its rate?  ``python -m benchmarks.find_rate``
 
 Trains the byte transformer from one seed with a cosine schedule and reports the validation loss: AdamW tuned by hand,
-ours at the same rates without the mask, and ours with it from starting rates that lie four decades apart.
+ours at the same rates without the search, and ours with it from starting rates that lie four decades apart.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Entry(NamedTuple):
     name: str
     build: Build
     rates: tuple[float, ...]
+    searches: bool = False
 
 
 class Run(NamedTuple):
@@ -45,7 +46,7 @@ class Run(NamedTuple):
     name: str
     start: float
     validation_loss: float
-    found_rate: float | None  # starting rate · exp(lr_scale), before the schedule; None without the mask
+    found_rate: float | None  # starting rate · exp(log_rate_scale), before the schedule; None without a search
     seconds: float
 
 
@@ -61,8 +62,8 @@ def adamw(rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
 
 
 def ours(rate: Any, steps: int, **overrides: Any) -> optax.GradientTransformationExtraArgs:
-    """`automagic_8bit`; by default the mask searches for half of the steps."""
-    overrides = {"warmup_steps": steps // 2, **overrides}
+    """`automagic_8bit`; by default it searches for 40 % of the steps."""
+    overrides = {"warmup_steps": 2 * steps // 5, **overrides}
     return automagic_8bit(
         cosine(rate, steps),
         weight_decay=WEIGHT_DECAY,
@@ -73,18 +74,18 @@ def ours(rate: Any, steps: int, **overrides: Any) -> optax.GradientTransformatio
 
 
 NO_STAGES: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
-"""Moments and mask alone, without the gradient stages."""
+"""Moments and search alone, without the gradient stages."""
 
 BY_HAND = (1e-3, 3e-3, 1e-2, 2e-2)
 ENTRIES = (
     Entry("AdamW, 32-bit", adamw, BY_HAND),
     Entry(
-        "ours without the mask, 32-bit",
-        functools.partial(ours, lr_mask_gain=0.0, optim_bits=32, warmup_steps=RAMP, **NO_STAGES),
+        "ours without the search, 32-bit",
+        functools.partial(ours, search_gain=0.0, optim_bits=32, warmup_steps=4 * RAMP, **NO_STAGES),
         BY_HAND,
     ),
-    Entry("ours with the mask, 8-bit", functools.partial(ours, **NO_STAGES), (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)),
-    Entry("memory_optimized, 8-bit", functools.partial(ours, profile="memory_optimized"), (1e-5, 1e-3)),
+    Entry("ours with the search, 8-bit", functools.partial(ours, **NO_STAGES), (1e-6, 1e-5, 1e-4, 1e-3, 3e-3), True),
+    Entry("memory_optimized, 8-bit", functools.partial(ours, profile="memory_optimized"), (1e-5, 1e-3), True),
 )
 
 
@@ -108,8 +109,7 @@ def train(entry: Entry, steps: int) -> list[Run]:
         for _ in range(steps):
             batch = byte_transformer.windows(text.train, BATCH, context, rng)
             params, state = step(params, state, batch, jnp.float32(rate))
-        scale = optax.tree_utils.tree_get(state, "lr_scale") if _has_mask(state) else None
-        found = None if scale is None else rate * float(jnp.exp(scale))
+        found = rate * float(jnp.exp(optax.tree_utils.tree_get(state, "log_rate_scale"))) if entry.searches else None
         runs.append(Run(entry.name, rate, validation_loss(params), found, time.perf_counter() - started))
     return runs
 
@@ -127,10 +127,6 @@ def _evaluate(params: Any, batch: jax.Array) -> jax.Array:
     return byte_transformer.loss(params, batch)
 
 
-def _has_mask(state: Any) -> bool:
-    return bool(jax.tree.leaves(optax.tree_utils.tree_get(state, "lr_mask")))
-
-
 def table(runs: list[Run]) -> Table:
     """One row per entry, one column per starting rate; the rate it ended with in a row of its own."""
     starts = sorted({run.start for run in runs})
@@ -141,7 +137,7 @@ def table(runs: list[Run]) -> Table:
         shown.add_row(name, *losses)
         if any(run.found_rate is not None for run in by_start.values()):
             found = [by_start[start].found_rate if start in by_start else None for start in starts]
-            shown.add_row("  the rate it ended with", *("" if rate is None else f"{rate:.3f}" for rate in found))
+            shown.add_row("  the rate it ended with", *("" if rate is None else f"{rate:.2g}" for rate in found))
     return shown
 
 
@@ -176,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         with console.status(entry.name):
             runs += train(entry, options.steps)
     console.print(table(runs))
-    settings = {"steps": options.steps, "batch": BATCH, "seed": SEED, "ramp_without_mask": RAMP}
+    settings = {"steps": options.steps, "batch": BATCH, "seed": SEED, "ramp_without_search": RAMP}
     settings |= {"weight_decay": WEIGHT_DECAY, "model": byte_transformer.Shape()._asdict()}
     results.write(options.folder / "find_rate.json", {"settings": settings, "runs": [run._asdict() for run in runs]})
     plot(runs, options.folder / "find_rate.png")

@@ -1,4 +1,4 @@
-"""Training runs on three real jobs that need no download, and the report on them: ``python -m benchmarks.evidence``.
+"""Training runs on real jobs that need no download, and the report on them: ``python -m benchmarks.evidence``.
 
-Everything runs in PyTorch: that JAX computes the same is what the parity suites show.
+All but one job run in PyTorch: that JAX takes the same steps is what the parity suites show.
 """

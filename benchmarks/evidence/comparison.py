@@ -1,4 +1,4 @@
-"""The report's part on final losses: every variant at its best rate, and what its rate does."""
+"""The report's parts on single methods: losses by start, what each part brings, memory."""
 
 from __future__ import annotations
 
@@ -10,52 +10,80 @@ from benchmarks.evidence.jobs import JOBS
 from benchmarks.evidence.markdown import MISSING
 from benchmarks.evidence.results import Results, final_loss
 from benchmarks.evidence.statistics import differences, summary
-from benchmarks.evidence.variants import EXTRA, MAIN, SEEDS, VARIANTS
+from benchmarks.evidence.variants import (
+    ADAMW,
+    CAUTIOUS,
+    CLIPPED,
+    OTHERS,
+    OURS,
+    PARTS,
+    PROFILED,
+    RIVALS,
+    STARTS,
+    TUNED,
+    VARIANTS,
+    Variant,
+)
 
-REFERENCE = "adamw"
+PLACES = 3
 
 
-def loss_table(results: Results, jobs: Sequence[str]) -> str:
-    """Mean ± spread of the final loss and the rate it was reached at, one row a variant, one column a job."""
+def start_table(results: Results, job: str) -> str:
+    """Loss of seed 0 by start, one row a method, and the rates that ours found."""
+    methods = (ADAMW, OURS, *RIVALS)
+    curves = {variant.name: results.over_starts(job, variant.name) for variant in methods}
+    starts = sorted({lr for curve in curves.values() for lr in curve})
     rows = []
-    for variant in (*MAIN, *EXTRA):
+    for variant in methods:
+        curve = curves[variant.name]
+        cells = [markdown.number(final_loss(curve[lr]), PLACES) if lr in curve else MISSING for lr in starts]
+        rows.append([variant.title, variant.knob, *cells])
+        if variant is OURS:
+            rows.append(["the rate it found", "", *(_found(curve[lr]) if lr in curve else MISSING for lr in starts)])
+    return markdown.table([JOBS[job].title, "start", *(f"{lr:g}" for lr in starts)], rows, left=2)
+
+
+def _found(record: dict[str, object]) -> str:
+    return MISSING if record["found_rate"] is None else f"{record['found_rate']:.2g}"
+
+
+def part_table(results: Results, jobs: Sequence[str]) -> str:
+    """Each part switched: final loss against the run with the defaults, seed by seed, at the same rate."""
+    rows = []
+    for part in PARTS:
         cells = []
         for job in jobs:
-            rate, loss = results.rate(job, variant.name), results.loss(job, variant.name)
-            cells.append(MISSING if rate is None or loss is None else f"{markdown.spread(loss)} ({rate:g})")
-        rows.append([variant.title, *cells])
+            found = _pairs(results, job, part, TUNED)
+            if not found:
+                cells.append(MISSING)
+                continue
+            change = summary(found)
+            said = f"{100 * change.mean:+.2f} ± {100 * change.spread:.2f}"
+            clear = abs(change.mean) > change.spread and change.seeds > 1
+            cells.append("diverged" if not math.isfinite(change.mean) else f"**{said}**" if clear else said)
+        rows.append([part.title, *cells])
     return markdown.table(["", *(JOBS[job].title for job in jobs)], rows)
 
 
-def against_adamw(results: Results, jobs: Sequence[str]) -> Iterator[str]:
-    """A sentence a job: who ends below AdamW by more than the spread, who above, who neither."""
-    for job in jobs:
-        below, above, level = [], [], []
-        for variant in (*MAIN, *EXTRA):
-            ours, theirs = results.loss(job, variant.name), results.loss(job, REFERENCE)
-            if variant.name == REFERENCE or ours is None or theirs is None:
-                continue
-            by_seed = (results.losses_by_seed(job, name) for name in (variant.name, REFERENCE))
-            pairs = summary(differences(*({seed: found[seed] for seed in SEEDS} for found in by_seed)))
-            limit = max(ours.spread, theirs.spread)
-            # A variant that diverged has an infinite spread and must not count as level.
-            if not math.isfinite(pairs.mean) or pairs.mean > limit:
-                above.append(variant.title)
-            elif pairs.mean < -limit:
-                below.append(variant.title)
-            else:
-                level.append(variant.title)
-        groups = (("below it", below), ("above it", above), ("within the spread", level))
-        said = "; ".join(f"{where}: {markdown.listed(names)}" for where, names in groups if names)
-        if said:
-            yield f"**{JOBS[job].title}**, against AdamW at its best rate. {said[0].upper()}{said[1:]}."
+def _pairs(results: Results, job: str, variant: Variant, reference: Variant) -> list[float]:
+    both = (results.losses_by_seed(job, each.name) for each in (variant, reference))
+    return differences(*both, relative=True)
+
+
+def others_table(results: Results, jobs: Sequence[str]) -> str:
+    """Mean ± spread of what is not part of the claim."""
+    rows = []
+    for variant in (ADAMW, *OTHERS, OURS, *PROFILED, CLIPPED):
+        cells = [markdown.spread(results.loss(job, variant.name)) for job in jobs]
+        rows.append([variant.title, *cells])
+    return markdown.table(["", *(JOBS[job].title for job in jobs)], rows)
 
 
 def further(results: Results, jobs: Sequence[str]) -> Iterator[str]:
     """What else a job measured, mean over the seeds, in one sentence a job and figure."""
     for job in jobs:
         found: dict[str, list[str]] = {}
-        for variant in MAIN:
+        for variant in (ADAMW, CAUTIOUS, TUNED, OURS, *RIVALS):
             runs = [record["further"] for record in results.by_seed(job, variant.name).values()]
             for name in runs[0] if runs and all(runs) else ():
                 mean = sum(run[name] for run in runs) / len(runs)
@@ -67,52 +95,24 @@ def further(results: Results, jobs: Sequence[str]) -> Iterator[str]:
 def rates_at_ends(results: Results, jobs: Sequence[str]) -> Iterator[str]:
     """A sentence for each variant whose best rate is the last that was tried."""
     for job in jobs:
-        for variant in (*MAIN, *EXTRA):
+        for variant in VARIANTS.values():
             if results.at_end(job, variant.name):
                 rate = results.rate(job, variant.name)
                 yield f"{variant.title} on {job}: the best rate, {rate:g}, is the last that was tried."
 
 
-def rate_table(results: Results, job: str) -> str:
-    """Loss of seed 0 against the starting rate for AdamW and `balanced`, and the rate that the mask found."""
-    adamw, ours = results.over_rates(job, REFERENCE), results.over_rates(job, "balanced")
-    rates = sorted(adamw.keys() | ours.keys())
-    rows = [
-        ["AdamW", *(markdown.number(final_loss(adamw[lr]), 3) if lr in adamw else MISSING for lr in rates)],
-        ["`balanced`", *(markdown.number(final_loss(ours[lr]), 3) if lr in ours else MISSING for lr in rates)],
-        ["the rate it found", *(f"{ours[lr]['found_rate']:.2g}" if lr in ours else MISSING for lr in rates)],
-    ]
-    return markdown.table([JOBS[job].title, *(f"{lr:g}" for lr in rates)], rows)
-
-
-def robustness(results: Results, job: str) -> str | None:
-    """From how many starting rates each ends close to the best of both, in words."""
-    curves = {name: results.over_rates(job, name) for name in (REFERENCE, "balanced")}
-    shared = sorted(curves[REFERENCE].keys() & curves["balanced"].keys())
-    if not shared:
-        return None
-    found = {name: {lr: final_loss(curve[lr]) for lr in shared} for name, curve in curves.items()}
-    best = min(loss for losses in found.values() for loss in losses.values())
-    close = {name: sum(loss <= 1.05 * best for loss in losses.values()) for name, losses in found.items()}
-    return (
-        f"{JOBS[job].title}: within 5 % of the lowest loss of both ({best:.4f}) end {close['balanced']} of "
-        f"{len(shared)} starting rates of `balanced` and {close[REFERENCE]} of AdamW's."
-    )
-
-
 def memory_table(results: Results, jobs: Sequence[str]) -> str:
-    """State in percent of Adam's after the last step, and the share of the parameters with 8-bit states."""
+    """State in percent of Adam's after the last step, the share of 8-bit states, and the time of a run."""
     rows = []
-    for variant in MAIN:
-        if variant.name.startswith("balanced-"):
-            continue
+    for variant in (ADAMW, *OTHERS, OURS, *PROFILED, CAUTIOUS, *RIVALS):
         cells = []
         for job in jobs:
-            runs = list(results.by_seed(job, variant.name).values())
-            cells.append(
-                f"{100 * runs[0]['state_bytes'] / runs[0]['adam_bytes']:.0f} % ({100 * runs[0]['share_8bit']:.0f} %)"
-                if runs
-                else MISSING
-            )
-        rows.append([VARIANTS[variant.name].title, *cells])
+            runs = list(results.by_seed(job, variant.name, STARTS[0] if variant is OURS else None).values())
+            cells.append(_memory(runs[0]) if runs else MISSING)
+        rows.append([variant.title, *cells])
     return markdown.table(["", *(JOBS[job].title for job in jobs)], rows)
+
+
+def _memory(record: dict[str, float]) -> str:
+    held = f"{100 * record['state_bytes'] / record['adam_bytes']:.0f} %"
+    return held + (f" ({100 * record['share_8bit']:.0f} %)" if record["share_8bit"] else "")

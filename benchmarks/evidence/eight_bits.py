@@ -10,7 +10,7 @@ from benchmarks.evidence.jobs import JOBS
 from benchmarks.evidence.markdown import MISSING
 from benchmarks.evidence.results import Results
 from benchmarks.evidence.statistics import differences, interval, summary
-from benchmarks.evidence.variants import PROFILES, THIRTY_TWO
+from benchmarks.evidence.variants import PAIRED_SEEDS, PROFILES, START, THIRTY_TWO
 
 BOUNDS = {"memory_optimized": 0.015, "balanced": 0.01, "quality_optimized": 0.01}
 """What the upper end of the interval should stay below, of the 32-bit loss."""
@@ -19,8 +19,9 @@ FEWEST = 8
 
 
 def paired(results: Results, job: str, profile: str) -> list[float]:
-    """(8-bit − 32-bit) / 32-bit of the final loss, one a seed, both at the best rate of the 8-bit profile."""
-    eight, thirty_two = (results.losses_by_seed(job, name) for name in (profile, profile + THIRTY_TWO))
+    """(8-bit − 32-bit) / 32-bit of the final loss, one a seed, both from the same start."""
+    names = (profile, profile + THIRTY_TWO)
+    eight, thirty_two = (results.losses_by_seed(job, name, START, seeds=PAIRED_SEEDS) for name in names)
     return differences(eight, thirty_two, relative=True)
 
 

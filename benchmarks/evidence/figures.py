@@ -12,9 +12,9 @@ import numpy as np
 from benchmarks.evidence.eight_bits import BOUNDS, FEWEST, paired
 from benchmarks.evidence.jobs import JOBS
 from benchmarks.evidence.results import Results, final_loss
-from benchmarks.evidence.stages import MEASURES, ON, measured, off, strong
+from benchmarks.evidence.stages import MEASURES, measured
 from benchmarks.evidence.statistics import interval
-from benchmarks.evidence.variants import PROFILES, VARIANTS
+from benchmarks.evidence.variants import OURS, PLAIN, PROFILES, STAGED, VARIANTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -22,22 +22,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 STYLES: Mapping[str, tuple[str, str]] = {
-    "adamw": ("black", "o"),
     "balanced": ("tab:red", "s"),
-    "memory_optimized": ("tab:orange", "v"),
-    "quality_optimized": ("tab:purple", "^"),
-    "cautious-adamw": ("tab:blue", "D"),
-    "adamw8bit": ("tab:gray", "x"),
-    "came": ("tab:green", "+"),
+    "adamw": ("black", "o"),
+    "schedule-free": ("tab:gray", "x"),
+    "prodigy": ("tab:blue", "D"),
+    "prodigy-schedule-free": ("tab:cyan", "v"),
+    "automagic-v3": ("tab:green", "^"),
+    "d-adaptation": ("tab:purple", "<"),
+    "mechanic": ("tab:brown", ">"),
+    "dog": ("tab:olive", "p"),
 }
-"""Colour and marker of each optimizer, the same in every picture."""
+"""Colour and marker of each method, the same in every picture."""
+IN_FIRST = tuple(STYLES)[:6]
 BOLD = ("adamw", "balanced")
+MOST_SHOWN = 0.3
+"""How far above the lowest loss the first picture goes."""
+SHADES = dict(zip(PROFILES, ("tab:orange", "tab:red", "tab:purple"), strict=True))
 
 
 def write_figures(results: Results, jobs: Sequence[str], folder: Path) -> dict[str, Path]:
     """Writes what there are results for; returns the files by name."""
-    figures = {f"rates-{job}": _rates(results, job) for job in jobs}
-    figures |= {"curves": _curves(results, jobs), "8bit": _eight_bits(results, jobs), "stages": _stages(results, jobs)}
+    figures = {
+        "starts": _starts(results, jobs),
+        "curves": _curves(results, jobs),
+        "8bit": _eight_bits(results, jobs),
+        "stages": _stages(results, jobs),
+    }
     paths = {}
     for name, figure in figures.items():
         if figure is not None:
@@ -47,43 +57,53 @@ def write_figures(results: Results, jobs: Sequence[str], folder: Path) -> dict[s
     return paths
 
 
-def _rates(results: Results, job: str) -> Figure | None:
-    """Final loss of seed 0 against the starting rate."""
-    curves = {name: results.over_rates(job, name) for name in STYLES}
-    points = {name: {lr: final_loss(record) for lr, record in curve.items()} for name, curve in curves.items() if curve}
-    finite = [loss for curve in points.values() for loss in curve.values() if math.isfinite(loss)]
-    if not finite:
+def _starts(results: Results, jobs: Sequence[str]) -> Figure | None:
+    """Final loss of seed 0 against what one sets, one panel a job."""
+    figure, row = plt.subplots(1, len(jobs), figsize=(4.6 * len(jobs), 4.8), layout="constrained", squeeze=False)
+    drawn = [_start(axes, results, job) for axes, job in zip(row[0], jobs, strict=True)]
+    if not any(drawn):
+        plt.close(figure)
         return None
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    # Rates that are far too high end anywhere above the start, and would leave no room for the rest.
-    start = max(record["curve"][0][1] for curve in curves.values() for record in curve.values())
-    low, high = min(finite), min(max(finite), start)
-    top = high + 0.06 * (high - low)
-    for name, curve in points.items():
-        colour, marker = STYLES[name]
-        drawn = [min(loss, top) for loss in curve.values()]
-        bold = name in BOLD
-        axes.plot(
-            list(curve),
-            drawn,
-            color=colour,
-            marker=marker,
-            linewidth=2.2 if bold else 1,
-            alpha=1 if bold else 0.7,
-            label=VARIANTS[name].title.strip("`"),
-            zorder=3 if bold else 2,
-        )
-    axes.set(xscale="log", xlabel="starting learning rate", ylabel=f"validation loss ({JOBS[job].unit})")
-    beyond = any(loss > top for curve in points.values() for loss in curve.values())
-    axes.set(title=f"{JOBS[job].title}, one seed" + ("\nPoints at the upper edge are above it" if beyond else ""))
-    axes.set_ylim(low - 0.06 * (high - low), top)
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize="small", loc="outside right center")
+    handles = {
+        label: handle for axes in row[0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), fontsize="small", loc="outside upper center", ncols=3)
+    figure.supxlabel(
+        "what one sets (in brackets above), logarithmic; points at the upper edge lie above it", fontsize=9
+    )
     return figure
 
 
+def _start(axes: Axes, results: Results, job: str) -> bool:
+    curves = {name: results.over_starts(job, name) for name in IN_FIRST}
+    points = {name: {lr: final_loss(record) for lr, record in curve.items()} for name, curve in curves.items() if curve}
+    finite = [loss for curve in points.values() for loss in curve.values() if math.isfinite(loss)]
+    if not finite:
+        return False
+    # Rates that are far too low or too high would leave no room for the rest.
+    low = min(finite)
+    top = min(max(finite), (1 + MOST_SHOWN) * low)
+    for name, curve in points.items():
+        colour, marker = STYLES[name]
+        bold = name in BOLD
+        axes.plot(
+            list(curve),
+            [min(loss, top) for loss in curve.values()],
+            color=colour,
+            marker=marker,
+            linewidth=2.2 if bold else 1,
+            alpha=1 if bold else 0.75,
+            label=f"{VARIANTS[name].title} ({VARIANTS[name].knob})",
+            zorder=3 if name == OURS.name else 2,
+        )
+    axes.set(xscale="log", title=JOBS[job].title, ylabel=f"validation loss ({JOBS[job].unit})")
+    axes.set_ylim(low - 0.05 * (top - low), top + 0.01 * (top - low))
+    axes.grid(alpha=0.3)
+    return True
+
+
 def _curves(results: Results, jobs: Sequence[str]) -> Figure | None:
-    """Validation loss over the steps, each optimizer at its best rate, mean over the seeds."""
+    """Validation loss over the steps, each method at its best rate or default start, mean over the seeds."""
     figure, row = plt.subplots(1, len(jobs), figsize=(4.4 * len(jobs), 4.3), layout="constrained", squeeze=False)
     drawn = False
     for axes, job in zip(row[0], jobs, strict=True):
@@ -104,7 +124,7 @@ def _curves(results: Results, jobs: Sequence[str]) -> Figure | None:
     if not drawn:
         plt.close(figure)
         return None
-    figure.legend(fontsize="small", loc="outside upper center", ncols=len(STYLES))
+    figure.legend(fontsize="small", loc="outside upper center", ncols=5)
     return figure
 
 
@@ -119,7 +139,7 @@ def _eight_bits(results: Results, jobs: Sequence[str]) -> Figure | None:
         if not found:
             continue
         shift = np.linspace(-0.18, 0.18, len(found)) if len(found) > 1 else [0.0]
-        colour = STYLES[profile][0]
+        colour = SHADES[profile]
         axes.plot(place + np.asarray(shift), 100 * np.asarray(found), ".", color=colour, alpha=0.6)
         ends = interval(found)
         if ends.seeds >= FEWEST:
@@ -150,7 +170,8 @@ def _stages(results: Results, jobs: Sequence[str]) -> Figure | None:
 
 def _stage(axes: Axes, results: Results, jobs: Sequence[str], stage: str) -> bool:
     measure = MEASURES[stage][0]
-    settings = ((off(stage), "off", "tab:gray"), (ON, "on", "tab:red"), (strong(stage), "stronger", "tab:purple"))
+    alone, strong = STAGED[stage]
+    settings = ((PLAIN, "off", "tab:gray"), (alone, "default", "tab:red"), (strong, "stronger", "tab:purple"))
     drawn = False
     for number, (variant, label, colour) in enumerate(settings):
         found = [measured(results, job, variant, measure) for job in jobs]

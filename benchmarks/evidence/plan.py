@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from benchmarks.evidence import variants
 from benchmarks.evidence.variants import (
-    EXTRA,
-    GRID,
+    ADAMW,
+    CAUTIOUS,
+    CLIPPED,
+    CORRECTED,
+    JAX,
     LADDER,
-    MAIN,
+    OTHERS,
+    OURS,
     PAIRED_SEEDS,
+    PARTS,
+    PLAIN,
     PROFILES,
+    RIVALS,
     SEEDS,
-    STAGES,
-    STRONG_STAGES,
+    STAGED,
+    START,
     THIRTY_TWO,
-    WIDER,
+    TUNED,
+    VARIANTS,
+    WIDE_STARTS,
+    Variant,
 )
 
 
 class Spec(NamedTuple):
-    """One run."""
+    """One run; `lr` is the number that the variant starts from, `Variant.knob`."""
 
     job: str
     variant: str
@@ -34,16 +45,35 @@ class Spec(NamedTuple):
         return f"{self.variant}-lr{self.lr:g}-s{self.seed}.json"
 
 
+class Place(NamedTuple):
+    """What the plan knows of a job.
+
+    Attributes:
+        rate: around which its grids begin.
+        framework: `variants.TORCH` or `variants.JAX`.
+        core: whether it gets every comparison; the others get the claim alone.
+        pictured: whether it is in the picture.
+    """
+
+    rate: float
+    framework: str = variants.TORCH
+    core: bool = True
+    pictured: bool = False
+
+
 Losses = Mapping[Spec, float]
 """Final validation losses of the runs that are done; infinite where a run diverged."""
+Places = Mapping[str, Place]
+"""By name, in the order of running."""
 
 
-def search(losses: Losses, job: str, variant: str) -> list[Spec]:
-    """The runs that find a variant's rate, as far as they are known: the grid on seed 0, and what extends it.
+def search(losses: Losses, job: str, variant: str, centre: float) -> list[Spec]:
+    """The runs that find a variant's rate, as far as they are known, all of seed 0.
 
-    While the best rate lies at an end, the search goes on beyond it along `LADDER`.
+    Three rungs of `LADDER` around `centre`; while the best rate lies at an end, one more beyond it.
     """
-    runs = [Spec(job, variant, lr, SEEDS[0]) for lr in GRID]
+    middle = LADDER.index(centre)
+    runs = [Spec(job, variant, lr, SEEDS[0]) for lr in LADDER[middle - 1 : middle + 2]]
     while all(run in losses for run in runs):
         rates = [run.lr for run in runs]
         further = _beyond(rates, min(runs, key=lambda run: losses[run]).lr)
@@ -53,10 +83,15 @@ def search(losses: Losses, job: str, variant: str) -> list[Spec]:
     return runs
 
 
-def best_rate(losses: Losses, job: str, variant: str) -> float | None:
-    """The rate with the lowest loss on seed 0, or None while the search is not done."""
-    runs = search(losses, job, variant)
-    return min(runs, key=lambda run: losses[run]).lr if all(run in losses for run in runs) else None
+def best_rate(losses: Losses, job: str, variant: str, centre: float) -> float | None:
+    """The rate with the lowest loss on seed 0, or None while the search is not done.
+
+    Runs of the ladder beyond the search count too: the picture has them.
+    """
+    if any(run not in losses for run in search(losses, job, variant, centre)):
+        return None
+    done = {lr: losses[run] for lr in LADDER if (run := Spec(job, variant, lr, SEEDS[0])) in losses}
+    return min(done, key=lambda lr: done[lr])
 
 
 def _beyond(rates: Sequence[float], best: float) -> float | None:
@@ -68,53 +103,88 @@ def _beyond(rates: Sequence[float], best: float) -> float | None:
     return None
 
 
-def plan(losses: Losses, jobs: Sequence[str], guess: float | None = None) -> list[Spec]:
-    """All runs that are known by now, each once, in order of importance; done ones too.
+def plan(losses: Losses, places: Places, known: bool = True) -> list[Spec]:
+    """All runs, each once, in order of importance; done ones too.
 
     Args:
         losses: of the runs that are done.
-        jobs: by name, the cheapest first.
-        guess: stands for best rates that are not known yet, so that the length of the plan says how much there is to
-            do; None leaves out what depends on them.
+        places: the jobs.
+        known: leaves out what depends on a best rate that is not known yet; else the middle of the grid stands for it,
+            so that the length of the plan says how much there is to do.
     """
+    core = [job for job, place in places.items() if place.core]
+    derived = [job for job, place in places.items() if not place.core]
+    in_torch = [job for job in core if places[job].framework != JAX]
 
-    def best(job: str, variant: str) -> Iterator[float]:
-        found = best_rate(losses, job, variant)
-        if found is not None or guess is not None:
-            yield found if found is not None else guess  # type: ignore[misc]
+    def best(job: str, variant: Variant) -> Iterator[float]:
+        found = best_rate(losses, job, variant.name, places[job].rate)
+        if found is not None or not known:
+            yield places[job].rate if found is None else found
 
-    def each(names: Iterable[str], runs: Callable[[str, str], Iterable[Spec]]) -> Iterator[Spec]:
-        for name in names:
-            for job in jobs:
-                yield from runs(job, name)
+    def tuned(job: str, variant: Variant) -> Iterator[Spec]:
+        yield from search(losses, job, variant.name, places[job].rate)
+        yield from (Spec(job, variant.name, lr, seed) for lr in best(job, variant) for seed in SEEDS)
 
-    def seeds(job: str, name: str) -> Iterator[Spec]:
-        return (Spec(job, name, lr, seed) for lr in best(job, name) for seed in SEEDS)
+    def started(job: str, variant: Variant) -> Iterator[Spec]:
+        return (Spec(job, variant.name, lr, seed) for lr in variant.starts for seed in SEEDS)
 
-    def pairs(job: str, profile: str) -> Iterator[Spec]:
-        seeds = PAIRED_SEEDS if job == jobs[0] else SEEDS
-        for lr in best(job, profile):
-            for seed in seeds:
-                yield from (Spec(job, name, lr, seed) for name in (profile, profile + THIRTY_TWO))
+    def from_wide_starts(job: str, variant: Variant) -> Iterator[Spec]:
+        return (spec for spec in started(job, variant) if spec.lr in WIDE_STARTS)
 
-    def curve(job: str, name: str) -> Iterator[Spec]:
-        return (Spec(job, name, lr, SEEDS[0]) for lr in WIDER)
+    def as_meant(job: str, variant: Variant) -> Iterator[Spec]:
+        return tuned(job, variant) if variant.tuned else started(job, variant)
 
-    def at_rate_of_balanced(job: str, name: str) -> Iterator[Spec]:
-        return (Spec(job, name, lr, seed) for lr in best(job, "balanced") for seed in SEEDS)
+    def at_tuned_rate(job: str, variant: Variant) -> Iterator[Spec]:
+        return (Spec(job, variant.name, lr, seed) for lr in best(job, TUNED) for seed in SEEDS)
 
-    main = [variant.name for variant in MAIN]
-    extra = [variant.name for variant in EXTRA]
-    stages = [f"balanced-no-{stage}" for stage in STAGES]
-    strong = [variant.name for variant in STRONG_STAGES]
+    def curve(job: str, variant: Variant) -> Iterator[Spec]:
+        return (Spec(job, variant.name, lr, SEEDS[0]) for lr in variant.curve)
+
+    def each(
+        jobs: Iterable[str], some: Iterable[Variant], runs: Callable[[str, Variant], Iterator[Spec]]
+    ) -> list[Spec]:
+        return [
+            spec
+            for variant in some
+            for job in jobs
+            if places[job].framework != JAX or variant.in_jax
+            for spec in runs(job, variant)
+        ]
+
+    def pairs(job: str, partner: Variant) -> Iterator[Spec]:
+        name = partner.name.removesuffix(THIRTY_TWO)
+        # What the interval needs on the cheapest job; on the others the default profile alone.
+        seeds = PAIRED_SEEDS if job == core[0] else SEEDS if name == OURS.name else ()
+        return (Spec(job, each_name, START, seed) for seed in seeds for each_name in (name, partner.name))
+
+    staged = [PLAIN, *(variant for pair in STAGED.values() for variant in pair)]
+    with_adapters = [job for job in in_torch if places[job].pictured]
     runs = [
-        *each(main, lambda job, name: search(losses, job, name)),
-        *each(main, seeds),
-        *each(PROFILES, pairs),
-        *each(("balanced", "adamw"), curve),
-        *each(stages, at_rate_of_balanced),
-        *each(strong, at_rate_of_balanced),
-        *each(extra, lambda job, name: search(losses, job, name)),
-        *each(extra, seeds),
+        *each(core, (ADAMW, OURS, *RIVALS), as_meant),
+        *each(core, (TUNED, CAUTIOUS), tuned),
+        *each(in_torch, PARTS, at_tuned_rate),
+        *each(derived, (ADAMW,), as_meant),
+        *each(derived, (OURS,), from_wide_starts),
+        *each(derived, [rival for rival in RIVALS if rival is not CORRECTED], as_meant),
+        *each([job for job in core if places[job].pictured], (ADAMW, OURS, *RIVALS), curve),
+        *each(derived, (TUNED, CAUTIOUS), tuned),
+        *each(with_adapters, [VARIANTS[name + THIRTY_TWO] for name in PROFILES], pairs),
+        *each(with_adapters, staged, at_tuned_rate),
+        *each(with_adapters, (CLIPPED, *OTHERS), as_meant),
     ]
     return list(dict.fromkeys(runs))
+
+
+def chosen(
+    places: Places, names: Sequence[str], seeds: Sequence[int] | None, starts: Sequence[float] | None
+) -> Callable[..., list[Spec]]:
+    """A plan of some variants only, on the seeds and from the starts given; without them on those of the plan."""
+
+    def some(losses: Losses, places: Places = places, known: bool = True) -> list[Spec]:
+        if starts is not None:
+            pairs = [(name, start) for name in names for start in starts]
+            return [Spec(job, *pair, seed) for job in places for pair in pairs for seed in seeds or SEEDS]
+        runs = plan(losses, places, known)
+        return [run for run in runs if run.variant in names and (seeds is None or run.seed in seeds)]
+
+    return some

@@ -13,12 +13,10 @@ from tqdm import tqdm
 
 from benchmarks.evidence.jobs import Job
 from benchmarks.evidence.plan import Spec, plan
-from benchmarks.evidence.store import Record, Store, base_of, losses
+from benchmarks.evidence.store import Record, Store, base_of, losses, place_of
 from benchmarks.evidence.training import train
-from benchmarks.evidence.variants import GRID
 from benchmarks.evidence.workers import Failure, Task, Worker, ready, single_threaded
 
-TYPICAL_RATE = GRID[len(GRID) // 2]
 POLL_SECONDS = 2.0
 
 
@@ -41,7 +39,7 @@ class Runner:
 
     Args:
         store: where results are and go.
-        jobs: by name, the cheapest first.
+        jobs: by name, in the order of running.
         workers: processes.
         planner: `plan`, or what takes its place in a test.
     """
@@ -51,11 +49,13 @@ class Runner:
     ) -> None:
         self.store = store
         self.jobs = jobs
+        self.places = {name: place_of(job) for name, job in jobs.items()}
         self.planner = planner
         self.losses = losses(store.records())
         self.failures: dict[str | Spec, str] = {}
         self.busy: dict[Worker, str | Spec] = {}
-        self.bases = dict.fromkeys(jobs, False)
+        # Jobs of a family share a base.
+        self.bases = {job.family: False for job in jobs.values()}
         single_threaded()
         self.idle = [Worker() for _ in range(workers)]
 
@@ -91,18 +91,19 @@ class Runner:
     def _next(self) -> str | Spec | None:
         """The first base or run that is missing, not in hand and can be done now."""
         begun = {*self.busy.values(), *self.failures}
-        for job, there in self.bases.items():
-            if not there and job not in begun:
-                return job
-        for spec in self.planner(self.losses, list(self.jobs)):
-            if spec not in self.losses and spec not in begun and self.bases[spec.job]:
+        for family, there in self.bases.items():
+            if not there and family not in begun:
+                return family
+        for spec in self.planner(self.losses, self.places):
+            if spec not in self.losses and spec not in begun and self.bases[self.jobs[spec.job].family]:
                 return spec
         return None
 
     def _task(self, todo: str | Spec) -> Task:
         if isinstance(todo, Spec):
             return partial(_run, todo, self.jobs[todo.job], self.store.folder)
-        return partial(_prepare, self.jobs[todo], self.store.folder)
+        first = next(job for job in self.jobs.values() if job.family == todo)
+        return partial(_prepare, first, self.store.folder)
 
     def _take(self, worker: Worker) -> None:
         todo, result = self.busy.pop(worker), worker.take()
@@ -118,15 +119,17 @@ class Runner:
         self.idle.append(worker if worker.alive else Worker())
 
     def _present(self) -> int:
-        return sum(spec in self.losses for spec in self.planner(self.losses, list(self.jobs)))
+        return sum(spec in self.losses for spec in self.planner(self.losses, self.places))
 
     def _expected(self) -> int:
-        return len(self.planner(self.losses, list(self.jobs), guess=TYPICAL_RATE))
+        return len(self.planner(self.losses, self.places, known=False))
 
 
-def run_missing(store: Store, jobs: Mapping[str, Job], workers: int, minutes: float) -> Outcome:
+def run_missing(
+    store: Store, jobs: Mapping[str, Job], workers: int, minutes: float, planner: Callable[..., list[Spec]] = plan
+) -> Outcome:
     """`Runner.run`, with the processes ended whatever happens."""
-    with closing(Runner(store, jobs, workers)) as runner:
+    with closing(Runner(store, jobs, workers, planner)) as runner:
         return runner.run(minutes)
 
 

@@ -11,9 +11,8 @@ from benchmarks.evidence.jobs import JOBS
 from benchmarks.evidence.markdown import MISSING
 from benchmarks.evidence.results import Results
 from benchmarks.evidence.statistics import Summary, differences, summary
-from benchmarks.evidence.variants import SEEDS, STRONG, STRONGER
+from benchmarks.evidence.variants import PLAIN, STAGED, Variant
 
-ON = "balanced"
 WHITE_NOISE_SHARE = 1 - math.pi * 0.3**2
 """Of the unit square of frequencies, what lies outside the circle of radius 0.3."""
 WHITE_NOISE_EDGES = math.sqrt(1 + 1 + 1 + 1 + 4**2)
@@ -41,57 +40,32 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
 }
 
 
-def off(stage: str) -> str:
-    """The variant without the stage."""
-    return f"balanced-no-{stage}"
-
-
-def strong(stage: str) -> str:
-    """The variant with the stage far stronger."""
-    return f"balanced-{stage}{STRONG}"
-
-
-def measured(results: Results, job: str, variant: str, measure: Measure) -> Summary | None:
-    """Over `SEEDS`, at the rate of `balanced`; None where nothing ran."""
-    rate = results.rate(job, ON)
-    found = {} if rate is None else results.measured(job, variant, measure.name, rate)
-    # The cheapest job has `balanced` runs of further seeds, which the others of a row lack.
-    chosen = [value for seed, value in found.items() if seed in SEEDS]
-    return summary(chosen) if chosen else None
+def measured(results: Results, job: str, variant: Variant, measure: Measure) -> Summary | None:
+    """Over the seeds; None where nothing ran."""
+    found = results.measured(job, variant.name, measure.name)
+    return summary(list(found.values())) if found else None
 
 
 def effect_table(results: Results, jobs: Sequence[str], stage: str) -> str:
-    """One row a job and measure: without the stage, with it, and with it at its stronger setting."""
+    """One row a job and measure: without any stage, with this one alone, and with it at its stronger setting."""
+    alone, strong = STAGED[stage]
     rows = []
     for job in jobs:
         for measure in MEASURES[stage]:
-            cells = [measured(results, job, variant, measure) for variant in (off(stage), ON, strong(stage))]
+            cells = [measured(results, job, variant, measure) for variant in (PLAIN, alone, strong)]
             rows.append([JOBS[job].title, measure.title, *(markdown.spread(cell, measure.digits) for cell in cells)])
-        losses = [_loss_change(results, job, variant, off(stage)) for variant in (ON, strong(stage))]
+        losses = [_loss_change(results, job, variant) for variant in (alone, strong)]
         rows.append([JOBS[job].title, "loss, against the run without", MISSING, *(map(markdown.signed, losses))])
-    fields = ", ".join(f"`{name}` {value}" for name, value in STRONGER[stage].items())
-    return markdown.table(["job", "measure", "off", "on", fields], rows, left=2)
+    return markdown.table(["job", "measure", "off", "default", strong.title.removeprefix("with ")], rows, left=2)
 
 
 def effects(results: Results, jobs: Sequence[str], stage: str) -> Iterator[str]:
     """A sentence a measure, and one on the loss: on which jobs the stage changes it by more than the spread."""
-    measures = [(measure.title, measure.name) for measure in MEASURES[stage]]
-    for title, name in measures:
-        by_job = {}
-        for job in jobs:
-            rate = results.rate(job, ON)
-            pairs = [] if rate is None else [results.measured(job, v, name, rate) for v in (ON, off(stage))]
-            by_job[job] = _change(*pairs) if pairs else None
-        yield from _told(title, by_job)
-    yield from _told("loss", {job: _loss_change(results, job, ON, off(stage)) for job in jobs})
-
-
-def clipping(results: Results, jobs: Sequence[str]) -> Iterator[str]:
-    """A sentence on percentile clipping, with and without each at its own best rate."""
-    by_job = {
-        job: _change(*(results.losses_by_seed(job, name) for name in ("balanced-percentile-95", ON))) for job in jobs
-    }
-    yield from _told("loss", by_job)
+    alone = STAGED[stage][0]
+    for measure in MEASURES[stage]:
+        by_job = {job: _change(*(results.measured(job, v.name, measure.name) for v in (alone, PLAIN))) for job in jobs}
+        yield from _told(measure.title, by_job)
+    yield from _told("loss", {job: _loss_change(results, job, alone) for job in jobs})
 
 
 def _told(what: str, by_job: Mapping[str, Summary | None]) -> Iterator[str]:
@@ -119,8 +93,5 @@ def _change(with_it: Mapping[int, float], without: Mapping[int, float]) -> Summa
     return summary(found) if found else None
 
 
-def _loss_change(results: Results, job: str, variant: str, against: str) -> Summary | None:
-    rate = results.rate(job, ON)
-    if rate is None:
-        return None
-    return _change(*(results.losses_by_seed(job, name, rate) for name in (variant, against)))
+def _loss_change(results: Results, job: str, variant: Variant) -> Summary | None:
+    return _change(*(results.losses_by_seed(job, v.name) for v in (variant, PLAIN)))

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from benchmarks.evidence.jobs import Base, Job
-from benchmarks.evidence.plan import Losses, Spec
-from benchmarks.evidence.variants import MAX_LR, RAMP_SHARE, VARIANTS, WARM_UP_SHARE, WEIGHT_DECAY
+from benchmarks.evidence.plan import Losses, Place, Spec
+from benchmarks.evidence.settings import MAX_LR, RAMP_SHARE, WARM_UP_SHARE, WEIGHT_DECAY
+from benchmarks.evidence.variants import VARIANTS
 
 FOLDER = Path("out/evidence")
 
@@ -58,6 +59,11 @@ def settings_of(job: Job) -> dict[str, Any]:
     return {**job.settings(), **common}
 
 
+def place_of(job: Job) -> Place:
+    """What the plan knows of a job."""
+    return Place(job.rate, job.framework, core=not job.variation, pictured=job.pictured and not job.variation)
+
+
 def spec_of(record: Record) -> Spec:
     """Which run a record is of."""
     return Spec(record["job"], record["variant"], record["lr"], record["seed"])
@@ -70,8 +76,8 @@ def losses(records: Mapping[Spec, Record]) -> Losses:
 
 def base_of(job: Job, folder: Path) -> Base:
     """The job's base, made if it is not there under the job's present settings."""
-    digest = hashlib.sha256(json.dumps(job.settings(), sort_keys=True).encode()).hexdigest()[:8]
-    path = folder / "base" / f"{job.name}-{digest}.pt"
+    digest = hashlib.sha256(json.dumps(job.base_settings(), sort_keys=True).encode()).hexdigest()[:8]
+    path = folder / "base" / f"{job.family}-{digest}.pt"
     if not path.exists():
         base = job.build_base()
         _whole(path, lambda temporary: torch.save(base, temporary))
@@ -79,9 +85,12 @@ def base_of(job: Job, folder: Path) -> Base:
     return loaded
 
 
+_RUNS = ("benchmarks/evidence/jobs", "benchmarks/evidence/rivals")
+
+
 @cache
 def code_version() -> str:
-    """A digest of the sources that decide a result: the optimizer's and the jobs'."""
+    """A digest of the sources that decide a result: the optimizer's, the jobs' and the others'."""
     digest = hashlib.sha256()
     for path in _sources():
         digest.update(path.read_bytes())
@@ -90,8 +99,8 @@ def code_version() -> str:
 
 def _sources() -> Iterator[Path]:
     root = Path(__file__).parents[2]
-    for package in ("automagic_core", "automagic_torch", "benchmarks/evidence/jobs"):
-        yield from sorted((root / package).rglob("*.py"))
+    for folder in (*("automagic_" + name for name in ("core", "torch", "optax")), *_RUNS):
+        yield from sorted((root / folder).rglob("*.py"))
 
 
 def _whole(path: Path, write: Callable[[Path], Any]) -> None:

@@ -79,3 +79,6 @@ def single_threaded() -> None:
     """Makes the processes that are begun later compute on one thread."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
+    # XLA's newer code generator for CPUs would take most of the time of a run in JAX.
+    flags = "--xla_cpu_multi_thread_eigen=false --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"

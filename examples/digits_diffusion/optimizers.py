@@ -3,6 +3,7 @@
 Both sit behind the same gradient clipping and have the same ramp, cosine schedule and weight decay.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,26 +35,27 @@ class Recipe(NamedTuple):
 def automagic(settings: Settings) -> Recipe:
     # The ramp is part of the optimizer, so the schedule is only the cosine.
     schedule = optax.cosine_decay_schedule(settings.starting_rate, settings.tuning_steps)
+    ramp_steps = math.ceil(settings.search_steps / 4)
     tx = optax.chain(
         optax.clip_by_global_norm(CLIP_NORM),
         automagic_8bit(
             schedule,
             weight_decay=settings.weight_decay,
-            warmup_steps=settings.warmup_steps,
+            warmup_steps=settings.search_steps,
             max_lr=settings.max_rate,
         ),
     )
 
     def rate(step: int, opt_state: Any) -> float:
-        ramp = min(1.0, (step + 1) / settings.warmup_steps)
+        ramp = min(1.0, (step + 1) / ramp_steps)
         return float(schedule(step) * ramp * jnp.exp(found(opt_state)))
 
-    return Recipe("Automagic 8-bit", tx, rate, settings.warmup_steps)
+    return Recipe("Automagic 8-bit", tx, rate, settings.search_steps)
 
 
 def found(opt_state: Any) -> Any:
-    """The logarithm of the factor on the learning rate that the votes have found so far."""
-    return optax.tree_utils.tree_get(opt_state, "lr_scale")[...]
+    """The logarithm of the factor on the learning rate that the search has found so far."""
+    return optax.tree_utils.tree_get(opt_state, "log_rate_scale")[...]
 
 
 def adamw(rate: float, settings: Settings) -> Recipe:

@@ -19,10 +19,11 @@ class Settings(NamedTuple):
     base_rate: float = 2e-3
 
     tuning_steps: int = 400
-    warmup_steps: int = 100
+    warmup_steps: int = 40  # of AdamW
+    search_steps: int = 160  # of this optimizer: 40 % of the run
     weight_decay: float = 5e-4
-    starting_rate: float = 1e-4  # far too low for AdamW here: the votes have to find the rate
-    max_rate: float = 0.1  # far above any good rate, so that it is the votes that stop the search
+    starting_rate: float = 1e-6  # the default of `lr`, far too low: the search has to find the rate
+    max_rate: float = 1.0  # far above any good rate, so that it is not the limit that stops the search
     adamw_rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
 
     held_out_share: float = 0.2

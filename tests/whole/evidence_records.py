@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from benchmarks.evidence.jobs import JOBS
 from benchmarks.evidence.plan import Spec, plan
-from benchmarks.evidence.store import Record, losses, settings_of
+from benchmarks.evidence.store import Record, losses, place_of, settings_of
 from benchmarks.evidence.variants import VARIANTS
 
 
@@ -14,14 +14,16 @@ def record(spec: Spec, loss: float) -> Record:
     variant = VARIANTS[spec.variant]
     diverged = not math.isfinite(loss)
     measures = dict.fromkeys(("frequency_factors", "frequency_product", "edge_factors", "edge_product"), 0.5)
-    measures["effective_rank"] = 12.0 if spec.variant == "balanced-no-low-rank" else 9.0 + 0.1 * spec.seed
+    measures["effective_rank"] = 12.0 if spec.variant == "no-stages" else 9.0 + 0.1 * spec.seed
     return {
         **spec._asdict(),
         "settings": settings_of(JOBS[spec.job]),
         "optimizer": variant.optimizer,
         "fields": dict(variant.fields),
+        "swaps": list(variant.swaps),
         "steps": 100,
         "loss": None if diverged else loss,
+        "best": min(loss, 2.0),
         "curve": [(0, 3.0), (50, 2.0), (100, None if diverged else loss)],
         "found_rate": 0.01 if variant.optimizer == "ours" else None,
         "state_bytes": 200,
@@ -37,9 +39,12 @@ def record(spec: Spec, loss: float) -> Record:
     }
 
 
-def full_set(loss: Callable[[Spec], float], jobs: list[str]) -> dict[Spec, Record]:
+PLACES = {name: place_of(job) for name, job in JOBS.items()}
+
+
+def full_set(loss: Callable[[Spec], float]) -> dict[Spec, Record]:
     """Every run of the plan, which grows as results come in."""
     records: dict[Spec, Record] = {}
-    while todo := [spec for spec in plan(losses(records), jobs) if spec not in records]:
+    while todo := [spec for spec in plan(losses(records), PLACES) if spec not in records]:
         records |= {spec: record(spec, loss(spec)) for spec in todo}
     return records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from examples.digits_diffusion import data
 
 EARLIEST, LATEST = 0.05, 0.998
 FREQUENCIES = 32
+HELD_OUT_PIECE = 256
 
 
 class Settings(NamedTuple):
@@ -26,6 +27,7 @@ class Settings(NamedTuple):
     rank: int = 16
     batch: int = 128
     steps: int = 400
+    base_batch: int = 256
     base_steps: int = 800
     base_rate: float = 2e-3
     held_out_noises: int = 4
@@ -86,8 +88,19 @@ def diffusion_loss(model: nn.Module, images: Tensor, noise: Tensor, times: Tenso
     return ((denoised - images) / sigma).square().mean()
 
 
+def images(classes: tuple[int, ...], noises: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Images to train on, and held-out ones, each `noises` times, with noise and times; the same in every run."""
+    train, held_out = data.split(data.load().only(classes), held_out=0.2, seed=0)
+    repeated = torch.from_numpy(np.tile(held_out.images, (noises, 1)))
+    fixed = torch.Generator().manual_seed(12345)
+    repeated = repeated[torch.randperm(len(repeated), generator=fixed)]
+    return torch.from_numpy(train.images), (repeated, *noise_and_times(len(repeated), fixed))
+
+
 @dataclass
-class _DigitsTraining(Training):
+class DigitsTraining(Training):
+    """Training images, and a held-out set as `images` gives it."""
+
     images: Tensor
     held_out: tuple[Tensor, Tensor, Tensor]
     batch: int
@@ -98,40 +111,45 @@ class _DigitsTraining(Training):
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        return float(diffusion_loss(self.model, *self.held_out))
+        pieces = zip(*(x.split(HELD_OUT_PIECE) for x in self.held_out), strict=True)
+        return sum(float(diffusion_loss(self.model, *piece)) * len(piece[0]) for piece in pieces) / len(
+            self.held_out[0]
+        )
 
 
 class DigitsDiffusion(Job):
     """LoRA on all linear layers of a small denoiser."""
 
-    name = "digits"
-    title = "Diffusion model of digits"
+    family = "digits"
+    heading = "Diffusion model of digits"
     unit = "denoising loss"
+    rate = 1e-2
+    pictured = True
 
-    def __init__(self, sizes: Settings = Settings()) -> None:  # noqa: B008  # an immutable tuple
-        self.sizes = sizes
-        self.steps = sizes.steps
-        self.description = (
+    def __init__(self, sizes: Settings = Settings(), variation: str = "") -> None:  # noqa: B008  # an immutable tuple
+        super().__init__(sizes, variation)
+
+    @property
+    def description(self) -> str:
+        sizes = self.sizes
+        return (
             f"A residual network of width {sizes.width} that denoises the 8 × 8 digits 0 to 4 (scikit-learn) gets "
             f"adapters of rank {sizes.rank} on every linear layer and learns 5 to 9: {sizes.steps} steps of "
             f"{sizes.batch} images."
         )
-
-    def settings(self) -> dict[str, Any]:
-        return self.sizes._asdict()
 
     def build_base(self) -> Base:
         sizes = self.sizes
         torch.manual_seed(0)
         generator = torch.Generator().manual_seed(0)
         model = Denoiser(sizes)
-        images = torch.from_numpy(data.load().only(data.OLD_CLASSES).images)
+        known = torch.from_numpy(data.load().only(data.OLD_CLASSES).images)
         optimizer = torch.optim.AdamW(model.parameters(), lr=sizes.base_rate)
         for step in range(sizes.base_steps):
             optimizer.param_groups[0]["lr"] = sizes.base_rate * cosine(step, sizes.base_steps, ramp=50)
-            chosen = images[torch.randint(len(images), (2 * sizes.batch,), generator=generator)]
+            chosen = known[torch.randint(len(known), (sizes.base_batch,), generator=generator)]
             optimizer.zero_grad()
-            diffusion_loss(model, chosen, *noise_and_times(2 * sizes.batch, generator)).backward()
+            diffusion_loss(model, chosen, *noise_and_times(sizes.base_batch, generator)).backward()
             optimizer.step()
         return {"model": model.state_dict()}
 
@@ -142,10 +160,4 @@ class DigitsDiffusion(Job):
         model.load_state_dict(base["model"])
         layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         adapters = adapt(model, layers, sizes.rank, generator)
-        # The split and the held-out noise have a seed of their own: they are the same in every run.
-        train, held_out = data.split(data.load().only(data.NEW_CLASSES), held_out=0.2, seed=0)
-        repeated = torch.from_numpy(np.tile(held_out.images, (sizes.held_out_noises, 1)))
-        fixed = torch.Generator().manual_seed(12345)
-        repeated = repeated[torch.randperm(len(repeated), generator=fixed)]
-        held = (repeated, *noise_and_times(len(repeated), fixed))
-        return _DigitsTraining(model, adapters, generator, torch.from_numpy(train.images), held, sizes.batch)
+        return DigitsTraining(model, adapters, generator, *images(data.NEW_CLASSES, sizes.held_out_noises), sizes.batch)

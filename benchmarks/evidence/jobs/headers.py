@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.evidence.jobs.corpus import c_headers, standard_library, windows
+from benchmarks.evidence.jobs.corpus import Corpus, c_headers, standard_library, windows
 from benchmarks.evidence.jobs.job import Base, Job, Training, cosine
 from benchmarks.evidence.lora import adapt
 
@@ -31,14 +31,15 @@ class Settings(NamedTuple):
     base_steps: int = 800
     base_rate: float = 2e-3
     held_out_windows: int = 128
+    norm_queries: bool = False
 
 
 class _Block(nn.Module):
     """Causal self-attention and an MLP, each behind a layer norm and added."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, norm_queries: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.norm_queries = heads, norm_queries
         self.attention_norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -50,6 +51,8 @@ class _Block(nn.Module):
         batch, length, width = x.shape
         split = self.query_key_value(self.attention_norm(x)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
+        if self.norm_queries:
+            query, key = (functional.rms_norm(x, x.shape[-1:]) for x in (query, key))
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(x))))
@@ -62,7 +65,9 @@ class ByteTransformer(nn.Module):
         super().__init__()
         self.bytes = nn.Embedding(VOCABULARY, settings.width)
         self.positions = nn.Embedding(settings.context, settings.width)
-        self.blocks = nn.ModuleList([_Block(settings.width, settings.heads) for _ in range(settings.layers)])
+        self.blocks = nn.ModuleList(
+            [_Block(settings.width, settings.heads, settings.norm_queries) for _ in range(settings.layers)]
+        )
         self.norm = nn.LayerNorm(settings.width)
         self.logits = nn.Linear(settings.width, VOCABULARY)
         for embedding in (self.bytes, self.positions):
@@ -85,13 +90,19 @@ def next_byte_loss(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 @dataclass
-class _HeadersTraining(Training):
-    held_out: Tensor
+class BytesTraining(Training):
+    """On windows of a corpus; the held-out windows are the same in every run."""
+
+    corpus: Corpus
     sizes: Settings
+
+    def __post_init__(self) -> None:
+        fixed = torch.Generator().manual_seed(12345)
+        self.held_out = windows(self.corpus.held_out, self.sizes.held_out_windows, self.sizes.context, fixed)
 
     def loss(self) -> Tensor:
         return next_byte_loss(
-            self.model, windows(c_headers().train, self.sizes.batch, self.sizes.context, self.generator)
+            self.model, windows(self.corpus.train, self.sizes.batch, self.sizes.context, self.generator)
         )
 
     @torch.no_grad()
@@ -104,22 +115,24 @@ class _HeadersTraining(Training):
 class HeadersTransformer(Job):
     """LoRA on the linear layers of both blocks; embeddings, norms and logits stay."""
 
-    name = "headers"
-    title = "Byte-level transformer on C headers"
+    family = "headers"
+    heading = "Byte-level transformer on C headers"
     unit = "nats per byte"
+    rate = 1e-2
+    pictured = True
 
-    def __init__(self, sizes: Settings = Settings()) -> None:  # noqa: B008  # an immutable tuple
-        self.sizes = sizes
-        self.steps = sizes.steps
-        self.description = (
+    def __init__(self, sizes: Settings = Settings(), variation: str = "") -> None:  # noqa: B008  # an immutable tuple
+        super().__init__(sizes, variation)
+
+    @property
+    def description(self) -> str:
+        sizes = self.sizes
+        return (
             f"A transformer of {sizes.layers} layers and width {sizes.width}, pretrained on the bytes of Python's "
             f"standard library ({sizes.base_steps} steps), gets adapters of rank {sizes.rank} on the linear layers of "
             f"its blocks and learns the C headers of Python and numpy: {sizes.steps} steps of {sizes.batch} windows "
             f"of {sizes.context} bytes; held out are other files."
         )
-
-    def settings(self) -> dict[str, Any]:
-        return self.sizes._asdict()
 
     def build_base(self) -> Base:
         sizes = self.sizes
@@ -143,6 +156,4 @@ class HeadersTransformer(Job):
         parts = ("query_key_value", "attention_out", "mlp_in", "mlp_out")
         layers = [f"blocks.{block}.{part}" for block in range(sizes.layers) for part in parts]
         adapters = adapt(model, layers, sizes.rank, generator)
-        fixed = torch.Generator().manual_seed(12345)  # the same windows in every run
-        held_out = windows(c_headers().held_out, sizes.held_out_windows, sizes.context, fixed)
-        return _HeadersTraining(model, adapters, generator, held_out, sizes)
+        return BytesTraining(model, adapters, generator, c_headers(), sizes)

@@ -17,11 +17,11 @@ Base = dict[str, Any]
 
 @dataclass
 class Training(ABC):
-    """One training run: a model, its adapters, and batches that depend on the seed alone.
+    """One training run in PyTorch: a model, its adapters, and batches that depend on the seed alone.
 
     Attributes:
         model: everything but the trained arrays is frozen.
-        adapters: whose learned products are measured afterwards.
+        adapters: whose learned products are measured afterwards; none where everything is trained.
         generator: draws the batches.
     """
 
@@ -50,35 +50,66 @@ class Job(ABC):
     """A job.  Class attributes:
 
     Attributes:
-        name: in file names.
-        title: in the report.
-        description: what is trained on what, a sentence for the report.
+        family: name of the job at its own length and batch.
+        heading: in the report.
         unit: of the loss.
-        steps: of one run.
+        rate: where a grid of rates begins.
+        framework: ``"torch"`` or ``"jax"``.
+        pictured: whether it is in the first picture; such a job trains adapters.
+
+    Args:
+        sizes: a named tuple of plain values, with `steps` and `batch`: every number that decides a run's result.
+        variation: what it has of another length or batch than the family's own, as in ``"x3"``.
     """
 
-    name: str
-    title: str
-    description: str
+    family: str
+    heading: str
     unit: str
-    steps: int
+    rate: float
+    framework = "torch"
+    pictured = False
 
+    def __init__(self, sizes: Any, variation: str = "") -> None:
+        self.sizes = sizes
+        self.variation = variation
+        self.steps: int = sizes.steps
+        self.name = "-".join(filter(None, [self.family, variation]))
+        self.title = ", ".join(filter(None, [self.heading, variation]))
+
+    @property
     @abstractmethod
+    def description(self) -> str:
+        """What is trained on what, a sentence for the report."""
+
     def settings(self) -> dict[str, Any]:
         """Every number that decides a run's result, plain values only; a result under other settings is void."""
+        settings: dict[str, Any] = self.sizes._asdict()
+        return settings
+
+    def base_settings(self) -> dict[str, Any]:
+        """Those that decide the base: jobs of a family that differ in others share it."""
+        return {name: value for name, value in self.settings().items() if name not in ("steps", "batch")}
 
     @abstractmethod
     def build_base(self) -> Base:
         """Makes the base: takes up to minutes, gives the same every time."""
 
     @abstractmethod
-    def start(self, base: Base, seed: int) -> Training:
-        """A training from its beginning.
+    def start(self, base: Base, seed: int) -> Any:
+        """A training from its beginning: a `Training`, or what takes its place in JAX.
 
         Args:
             base: of `build_base`; not to be changed.
-            seed: decides the adapters' start and the batches.
+            seed: decides the start and the batches.
         """
+
+
+def variations(job: Job, *, longer: bool = True) -> list[Job]:
+    """The job at three times its length (with `longer`), and at a quarter and four times its batch."""
+    sizes, kind = job.sizes, type(job)
+    others = [("x3", sizes._replace(steps=3 * sizes.steps))] if longer else []
+    others += [(f"batch{batch}", sizes._replace(batch=batch)) for batch in (sizes.batch // 4, 4 * sizes.batch)]
+    return [kind(changed, name) for name, changed in others]
 
 
 def cosine(step: int, steps: int, ramp: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,22 +72,24 @@ class _SentencesTraining(Training):
 class SentenceClassifier(Job):
     """LoRA on the upper layers of all-MiniLM-L6-v2, whose lower layers are computed once for every text."""
 
-    name = "docstrings"
-    title = "Sentence encoder on docstrings"
+    family = "docstrings"
+    heading = "Sentence encoder on docstrings"
     unit = "cross-entropy, nats"
+    rate = 3e-3
+    pictured = True
 
-    def __init__(self, sizes: Settings = Settings()) -> None:  # noqa: B008  # an immutable tuple
-        self.sizes = sizes
-        self.steps = sizes.steps
-        self.description = (
+    def __init__(self, sizes: Settings = Settings(), variation: str = "") -> None:  # noqa: B008  # an immutable tuple
+        super().__init__(sizes, variation)
+
+    @property
+    def description(self) -> str:
+        sizes = self.sizes
+        return (
             f"The pretrained encoder all-MiniLM-L6-v2 gets adapters of rank {sizes.rank} on the linear layers of its "
             f"upper {sizes.tuned_layers} layers and a linear head, and learns which of {len(PACKAGES)} packages of "
             f"Python's standard library a docstring (its first {sizes.tokens} tokens) describes: {sizes.steps} steps "
             f"of {sizes.batch} texts."
         )
-
-    def settings(self) -> dict[str, Any]:
-        return self.sizes._asdict()
 
     def build_base(self) -> Base:
         sizes = self.sizes

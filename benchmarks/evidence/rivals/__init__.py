@@ -1,0 +1,6 @@
+"""What people use instead: each as its authors recommend."""
+
+from benchmarks.evidence.rivals.method import Method
+from benchmarks.evidence.rivals.recipes import RECIPES
+
+__all__ = ["RECIPES", "Method"]
