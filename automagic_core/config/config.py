@@ -60,7 +60,7 @@ class Config:
     factored: str = "second_moment"
     torque: bool = True
     torque_decay: float = 0.0
-    search_gain: float = 0.15
+    search_gain: float = 0.2
     straightness: float = 1.5
     agreement_floor: float = -0.05
     lr_mask_gain: float = 0.0

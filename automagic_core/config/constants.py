@@ -11,11 +11,13 @@ SEARCH_START = 1e-5
 """The search begins at the lower of this rate and η₀ (section 5.8)."""
 CLIMB = 0.4
 """What one step of the climb adds to ℓ."""
+CLIMB_STEPS = 5
+"""From this step on the climb may end; the first votes are of few arrays."""
 AGREEMENT_DECAY = 0.5
 """Of the average of the pooled votes."""
 SHORT_STEP = 4
 """A step with less than a quarter of the mean energy of all steps so far is no evidence for a higher rate."""
-LARGEST_RISE = 3.0
+LARGEST_RISE = 0.5
 """log(ρ / straightness) counts as at most this much in one step of the search."""
 ROW_SHRINKAGE = 256
 """In n / (n + 256): rows of few columns follow their array (section 5.8)."""

@@ -216,10 +216,11 @@ def searched(
         rise = jnp.where(straight & long & (agreement >= _float32(config.agreement_floor)), rise, f32(0))
         if config.climbs:
             climbing = peak >= 0
-            peak = jnp.where(climbing & counts, jnp.maximum(peak, agreement), peak)
-            climbs = (square > 1) & (agreement > 0) & (agreement >= peak * f32(0.5))
+            may_end = step >= constants.CLIMB_STEPS
+            peak = jnp.where(climbing & counts & may_end, jnp.maximum(peak, agreement), peak)
+            climbs = (square > 1) & (~may_end | ((agreement > 0) & (agreement >= peak * f32(0.5))))
             rise = jnp.where(climbing, jnp.where(climbs, f32(constants.CLIMB), f32(0)), rise)
-            peak = jnp.where(climbing & counts & (agreement != 0) & ~climbs, f32(-1), peak)
+            peak = jnp.where(climbing & counts & may_end & (agreement != 0) & ~climbs, f32(-1), peak)
         limit = jnp.log(_float32(config.max_lr) / jnp.maximum(rates.initial, _float32(config.min_lr)))
         ell = jnp.where(counts, ell + jnp.minimum(rise, jnp.maximum(limit - ell, f32(0))), ell)
     return Search(ell, energy, agreement, peak), pooled

@@ -16,6 +16,7 @@ from automagic_core import Config, StatePlan
 from automagic_core.config.constants import (
     AGREEMENT_DECAY,
     CLIMB,
+    CLIMB_STEPS,
     LARGEST_RISE,
     ROW_LIMIT,
     ROW_SHRINKAGE,
@@ -208,11 +209,12 @@ def searched(
     rises = (agreement >= config.agreement_floor) & (SHORT_STEP * step * of_step >= energy) & (energy > 0)
     rise = torch.where(rises, config.search_gain * beyond, 0.0)
     if config.climbs:
-        climbing = peak >= 0
-        peak = torch.where(climbing, torch.maximum(peak, agreement), peak)
-        climbs = (straightness > 0) & (agreement > 0) & (agreement >= peak / 2)
+        climbing, climbs = peak >= 0, straightness > 0
+        if step >= CLIMB_STEPS:
+            peak = torch.where(climbing, torch.maximum(peak, agreement), peak)
+            climbs = climbs & (agreement > 0) & (agreement >= peak / 2)
+            peak = torch.where(climbing & (agreement != 0) & (moved > 0) & ~climbs, -1.0, peak)
         rise = torch.where(climbing, torch.where(climbs, CLIMB, 0.0), rise)
-        peak = torch.where(climbing & (agreement != 0) & (moved > 0) & ~climbs, -1.0, peak)
     limit = (config.max_lr / starting_rate(lr, ell.device).clamp(min=config.min_lr)).log()
     risen = ell + torch.minimum(rise, (limit - ell).clamp(min=0.0))
     return Search(torch.where(moved > 0, risen, ell), energy, agreement, peak)

@@ -83,17 +83,20 @@ class RateSearch:
         straightness = math.sqrt(walked / self.walk_energy)
         rise = 0.0
         if kept == 0:
-            self.peak_agreement = max(self.peak_agreement, self.agreement)
-            if straightness > 1 and self.agreement > 0 and self.agreement >= self.peak_agreement / 2:
+            may_end = self.step >= 5
+            if may_end:
+                self.peak_agreement = max(self.peak_agreement, self.agreement)
+            agrees = self.agreement > 0 and self.agreement >= self.peak_agreement / 2
+            if straightness > 1 and (agrees or not may_end):
                 rise = 0.4
-            elif self.agreement != 0:
+            elif may_end and self.agreement != 0:
                 self.peak_agreement = -1.0
         elif (
             straightness > self.cfg.straightness
             and (not self.use_agreement or self.agreement >= self.cfg.agreement_floor)
             and 4 * self.step * energy >= self.walk_energy
         ):
-            rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 3.0)
+            rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 0.5)
         room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
         self.log_rate_scale += min(rise, max(0.0, room))
 

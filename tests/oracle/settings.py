@@ -17,7 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "factored": "second_moment",
     "torque": True,
     "torque_decay": 0.0,
-    "search_gain": 0.15,
+    "search_gain": 0.2,
     "straightness": 1.5,
     "agreement_floor": -0.05,
     "lr_mask_gain": 0.0,
