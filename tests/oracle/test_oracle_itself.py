@@ -166,35 +166,73 @@ def test_factored_first_step_of_a_rank_one_gradient_is_a_sign() -> None:
     np.testing.assert_allclose(row[:, 0], 0.01 * np.array([1, 100]) * 13.01 / 3)
 
 
-def test_a_search_of_one_element_by_hand() -> None:
-    fields = {**PLAIN, "warmup_steps": 8, "torque": False, "straightness": 1.5, "search_gain": 0.1}
+# Without the question of agreement there is no climb, and 1e-5 is where a search begins.
+WALK_ALONE: dict[str, Any] = {**PLAIN, "lr": 1e-5, "agreement_floor": -1}
+
+
+def test_a_search_by_the_walk_alone_by_hand() -> None:
+    fields = {**WALK_ALONE, "warmup_steps": 8, "torque": False, "straightness": 2.0, "search_gain": 0.1}
     oracle, w = CameampOracle([(1,)], **fields), [np.zeros(1)]
     # A constant gradient: u = m_hat = 1 and e = 0, so d is 1 / sqrt(0.001 / (2 - 0.999 - 0.999^t) + 0.01).
     d = [1 / math.sqrt(0.001 / (1.001 - 0.999**t) + 0.01) for t in (1, 2, 3)]
-    # t = 1: half the ramp of 2 steps.  rho = 1.40: no straighter than a random walk of 1.5.
+    # t = 1: rho = 1.40, not straight enough.
     (update,) = oracle.step_([np.array([2.0])], w)
-    assert update[0] == pytest.approx(-0.5e-3 * d[0])
-    assert (oracle.log_rate_scale, oracle.walk_energy) == (0, pytest.approx(0.25e-6))
-    assert abs(oracle.state[0]["walk"][0]) == pytest.approx(0.5e-3 * d[0])
-    # t = 2: both steps had the same sign.
+    assert update[0] == pytest.approx(-1e-5 * d[0])
+    assert (oracle.log_rate_scale, oracle.walk_energy) == (0, pytest.approx(1e-10))
+    assert abs(oracle.state[0]["walk"][0]) == pytest.approx(1e-5 * d[0])
     oracle.step_([np.array([2.0])], w)
-    rho = (0.5 * d[0] + d[1]) / math.sqrt(0.25 + 1)
-    assert oracle.agreement == 1
-    assert oracle.log_rate_scale == pytest.approx(0.1 * math.log(rho / 1.5))
+    rho = (d[0] + d[1]) / math.sqrt(2)
+    assert oracle.log_rate_scale == pytest.approx(0.1 * math.log(rho / 2))
     # t = 3: the rate that was found is in the step, in the walk and in its energy.
     factor = math.exp(oracle.log_rate_scale)
     (update,) = oracle.step_([np.array([2.0])], w)
-    assert update[0] == pytest.approx(-1e-3 * factor * d[2])
-    rho = (0.5 * d[0] + d[1] + factor * d[2]) / math.sqrt(0.25 + 1 + factor**2)
-    assert oracle.log_rate_scale == pytest.approx(math.log(factor) + 0.1 * math.log(rho / 1.5))
-    # log(rho / s) counts as 3 at most.
-    keen = CameampOracle([(1,)], **{**fields, "straightness": 1e-3})
-    keen.step_([np.array([2.0])], w)
-    assert keen.log_rate_scale == pytest.approx(0.3)
+    assert update[0] == pytest.approx(-1e-5 * factor * d[2])
+    rho = (d[0] + d[1] + factor * d[2]) / math.sqrt(2 + factor**2)
+    assert oracle.log_rate_scale == pytest.approx(math.log(factor) + 0.1 * math.log(rho / 2))
+    assert (oracle.agreement, oracle.peak_agreement) == (0, 0)
+
+
+def test_the_climb_and_its_end_by_hand() -> None:
+    def lr(count: int) -> float:
+        return 1e-7 if count == 9 else 1e-3
+
+    fields = {**PLAIN, "lr": lr, "warmup_steps": 20, "straightness": 1e-3, "search_gain": 0.1}
+    oracle, w = CameampOracle([(1,), (1,)], **fields), [np.zeros(1)] * 2
+    rows = []
+    # Which of the two gradients change their sign: neither at t = 1 to 5, 7 and 9, the second at t = 6 and 8.
+    signs = (1, 1, 1, 1, 1, -1, -1, 1, 1)
+    for second in signs:
+        updates = oracle.step_([np.array([2.0]), np.array([2.0 * second])], w)
+        rows.append((oracle.log_rate_scale + math.log(100), oracle.agreement, oracle.peak_agreement))
+        rows[-1] += (oracle.walk_energy, updates)
+    # From 1e-5, by 0.4 in each step until A is below half of its peak; at t = 6 it is half of it.
+    found, agreement, peak, energy, updates = zip(*rows, strict=True)
+    # After the climb log(rho / s) counts as 0.5 at most.
+    assert found == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 2.8, 2.8, 2.85])
+    assert agreement == (0, 1, 1, 1, 1, 0.5, 0.75, 0.375, 0.6875)
+    assert peak == (0, 0, 0, 0, 1, 1, 1, -1, -1)
+    # In the climb E and the walk are those of the step alone.  The first step after it keeps those of the last in it.
+    of_step = [2 * (1e-5 * math.exp(ell)) ** 2 for ell in (0, *found)]
+    assert energy[:8] == pytest.approx(of_step[:8])
+    assert energy[8] == pytest.approx(of_step[7] + of_step[8])
+    for i in range(2):
+        assert abs(oracle.state[i]["walk"][0]) == pytest.approx(abs(updates[7][i][0] + updates[8][i][0]))
+    # A step of a ten-thousandth of the rate is no evidence, however straight the path.
+    for rise in (0, 0.05):
+        before = oracle.log_rate_scale
+        oracle.step_([np.array([2.0]), np.array([2.0])], w)
+        assert oracle.log_rate_scale == pytest.approx(before + rise)
+
+
+@pytest.mark.parametrize(("lr", "ell"), [(0.0, 0), (1e-6, 0), (1e-5, 0), (0.1, -math.log(1e4))])
+def test_a_search_begins_at_the_lower_of_1e_5_and_the_rate_given(lr: float, ell: float) -> None:
+    oracle = CameampOracle([(1,)], **{**PLAIN, "lr": lr, "warmup_steps": 8})
+    oracle.step_([np.zeros(1)], [np.zeros(1)])
+    assert oracle.log_rate_scale == pytest.approx(ell)
 
 
 def test_walk_and_votes_by_hand() -> None:
-    fields = {**PLAIN, "warmup_steps": 10, "lr_mask_gain": 0.2, "straightness": 1e9}
+    fields = {**WALK_ALONE, "warmup_steps": 10, "lr_mask_gain": 0.2, "straightness": 1e9}
     oracle = CameampOracle([(2, 2), (3,)], layout="torch", **fields)
     w = [np.zeros((2, 2)), np.zeros(3)]
     first = [np.array([[1.0, 1.0], [0.0, -1.0]]), np.array([1.0, 1.0, 1.0])]
@@ -202,7 +240,7 @@ def test_walk_and_votes_by_hand() -> None:
     updates = oracle.step_(first, w)
     for i, sign in enumerate((_signs_by_hand(4).reshape(2, 2), _signs_by_hand(3))):
         walk[i] = walk[i] - (sign * updates[i]).sum(axis=-1, keepdims=True)
-    assert (oracle.agreement, oracle.walk_energy) == (0, pytest.approx(7 * (1e-3 / 3) ** 2))
+    assert (oracle.agreement, oracle.walk_energy) == (0, pytest.approx(7e-10))
     assert not oracle.state[0]["lr_mask"].any()
     # Rows (3 - 1) / 4 and -1 (its zero votes nothing); array 1 / 8 * (3 - 1 - 4) = -1/4; the other +1.
     second = [np.array([[3.0, -1.0], [-0.0, 4.0]]), np.array([2.0, 0.0, 0.0])]
@@ -215,13 +253,13 @@ def test_walk_and_votes_by_hand() -> None:
     assert oracle.state[0]["last_polarity"].tolist() == [[False, True], [False, False]]
     for i, sign in enumerate((_signs_by_hand(4).reshape(2, 2), _signs_by_hand(3))):
         np.testing.assert_allclose(oracle.state[i]["walk"], walk[i] - (sign * updates[i]).sum(axis=-1, keepdims=True))
-    array_rate, row_rate = oracle._rates(oracle.state[0], 1e-3, 1.0)
-    assert array_rate == pytest.approx(1e-3 * 2 / 3)
+    array_rate, row_rate = oracle._rates(oracle.state[0], 1e-5, 1.0)
+    assert array_rate == 1e-5
     np.testing.assert_allclose(row_rate[:, 0], array_rate * np.exp(delta))
     # An array without a gradient does not count in E, and no vote of it in A.
     oracle.step_([0 * first[0], -second[1]], w)
-    assert oracle.agreement == pytest.approx(0.9 * a_hat - 0.1)
-    assert oracle.walk_energy == pytest.approx((7 + 7 * 4 + 3 * 9) * (1e-3 / 3) ** 2)
+    assert oracle.agreement == pytest.approx((a_hat - 1) / 2)
+    assert oracle.walk_energy == pytest.approx((7 + 7 + 3) * 1e-10)
     for _ in range(8):
         oracle.step_(first, w)
     assert oracle.state[0]["last_polarity"] is oracle.state[0]["walk"] is None
@@ -235,7 +273,7 @@ def _signs_by_hand(numel: int) -> np.ndarray:
 
 def test_what_moves_the_rate() -> None:
     def found(gradient: Any, steps: int = 40, **fields: Any) -> float:
-        oracle = CameampOracle([(60, 5), (9,)], **{**PLAIN, "warmup_steps": 100, **fields})
+        oracle = CameampOracle([(60, 5), (9,)], **{**PLAIN, "lr": 1e-5, "warmup_steps": 100, **fields})
         w = [np.zeros((60, 5)), np.zeros(9)]
         for t in range(steps):
             oracle.step_(gradient(t), w)
@@ -243,20 +281,19 @@ def test_what_moves_the_rate() -> None:
 
     rng = np.random.default_rng(0)
     steady = [rng.normal(size=(60, 5)), rng.normal(size=9)]
-    assert found(lambda t: steady) > 1
-    assert found(lambda t: steady, max_lr=2e-3) == pytest.approx(math.log(2))
-    assert found(lambda t: steady, lr=1e-3, max_lr=1e-3) == 0
-    # Noise: momentum runs straight for its first ten steps or so, and never again.
+    assert found(lambda t: steady) == pytest.approx(math.log(1e5))  # all the room below max_lr
+    assert found(lambda t: steady, max_lr=1e-5) == 0
+    # Noise: the climb ends as soon as it may.  Momentum runs straight for some steps more, and never again.
     noise = [[rng.normal(size=x.shape) for x in steady] for _ in range(80)]
-    assert 0 < found(lambda t: noise[t], 20) == found(lambda t: noise[t], 80) < 0.3
+    assert 1.6 < found(lambda t: noise[t], 30) == found(lambda t: noise[t], 80) < 1.7
     # A drift under alternating noise: the path is straight, so the walk alone would rise.
     drift = lambda t: [(0.4 + (-1) ** t) * x for x in steady]  # noqa: E731
-    assert found(drift) == 0
-    assert found(drift, agreement_floor=-1) > 0.5
+    assert found(drift, 4) == found(drift) == pytest.approx(0.8)
+    assert found(drift, agreement_floor=-1) > 3
 
 
 def test_skipped_absent_and_empty_arrays() -> None:
-    fields = {**PLAIN, "warmup_steps": 4, "torque_decay": 0.5, "straightness": 1e9}
+    fields = {**WALK_ALONE, "warmup_steps": 4, "torque_decay": 0.5, "straightness": 1e9, "lr_mask_gain": 0.2}
     oracle = CameampOracle([(2, 2), (2, 2), (0, 3)], **fields)
     w = [np.ones((2, 2)), np.ones((2, 2)), np.ones((0, 3))]
     good, bad, big = np.ones((2, 2)), np.array([[1.0, np.nan], [1.0, 1.0]]), np.full((2, 2), 2e15)
@@ -268,9 +305,9 @@ def test_skipped_absent_and_empty_arrays() -> None:
     # The second array's first step is now: r_hat is that of age 1.
     d = 1 / math.sqrt(0.51)
     a = 0.5 * d / (d + 0.01)
-    np.testing.assert_allclose(updates[1], -1e-3 * d * (1 + a) / 2)
-    # In E counts who takes part; the ramp has one step.  In the vote counts who has a last gradient.
-    assert oracle.walk_energy == pytest.approx(1e-6 * (4 + 4 + 4 + 8))
+    np.testing.assert_allclose(updates[1], -1e-5 * d * (1 + a) / 2)
+    # In E counts who takes part.  In the vote counts who has a last gradient.
+    assert oracle.walk_energy == pytest.approx(1e-10 * (4 + 4 + 4 + 8))
     assert oracle.agreement == 1
     assert updates[2].shape == (0, 3)
     assert oracle.state[0]["s"] is not None
@@ -315,17 +352,17 @@ def test_rates_and_spatial_factor() -> None:
         scaled = np.abs(update).mean(axis=1)
         assert scaled[1] / scaled[0] == pytest.approx(2 / math.sqrt(0.5), rel=0.01)
         assert np.array_equal(update, wide.step_([g], w)[0]), "a limit touched the rate that was asked for"
-    oracle.step, oracle.lr_scale = 1, math.log(3)  # as if the search had found a factor of 3
+    oracle.step, oracle.log_rate_scale = 1, math.log(3)  # as if the search had found a factor of 3
     found = np.abs(oracle.step_([g], w)[0]).mean(axis=1)
     assert found[1] / found[0] == pytest.approx(1, rel=0.01), "both rows at max_lr"
 
 
 def test_every_switch_changes_the_updates() -> None:
-    def run(disable: frozenset[str]) -> np.ndarray:
+    def run(disable: frozenset[str], **off: Any) -> np.ndarray:
         rng = np.random.default_rng(1)
         fields: dict[str, Any] = {"lr": 1.4e-5, "max_lr": 1.5e-5, "warmup_steps": 5, "weight_decay": 1.0}
         fields |= {"lr_mask_gain": 0.2, "straightness": 1.45, "search_gain": 0.3, "agreement_floor": -0.08}
-        fields |= {"percentile_clipping": 20, "lora": [True, False]}
+        fields |= {"percentile_clipping": 20, "lora": [True, False], **off}
         oracle = CameampOracle([(6, 5), (4,)], disable=disable, **fields)
         w = [rng.normal(size=(6, 5)), rng.normal(size=4)]
         updates = []
@@ -336,7 +373,8 @@ def test_every_switch_changes_the_updates() -> None:
             updates += [np.concatenate([x.ravel() for x in oracle.step_(g, w)])]
         return np.array(updates)
 
-    full = run(frozenset())
+    full, without_search = run(frozenset()), run(frozenset(), search_gain=0)
     for name in sorted(FEATURES | STAGES):
-        other = run(frozenset({name}))
+        ramps = name == "warmup_ramp"  # which a search does not
+        other, full = (run(frozenset({name}), search_gain=0), without_search) if ramps else (run(frozenset({name})), full)
         assert np.abs(other - full).max() > 1e-3 * np.abs(full).max(), name
