@@ -376,5 +376,7 @@ def test_every_switch_changes_the_updates() -> None:
     full, without_search = run(frozenset()), run(frozenset(), search_gain=0)
     for name in sorted(FEATURES | STAGES):
         ramps = name == "warmup_ramp"  # which a search does not
-        other, full = (run(frozenset({name}), search_gain=0), without_search) if ramps else (run(frozenset({name})), full)
+        other, full = (
+            (run(frozenset({name}), search_gain=0), without_search) if ramps else (run(frozenset({name})), full)
+        )
         assert np.abs(other - full).max() > 1e-3 * np.abs(full).max(), name
