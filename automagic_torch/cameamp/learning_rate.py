@@ -209,15 +209,16 @@ def searched(
     rises = (agreement >= config.agreement_floor) & (SHORT_STEP * step * of_step >= energy) & (energy > 0)
     rise = torch.where(rises, config.search_gain * beyond, 0.0)
     if config.climbs:
-        climbing, climbs = peak >= 0, straightness > 0
+        # A step of the rate 0 says nothing, nor does one in which no array moves.
+        climbing, climbs = (peak >= 0) & (energy > 0), straightness > 0
         if step >= CLIMB_STEPS:
             peak = torch.where(climbing, torch.maximum(peak, agreement), peak)
             climbs = climbs & (agreement > 0) & (agreement >= peak / 2)
-            peak = torch.where(climbing & (agreement != 0) & (moved > 0) & ~climbs, -1.0, peak)
-        rise = torch.where(climbing, torch.where(climbs, CLIMB, 0.0), rise)
+            peak = torch.where(climbing & (agreement != 0) & ~climbs, -1.0, peak)
+        # Not `torch.where` of two numbers, which has the default dtype.
+        rise = torch.where(climbing, CLIMB * climbs.float(), rise)
     limit = (config.max_lr / starting_rate(lr, ell.device).clamp(min=config.min_lr)).log()
-    risen = ell + torch.minimum(rise, (limit - ell).clamp(min=0.0))
-    return Search(torch.where(moved > 0, risen, ell), energy, agreement, peak)
+    return Search(ell + torch.minimum(rise, (limit - ell).clamp(min=0.0)), energy, agreement, peak)
 
 
 def new_lr_mask(lr_mask: Tensor, v: Vote, a_hat: Tensor, plan: StatePlan, config: Config) -> Tensor:

@@ -196,7 +196,9 @@ def _merged(group: Group, saved: Group) -> Group:
     for key in SEARCH_KEYS:
         merged.setdefault(key, torch.zeros_like(saved[SEARCH_KEYS[0]]))
     held = saved.get(EFFECTIVE_LR)
-    if isinstance(held, Tensor) and not held.isfinite().all():  # not known: see `OldNamesLoadPlanner`
+    if (
+        isinstance(held, Tensor) and not held.is_meta and not held.isfinite().all()
+    ):  # not known: see `OldNamesLoadPlanner`
         saved = {key: value for key, value in saved.items() if key != EFFECTIVE_LR}
     merged[EFFECTIVE_LR] = rate_in_force(saved)
     if "param_names" in group:

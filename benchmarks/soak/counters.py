@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from automagic_core import MAX_STEP, Slot
+from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_optax import ClipByPercentileState, RoundToParametersState, ScaleByCameampState, SuppressEdgesState
 from automagic_optax import random_unit as jax_random_unit
 from automagic_torch.codec.quantized_tensor import QuantizedTensor
@@ -115,7 +116,7 @@ def _set_forward(side: TorchSide, steps: int) -> None:
         state["age"].fill_(steps)
         state["skipped_steps"].fill_(steps)
         if not warming:
-            for name in ("s", "s_absmax", "last_polarity"):
+            for name in WARM_UP_ONLY:
                 state.pop(name, None)
     side.optimizer.load_state_dict(saved)
 

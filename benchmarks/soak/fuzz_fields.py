@@ -26,6 +26,10 @@ _OTHERS: dict[str, st.SearchStrategy[Any]] = {
     "factored": st.sampled_from(["none", "second_moment", "all"]),
     "torque": st.booleans(),
     "torque_decay": _BETA,
+    "search_gain": st.one_of(st.just(0.0), _powers(-3, 1)),
+    "straightness": _powers(-1, 1),
+    # None of them is an average of few votes, at which rounding decides.
+    "agreement_floor": st.sampled_from([-1.0, -0.3, -0.05, 0.07, 0.9]),
     "lr_mask_gain": st.one_of(st.just(0.0), _powers(-3, 2)),
     "optim_bits": st.sampled_from([8, 32]),
     "percentile_clipping": st.integers(1, 100),
@@ -56,8 +60,9 @@ _BITS: dict[str, st.SearchStrategy[Any]] = {
 _NUMBERS = [math.nan, math.inf, -math.inf, -1.0, "1", None, True, 1j]
 _SWITCH = [None, 1, 0, "yes", 0.0]
 INVALID: dict[str, list[Any]] = {
-    **dict.fromkeys(("weight_decay", "lr_mask_gain", "edge_threshold"), _NUMBERS),
-    **{name: [*_NUMBERS, 0.0] for name in ("min_lr", "max_lr", "update_clip", "confidence_floor")},
+    **dict.fromkeys(("weight_decay", "search_gain", "lr_mask_gain", "edge_threshold"), _NUMBERS),
+    **{name: [*_NUMBERS, 0.0] for name in ("min_lr", "max_lr", "update_clip", "confidence_floor", "straightness")},
+    "agreement_floor": [math.nan, math.inf, -1.01, 1.01, "1", None, True],
     "warmup_steps": [-1, 1.5, 2**31, None, True, "5"],
     "betas": [(0.9, 0.99), (0.9, 0.99, 1.0), (-0.1, 0.9, 0.9), (0.9, math.nan, 0.9), 0.9, None],
     "factored": ["row", None, True, 1],

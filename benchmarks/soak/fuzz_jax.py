@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_optax import ScaleByCameampState, SuppressEdgesState, automagic_8bit
 from benchmarks.soak.fuzz_cases import COMPARABLE, ArrayCase, Case
 from benchmarks.soak.fuzz_fields import Fields
@@ -31,7 +32,8 @@ SHAPES: tuple[tuple[int, ...], ...] = (
     (2, 3, 5),
 )
 """Few, so that operations that are compiled once serve all cases."""
-
+_SHARED = ("step", "learning_rate", *SEARCH_SCALARS)
+"""What a state holds for all arrays."""
 
 COMPILED_ARRAYS = (
     ArrayCase((), "float32", False, False, 1.0),
@@ -88,7 +90,7 @@ class JaxRunner:
         found: dict[str, np.ndarray] = {}
         for part in jax.tree.leaves(self.state, is_leaf=_is_state):
             if isinstance(part, ScaleByCameampState):
-                trees = {k: v for k, v in part._asdict().items() if k not in ("step", "lr_scale") and v is not None}
+                trees = {k: v for k, v in part._asdict().items() if k not in _SHARED and v is not None}
             elif isinstance(part, SuppressEdgesState):
                 trees = {"edge_age": part.age, "edge_history": part.edge_history}
             else:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from automagic_core.arrays.group_keys import group_key
+from automagic_core.arrays.state_forms import SHARED_STATES
 from automagic_torch import AutomagicCameAMP8bit
 from benchmarks.soak.digest import digest
 
@@ -78,7 +80,7 @@ class TorchTraining:
         for i, p in enumerate(self.model.parameters()):
             named += [(f"{i}.{name}", _bits(x)) for name, x in sorted(self.optimizer.state.get(p, {}).items())]
         group = self.optimizer.param_groups[0]
-        named += [(name, group["automagic_" + name].numpy()) for name in ("lr_scale", "norm_history", "norm_position")]
+        named += [(name, group[group_key(name)].numpy()) for name in SHARED_STATES]
         return digest([*named, ("step", group["automagic_step"]), ("generator", self.generator.get_state().numpy())])
 
     def close(self) -> None:

@@ -127,5 +127,6 @@ def test_what_is_off_in_the_search_has_no_state(fields: dict, expected: tuple[bo
 
 
 @pytest.mark.parametrize(("warmup", "ramp"), [(0, 0), (1, 1), (4, 1), (5, 2), (500, 125)])
-def test_the_ramp_is_a_quarter_of_the_warm_up_rounded_up(warmup: int, ramp: int) -> None:
-    assert Config(warmup_steps=warmup).ramp_steps == ramp
+def test_the_ramp_is_a_quarter_of_the_warm_up_rounded_up_and_a_search_has_none(warmup: int, ramp: int) -> None:
+    assert Config(warmup_steps=warmup, search_gain=0).ramp_steps == ramp
+    assert Config(warmup_steps=warmup).ramp_steps == 0

@@ -114,8 +114,15 @@ FAULTS = (
     Fault(
         "the rate rises though gradients alternate",
         TORCH,
-        "(agreement >= config.agreement_floor) & (moved > 0)",
-        "(moved > 0)",
+        "(agreement >= config.agreement_floor) & (SHORT_STEP",
+        "(SHORT_STEP",
+        ("test_torch_search", "test_torch_oracle"),
+    ),
+    Fault(
+        "the climb goes on though half of the agreement is gone",
+        TORCH,
+        " & (agreement >= peak / 2)",
+        "",
         ("test_torch_search", "test_torch_oracle"),
     ),
     Fault(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor
 from automagic_torch import AutomagicCameAMP8bit
 
 SHAPES = ((), (5,), (8, 6), (4, 3, 5), (4, 3, 3, 3))
-SMALL = {"lr": 1e-3, "max_lr": 1e-1, "warmup_steps": 4, "min_8bit_size": 16, "force_8bit": True}
+SMALL: dict[str, Any] = {"lr": 1e-3, "max_lr": 1e-1, "warmup_steps": 4, "min_8bit_size": 16, "force_8bit": True}
 # Every state of the search, and a rate that rises within a few steps.
 SMALL |= {"lr_mask_gain": 0.2, "straightness": 0.7}
+FIRST = math.log(1e-5 / SMALL["lr"])
+"""ℓ at the first step of a run with these fields."""
 
 
 def parameters(

@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "factored": "second_moment",
     "torque": True,
     "torque_decay": 0.0,
-    "search_gain": 0.1,
+    "search_gain": 0.2,
     "straightness": 1.5,
     "agreement_floor": -0.05,
     "lr_mask_gain": 0.0,

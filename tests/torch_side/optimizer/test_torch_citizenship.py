@@ -113,7 +113,9 @@ def test_memory_formats_make_no_difference(dtype, bits):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_every_dtype_and_shape_steps_and_keeps_float32_statistics(dtype):
     params = parameters([*SHAPES, (0,), (3, 0)], dtype)
-    optimizer = AutomagicCameAMP8bit(params, **SMALL)
+    optimizer = AutomagicCameAMP8bit(
+        params, **SMALL | {"search_gain": 0}
+    )  # whose first steps few numbers of 16 bits would feel
     before = [p.detach().clone() for p in params]
     run(optimizer, range(1, 8))
     for p, old in zip(params, before, strict=True):

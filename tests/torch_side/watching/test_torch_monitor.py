@@ -107,7 +107,7 @@ def test_suggestions_are_about_the_rate_in_use():
     optimizer = stepped(steps=6)  # the warm-up of 4 steps is over
     group = optimizer.param_groups[0]
     found = group["lr"] * float(group["automagic_log_rate_scale"].exp())
-    assert found > 1.2 * group["lr"], "the search found something"
+    assert found > 1.2 * 1e-5, "the search found something"
     monitor = AdaptiveTrainingMonitor(optimizer)
     lower = monitor.get_adjustment_suggestion("divergence")
     assert lower["max_lr"] == pytest.approx(found / 3, rel=0.05)  # rounded to two digits
