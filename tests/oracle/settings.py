@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "background_regularization": True,
     "spatial_awareness": True,
     "percentile_clipping": 100,
+    "spatial_scope": "conv",
     "edge_suppression": True,
     "edge_penalty": 0.1,
     "edge_threshold": 0.6,
