@@ -168,9 +168,14 @@ def _gradient_stages(
     if config.clips_by_percentile:
         stages.append(clip_by_percentile(config.percentile_clipping))
     if config.suppresses_edges:
-        stages.append(suppress_edges(config.edge_penalty, config.edge_threshold, layout=layout, embedding=embedding))
+        strengths = (config.edge_penalty, config.edge_threshold)
+        stages.append(
+            suppress_edges(*strengths, layout=layout, embedding=embedding, spatial_scope=config.spatial_scope)
+        )
     if config.suppresses_frequencies:
-        stages.append(suppress_high_frequencies(config.frequency_penalty, layout=layout))
+        stages.append(
+            suppress_high_frequencies(config.frequency_penalty, layout=layout, spatial_scope=config.spatial_scope)
+        )
     if config.encourages_low_rank:
         stages.append(
             encourage_low_rank(config.rank_penalty_strength, config.low_rank_emphasis, layout=layout, lora=lora)

@@ -53,15 +53,19 @@ def with_own_keys(group: Mapping[str, Any]) -> ParameterGroup:
     if any(str(key).startswith(PREFIX) for key in group):
         return ParameterGroup(group)
     keys = {**OWN_KEYS, "lr_scale": LOG_RATE_SCALE}
-    renamed = {keys.get(key, key): value for key, value in with_search_fields(group).items()}
+    renamed = {keys.get(key, key): value for key, value in with_later_fields(group).items()}
     return ParameterGroup(renamed | ({"betas": group["betas"]} if "betas" in group else {}))
 
 
-def with_search_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields by name, with those of the search, which version 0.1.0 had not: its search was off with the row mask."""
+def with_later_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by name, with those that version 0.1.0 had not.
+
+    Its search was off with the row mask, and stages 2 and 3 worked on matrices too.
+    """
     if "lr_mask_gain" not in fields or "search_gain" in fields:
         return dict(fields)
     on = {name: getattr(Config, name) for name in ("search_gain", "straightness", "agreement_floor")}
+    on["spatial_scope"] = "all"
     return on | ({} if fields["lr_mask_gain"] else {"search_gain": 0.0}) | dict(fields)
 
 

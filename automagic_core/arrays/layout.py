@@ -44,9 +44,14 @@ def spatial_axes(ndim: int, layout: Layout) -> tuple[int, int] | None:
     return (ndim - 2, ndim - 1) if layout == "torch" else (ndim - 4, ndim - 3)
 
 
-def picture_axes(shape: Shape, layout: Layout) -> tuple[int, int] | None:
-    """The spatial axes on which stages 2 and 3 work; None for arrays that they leave alone (section 1.3)."""
-    axes = spatial_axes(len(shape), layout)
+def picture_axes(shape: Shape, layout: Layout, scope: str = "all") -> tuple[int, int] | None:
+    """The spatial axes on which stages 2 and 3 work; None for arrays that they leave alone (section 1.3).
+
+    Args:
+        shape, layout: of the array.
+        scope: `spatial_scope`: ``"conv"`` leaves arrays with two axes alone.
+    """
+    axes = None if scope == "conv" and len(shape) == 2 else spatial_axes(len(shape), layout)
     if axes is None or min(shape[axis] for axis in axes) < 3 or 0 in shape:
         return None
     return axes

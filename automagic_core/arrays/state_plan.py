@@ -97,7 +97,7 @@ def state_plan(
     rows = row_axis(len(shape), layout, embedding)
     has_rows = rows is not None
     warming = config.warmup_steps > 0
-    spatial = picture_axes(shape, layout)
+    spatial = picture_axes(shape, layout, config.spatial_scope)
     factored_sq = has_rows and config.factored in ("second_moment", "all")
     return StatePlan(
         shape=shape,

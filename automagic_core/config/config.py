@@ -73,6 +73,7 @@ class Config:
     force_8bit: bool = False
     stochastic_rounding: bool = True
     stochastic_rounding_params: bool = True
+    spatial_scope: str = "conv"
     edge_suppression: bool = True
     edge_penalty: float = 0.1
     edge_threshold: float = 0.6

@@ -84,6 +84,7 @@ RANGES: dict[str, Range] = {
     "force_8bit": _SWITCH,
     "stochastic_rounding": _SWITCH,
     "stochastic_rounding_params": _SWITCH,
+    "spatial_scope": _one_of("conv", "all"),
     "edge_suppression": _SWITCH,
     "edge_penalty": _real(lambda x: 0 <= x <= 0.2, "[0, 0.2]"),
     "edge_threshold": _real(lambda x: x >= 0, "a finite number ≥ 0"),

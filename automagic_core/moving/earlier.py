@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from automagic_core.arrays.group_keys import with_search_fields
+from automagic_core.arrays.group_keys import with_later_fields
 from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_core.arrays.state_plan import state_plan
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup
@@ -24,7 +24,7 @@ def as_now(group: NeutralGroup) -> NeutralGroup:
     scale = shared.pop("lr_scale", None)
     shared |= {} if scale is None else {"log_rate_scale": scale}
     shared = dict.fromkeys(SEARCH_SCALARS, np.zeros((), np.float32)) | shared
-    group = dataclasses.replace(group, fields=with_search_fields(group.fields), shared=shared)
+    group = dataclasses.replace(group, fields=with_later_fields(group.fields), shared=shared)
     return dataclasses.replace(group, arrays=tuple(_with_walk(array, group) for array in group.arrays))
 
 

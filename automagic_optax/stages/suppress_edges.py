@@ -36,7 +36,12 @@ class SuppressEdgesState(NamedTuple):
 
 
 def suppress_edges(
-    penalty: Any = 0.1, threshold: Any = 0.6, *, layout: Layout = "flax", embedding: Mark = None
+    penalty: Any = 0.1,
+    threshold: Any = 0.6,
+    *,
+    layout: Layout = "flax",
+    embedding: Mark = None,
+    spatial_scope: str = "all",
 ) -> optax.GradientTransformationExtraArgs:
     """Smooths gradients where they are rougher than their row usually is, by as much as they are rougher.
 
@@ -53,6 +58,7 @@ def suppress_edges(
         layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1.1).
         embedding: which arrays are embeddings, whose rows are axis 0 in both layouts: a predicate on (path, leaf), a
             tree of booleans, or None for those found by name.
+        spatial_scope: ``"conv"`` works on convolution kernels alone, ``"all"`` on matrices too.
 
     Returns:
         A transformation of any gradients.  It passes on arrays without two spatial axes of length 3 or more, and
@@ -68,6 +74,7 @@ def suppress_edges(
     """
     check_field("edge_penalty", penalty)
     check_field("edge_threshold", threshold)
+    check_field("spatial_scope", spatial_scope)
     check_layout(layout)
 
     def init(params: Any) -> SuppressEdgesState:
@@ -76,7 +83,7 @@ def suppress_edges(
         everywhere = replicated_like(params)
 
         def history(leaf: Any, mark: bool) -> jax.Array | None:
-            if picture_axes(leaf.shape, layout) is None:
+            if picture_axes(leaf.shape, layout, spatial_scope) is None:
                 return None
             return statistic_zeros(leaf, row_shape(leaf.shape, layout, mark))
 

@@ -22,7 +22,9 @@ class SuppressHighFrequenciesState(NamedTuple):
     energy_removed: jax.Array
 
 
-def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -> optax.GradientTransformationExtraArgs:
+def suppress_high_frequencies(
+    penalty: Any = 0.05, *, layout: Layout = "flax", spatial_scope: str = "all"
+) -> optax.GradientTransformationExtraArgs:
     """Damps the part of each gradient that changes faster than 0.3 cycles per sample.
 
     G is rfft2(g) over the spatial axes.  H is 1 for frequencies with √(f₁² + f₂²) > 0.3, else 0.  Then
@@ -34,6 +36,7 @@ def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -
     Args:
         penalty: μ in [0, 1].
         layout: what the parameters' axes mean, ``"flax"`` or ``"torch"`` (section 1.1).
+        spatial_scope: ``"conv"`` works on convolution kernels alone, ``"all"`` on matrices too.
 
     Returns:
         A transformation of any gradients.  It passes on arrays without two spatial axes of length 3 or more, and
@@ -48,11 +51,12 @@ def suppress_high_frequencies(penalty: Any = 0.05, *, layout: Layout = "flax") -
         >>> tx = optax.chain(suppress_high_frequencies(0.05), optax.adam(1e-3))
     """
     check_field("frequency_penalty", penalty)
+    check_field("spatial_scope", spatial_scope)
     check_layout(layout)
 
     def one(g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         before = energy(g)
-        axes = picture_axes(g.shape, layout)
+        axes = picture_axes(g.shape, layout, spatial_scope)
         if axes is None:
             return g, before, before
         new = jnp.where(jnp.isfinite(before), _damped(g.astype(jnp.float32), axes, penalty), g.astype(jnp.float32))

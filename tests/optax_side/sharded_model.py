@@ -43,7 +43,7 @@ ODD: dict[str, Any] = {
 WAYS = {"data": 0, "tensor": 1, "full": 2}
 FIELDS: dict[str, Any] = {"warmup_steps": 5, "torque_decay": 0.5, "weight_decay": 0.1, "min_8bit_size": 2048}
 # The search finds something in five steps.
-FIELDS |= {"max_lr": 1e-2, "straightness": 0.5, "lr_mask_gain": 0.2}
+FIELDS |= {"max_lr": 1e-2, "straightness": 0.5, "lr_mask_gain": 0.2, "spatial_scope": "all"}
 STAGES_OFF: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
 
 

@@ -129,7 +129,7 @@ class StageRun:
         self.update = jax.jit(self.tx.update) if jit else self.tx.update
         self.state = self.tx.init(self.params)
         self.oracle = GradientStages(
-            settings(FIELDS),
+            settings(FIELDS | {"spatial_scope": "all"}),
             layout=layout,
             embedding=[kind.embedding for kind in self.kinds],
             lora=[kind.lora for kind in self.kinds],

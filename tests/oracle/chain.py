@@ -41,8 +41,13 @@ class GradientStages:
 
     def initial_state(self, i: int, shape: tuple[int, ...]) -> dict[str, Any]:
         """`edge_history`, a name only of the arrays on which that stage works."""
-        history = initial_edge_history(shape, self.layout, self.embedding[i]) if self.use_edges else None
+        works = self.use_edges and self._in_scope(shape)
+        history = initial_edge_history(shape, self.layout, self.embedding[i]) if works else None
         return {} if history is None else {"edge_history": history}
+
+    def _in_scope(self, shape: tuple[int, ...]) -> bool:
+        """Stages 2 and 3 work on matrices only if asked to."""
+        return self.cfg.spatial_scope == "all" or len(shape) > 2
 
     def __call__(
         self,
@@ -61,7 +66,7 @@ class GradientStages:
             age = state["age"] + 1  # of this array, this step included
             strengths = {"penalty": self.cfg.edge_penalty, "threshold": self.cfg.edge_threshold}
             g, state["edge_history"] = suppress_edges(g, state["edge_history"], age, **place, **strengths)
-        if self.use_frequencies:
+        if self.use_frequencies and self._in_scope(g.shape):
             g = suppress_high_frequencies(g, layout=self.layout, penalty=self.cfg.frequency_penalty)
         if self.lora[i] and self.use_low_rank:
             w = np.asarray(param).astype(np.float64)

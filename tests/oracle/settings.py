@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "background_regularization": True,
     "spatial_awareness": True,
     "percentile_clipping": 100,
+    "spatial_scope": "conv",
     "edge_suppression": True,
     "edge_penalty": 0.1,
     "edge_threshold": 0.6,
@@ -36,8 +37,9 @@ DEFAULTS: dict[str, Any] = {
 WITHOUT_EFFECT = {"min_8bit_size", "block_size", "block_wise", "stable_emb", "force_8bit", "verbose"}
 WITHOUT_EFFECT |= {"stochastic_rounding", "stochastic_rounding_params"}
 ONLY = {"optim_bits": 32}
-# The fields that switch the stages of section 4 off.
+# The fields that switch the stages of section 4 off.  Those that a test switches on again work on matrices too.
 STAGES_OFF: dict[str, Any] = {
+    "spatial_scope": "all",
     "percentile_clipping": 100,
     "edge_suppression": False,
     "frequency_penalty": 0.0,

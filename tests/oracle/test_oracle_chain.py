@@ -21,7 +21,12 @@ from tests.oracle.stages import (
 def test_the_chain_in_front_of_section_5() -> None:
     rng = np.random.default_rng(8)
     shapes = [(6, 5), (4, 2, 3, 3), (5,), (8, 4)]
-    stages: dict[str, Any] = {"percentile_clipping": 30, "edge_penalty": 0.2, "edge_threshold": 0.1}
+    stages: dict[str, Any] = {
+        "spatial_scope": "all",
+        "percentile_clipping": 30,
+        "edge_penalty": 0.2,
+        "edge_threshold": 0.1,
+    }
     stages |= {"frequency_penalty": 0.4, "rank_penalty_strength": 0.3, "low_rank_emphasis": 1.5}
     fields: dict[str, Any] = {"lr": 1e-3, "max_lr": 1.0, "warmup_steps": 6, "weight_decay": 0.1, "straightness": 1.0}
     chained = CameampOracle(shapes, lora=[False, False, False, True], **fields, **stages)

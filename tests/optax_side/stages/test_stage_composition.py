@@ -87,7 +87,7 @@ def test_multi_steps_is_one_step_on_the_mean_gradient() -> None:
 
 
 def test_strengths_may_be_traced() -> None:
-    fixed: dict[str, Any] = {"warmup_steps": 0, "optim_bits": 32, "lora": adapters}
+    fixed: dict[str, Any] = {"warmup_steps": 0, "optim_bits": 32, "lora": adapters, "spatial_scope": "all"}
     strengths = {"edge_penalty": 0.1, "frequency_penalty": 0.2, "rank_penalty_strength": 0.3}
     params, traces = tree(100), 0
 
