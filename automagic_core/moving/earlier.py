@@ -13,17 +13,20 @@ from automagic_core.arrays.state_plan import state_plan
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup
 
 
+_CLIMBED = np.full((), -1.0, np.float32)
+
+
 def as_now(group: NeutralGroup) -> NeutralGroup:
     """The group with what the search of version 0.1.0 had not: its fields, its scalars and every array's `walk`.
 
-    A run in the midst of its search goes on with the rate found so far and begins its walk here.
+    A run in the midst of its search goes on with the rate found so far.  It has climbed and begins its walk here.
     """
     if SEARCH_SCALARS[-1] in group.shared:
         return group
     shared = dict(group.shared)
     scale = shared.pop("lr_scale", None)
     shared |= {} if scale is None else {"log_rate_scale": scale}
-    shared = dict.fromkeys(SEARCH_SCALARS, np.zeros((), np.float32)) | shared
+    shared = dict.fromkeys(SEARCH_SCALARS, np.zeros((), np.float32)) | {"peak_agreement": _CLIMBED} | shared
     group = dataclasses.replace(group, fields=with_later_fields(group.fields), shared=shared)
     return dataclasses.replace(group, arrays=tuple(_with_walk(array, group) for array in group.arrays))
 

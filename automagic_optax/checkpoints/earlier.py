@@ -23,4 +23,4 @@ def with_search(fields: Mapping[str, Any], zero_walk: Any) -> dict[str, Any]:
     now = {"log_rate_scale" if name == "lr_scale" else name: value for name, value in fields.items()}
     walk = None if fields["last_polarity"] is None else zero_walk
     zero = np.zeros_like(fields["lr_scale"])
-    return {**now, "walk": walk, **dict.fromkeys(("walk_energy", "agreement", "peak_agreement"), zero)}
+    return {**now, "walk": walk, "walk_energy": zero, "agreement": zero, "peak_agreement": zero - 1}

@@ -6,9 +6,15 @@ from typing import Any
 
 import torch
 
-from automagic_core.arrays.group_keys import AGREEMENT, LAYOUT, LOG_RATE_SCALE, SEARCH_KEYS, STEP
+from automagic_core.arrays.group_keys import AGREEMENT, LAYOUT, LOG_RATE_SCALE, PEAK_AGREEMENT, SEARCH_KEYS, STEP
 from automagic_torch.cameamp.groups import group_config, plan_of
 from automagic_torch.sharding.extent_of import extent_of
+
+
+def add_scalars(group: dict[str, Any]) -> None:
+    """Adds the search's scalars that a group lacks.  A rate found so far is where the climb has ended."""
+    for key in SEARCH_KEYS:
+        group.setdefault(key, torch.full_like(group[LOG_RATE_SCALE], -1.0 if key == PEAK_AGREEMENT else 0.0))
 
 
 def add_search(group: dict[str, Any], states: dict[Any, dict[str, Any]]) -> None:
@@ -20,8 +26,7 @@ def add_search(group: dict[str, Any], states: dict[Any, dict[str, Any]]) -> None
     """
     if AGREEMENT in group:
         return
-    for key in SEARCH_KEYS:
-        group.setdefault(key, torch.zeros_like(group[LOG_RATE_SCALE]))
+    add_scalars(group)
     config = group_config(group)
     if not config.searches or group[STEP] >= config.warmup_steps:
         return

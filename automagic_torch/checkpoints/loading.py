@@ -25,6 +25,7 @@ from automagic_core.arrays.group_keys import (
 from automagic_core.arrays.state_forms import SEARCH_SCALARS, WARM_UP_ONLY, foreign_states, own_states
 from automagic_torch.cameamp.effective_rate import rate_in_force
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
+from automagic_torch.checkpoints.earlier import add_scalars
 from automagic_torch.checkpoints.saved_values import check_norm_history, check_values
 from automagic_torch.codec import quantized_tensor
 from automagic_torch.codec.stored import States, state_forms
@@ -193,8 +194,7 @@ def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: s
 
 def _merged(group: Group, saved: Group) -> Group:
     merged = {**saved, "params": group["params"]}
-    for key in SEARCH_KEYS:
-        merged.setdefault(key, torch.zeros_like(saved[SEARCH_KEYS[0]]))
+    add_scalars(merged)
     held = saved.get(EFFECTIVE_LR)
     if (
         isinstance(held, Tensor) and not held.is_meta and not held.isfinite().all()
