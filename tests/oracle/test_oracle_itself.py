@@ -238,7 +238,7 @@ def test_every_switch_changes_the_updates() -> None:
         rng = np.random.default_rng(1)
         fields: dict[str, Any] = {"lr": 1.4e-5, "max_lr": 1.5e-5, "warmup_steps": 5, "weight_decay": 1.0}
         fields |= {"lr_mask_gain": 0.2, "straightness": 1.45, "search_gain": 0.3, "agreement_floor": -0.08}
-        fields |= {"percentile_clipping": 20, "lora": [True, False], **off}
+        fields |= {"spatial_scope": "all", "percentile_clipping": 20, "lora": [True, False], **off}
         oracle = CameampOracle([(6, 5), (4,)], disable=disable, **fields)
         w = [rng.normal(size=(6, 5)), rng.normal(size=4)]
         updates = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from automagic_core.arrays.group_keys import SEARCH_KEYS
+from automagic_core.arrays.group_keys import PEAK_AGREEMENT, SEARCH_KEYS
 from automagic_core.moving.state_file import read_groups, write_groups
 from automagic_core.moving.torch_dict import neutral_groups
 from automagic_torch import AutomagicCameAMP8bit
@@ -62,14 +62,14 @@ def test_the_search_goes_on_from_the_rate_found_and_measures_from_there(way: str
     ell = float(source.param_groups[0]["automagic_log_rate_scale"])
     other = loaded(source, 0.2, way)
     (group,) = other.param_groups
-    assert [float(group[key]) for key in SEARCH_KEYS] == [ell, 0, 0, 0]
+    assert [float(group[key]) for key in SEARCH_KEYS] == [ell, 0, 0, -1]
     assert ell > FIRST
     assert (group["automagic_search_gain"], group["automagic_lr_mask_gain"]) == (0.2, 0.2)
     for p, q in zip(source.param_groups[0]["params"], group["params"], strict=True):
         assert same(other.state[q], source.state[p] | {"walk": torch.zeros_like(source.state[p]["walk"])})
     # From here on it is a run of today: the same as one whose search is set back by hand.
     for key in SEARCH_KEYS[1:]:
-        source.param_groups[0][key] = torch.zeros(())
+        source.param_groups[0][key] = torch.full((), -1.0 if key == PEAK_AGREEMENT else 0.0)
     for p in source.param_groups[0]["params"]:
         source.state[p]["walk"] = torch.zeros_like(source.state[p]["walk"])
     source.param_groups[0]["automagic_straightness"] = 1.5
@@ -101,7 +101,7 @@ def test_a_neutral_file_begins_the_walk_too(tmp_path: Any) -> None:
         "log_rate_scale": ell,
         "walk_energy": 0,
         "agreement": 0,
-        "peak_agreement": 0,
+        "peak_agreement": -1,
     }
     for array, p in zip(group.arrays, source.param_groups[0]["params"], strict=True):
         assert array.states["walk"].shape == tuple(source.state[p]["walk"].shape)

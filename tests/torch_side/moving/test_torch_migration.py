@@ -233,7 +233,7 @@ def test_what_is_not_carried_is_said(caplog: pytest.LogCaptureFixture) -> None:
     params[1].requires_grad_(False)
     set_gradients(params[:1], 0)
     source.step()
-    optimizer = AutomagicCameAMP8bit(params, lr=1e-3)
+    optimizer = AutomagicCameAMP8bit(params, lr=1e-3, spatial_scope="all")
     with caplog.at_level(logging.INFO, "automagic_torch"):
         told = load_adam_state(optimizer, source.state_dict())
     assert told == [record.message for record in caplog.records]

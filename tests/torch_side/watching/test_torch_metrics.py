@@ -91,7 +91,7 @@ def test_the_other_statistics_by_hand():
 
 
 def energies(**fields):
-    only = {"lora_rank_penalty": False, "percentile_clipping": 100}
+    only = {"lora_rank_penalty": False, "percentile_clipping": 100, "spatial_scope": "all"}
     optimizer = optimizer_of(((8, 6),), **only, **fields)
     run(optimizer, range(1, 3))
     found = {name: value for name, value in optimizer.metrics().items() if name.startswith("energy_removed/")}
