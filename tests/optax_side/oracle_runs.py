@@ -41,7 +41,7 @@ EVERYTHING: dict[str, Any] = {
     "optim_bits": 32,
     "lr": schedule,
     "min_lr": 1e-6,
-    "max_lr": 1.4e-4,
+    "max_lr": 1.6e-4,
     "weight_decay": 0.3,
     "warmup_steps": WARMUP,
     "betas": (0.85, 0.95, 0.99),

@@ -1,7 +1,7 @@
 """What version 0.1.0 saved still loads, and its runs go on as they would have gone on then, but for their rate.
 
 The runs were saved after step 3 of 10 of the warm-up.  Then the rate rose during the whole warm-up, and now a search
-has no ramp.  So the fourth step was 0.4 times what it is now.  After it the new search goes on from the rate found then.
+has no ramp.  So the fourth step was 0.4 times what it is now.  After it the new search goes on from the rate found.
 """
 
 from __future__ import annotations

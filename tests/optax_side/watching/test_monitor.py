@@ -92,7 +92,7 @@ def test_an_nnx_optimizer_is_read_as_it_changes() -> None:
     monitor.update(FALLING[12])
     assert monitor.should_adjust_config() == (True, "skipped_steps")
     assert check_training_health(optimizer, FALLING)["status"] == "critical"
-    assert "still being searched (0.001 so far)" in monitor.get_adjustment_suggestion("convergence_stall")["text"]
+    assert "still being searched (1e-05 so far)" in monitor.get_adjustment_suggestion("convergence_stall")["text"]
     report = memory_report(optimizer.opt_state)
     assert f"{report['state_bytes']:,}" in analyze_memory_usage(optimizer)
 
