@@ -84,7 +84,7 @@ def _share(text: str) -> slice:
 
 NOTES = [
     "Distances are ‖a − b‖ / ‖b‖ per array, the largest over all arrays and steps.",
-    "Three float32 states are differences that cancel; they count relative to at least the size given here: "
+    "Some float32 states are differences that cancel; they count relative to at least the size given here: "
     f"{teacher_forced.STATE_FLOORS}.",
     "On a CPU bitsandbytes rounds through a grid of 65,536 points; the JAX side then rounds by the same rule. Near "
     "zero that grid is coarser than the codes: pairs within two of its steps count as neighbours.",

@@ -22,6 +22,9 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 ADAPTERS = frozenset({(16, 80), (80, 16), (5, 7), (7, 3), (1, 9), (6, 6)})
 """Shapes of arrays that count as adapters."""
 
+TURN = 6
+"""The step whose gradients point the other way."""
+
 
 def adapters(shapes: Sequence[tuple[int, ...]]) -> list[bool]:
     """Which of the arrays are adapters."""
@@ -37,7 +40,8 @@ def weights(seed: int, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[np.
 def gradients(seed: int, steps: int, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> Iterator[list[np.ndarray]]:
     """Gradients like a network's: scales that differ between rows and columns, a slow drift, noise, exact zeros.
 
-    The drift keeps a scalar's momentum away from zero, where the relative distance of one number has no bound.
+    The drift keeps a scalar's momentum away from zero, where the relative distance of one number has no bound.  In
+    one step all signs are turned round, which ends the climb of the rate search.
     """
     rng = np.random.default_rng(seed)
     scales = [_scales(rng, shape) for shape in shapes]
@@ -50,7 +54,7 @@ def gradients(seed: int, steps: int, shapes: tuple[tuple[int, ...], ...] = SHAPE
             g = scale * (fade * drift + (0.3 if shape == () else 1.0) * noise)
             if len(shape) > 1 and step % 3 == 1:
                 g = g * (rng.random(shape) > 0.1)
-            current.append(np.asarray(g, np.float32))
+            current.append(np.asarray(-g if step + 1 == TURN else g, np.float32))
         yield current
 
 

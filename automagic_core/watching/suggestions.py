@@ -92,7 +92,8 @@ def _raise_rate(rates: RunRates | None) -> dict[str, Any]:
     if rates.lr is None or rates.lr == 0:
         text = "If the loss is not as low as it can get: raise the schedule threefold, and max_lr with it."
         return {"max_lr": limit, "text": text}
-    fields = {"lr": max(_rounded(_FACTOR * rates.lr), rates.min_lr), "max_lr": limit}
+    lr = max(_rounded(_FACTOR * rates.lr), rates.min_lr)
+    fields = {"lr": lr, "max_lr": max(limit, lr)}  # what was found may lie far below lr
     text = (
         f"If the loss is not as low as it can get: the rate is {rates.rate:.2g}; the factor that the warm-up found is "
         "kept, so raise lr threefold (under a scheduler, its base rate)."

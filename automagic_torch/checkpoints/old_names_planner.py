@@ -8,15 +8,27 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 
-from automagic_core.arrays.group_keys import EFFECTIVE_LR, PREFIX
+from automagic_core.arrays.group_keys import (
+    AGREEMENT,
+    EFFECTIVE_LR,
+    LOG_RATE_SCALE,
+    PEAK_AGREEMENT,
+    PREFIX,
+    WALK_ENERGY,
+    group_key,
+)
+
+_BEGINS = {"walk", WALK_ENERGY, AGREEMENT, PEAK_AGREEMENT}
+_FIELDS = set(map(group_key, ("search_gain", "straightness", "agreement_floor")))
 
 
 class OldNamesLoadPlanner(DefaultLoadPlanner):
     """The `planner=` with which ``torch.distributed.checkpoint.load`` reads a directory of version 0.1.0, or today's.
 
-    In that version the keys of `param_groups` had no prefix (section 6.1).  The default planner refuses such a
-    directory with ``Missing key in checkpoint state_dict: … .automagic_…`` before the optimizer sees it, and with
-    ``allow_partial_load=True`` it leaves the step counter and the found rate of a fresh optimizer.
+    In that version the keys of `param_groups` had no prefix (section 6.1), ℓ was called `lr_scale`, and there was no
+    walk.  The default planner refuses such a directory with ``Missing key in checkpoint state_dict: …`` before the
+    optimizer sees it, and with ``allow_partial_load=True`` it leaves the step counter and the found rate of a fresh
+    optimizer.  The walk begins here.  The fields of today's search stay as the optimizer has them.
 
     Args:
         **options: those of ``DefaultLoadPlanner``; ``allow_partial_load=True`` for a checkpoint that a single process
@@ -30,12 +42,24 @@ class OldNamesLoadPlanner(DefaultLoadPlanner):
         """As in ``DefaultLoadPlanner``; `metadata` then has each old entry by its present name too."""
         super().set_up_planner(state_dict, metadata, is_coordinator)
         saved = metadata.state_dict_metadata
-        present = {name: name.replace(f".{PREFIX}", ".") for name in self.state_dict if name not in saved}
+        missing = [name for name in self.state_dict if name not in saved]
+        present = {name: _old_name(name) for name in missing}
         for name, old in present.items():
+            key = name.rpartition(".")[2]
             if old in saved:
                 saved[name] = saved[old]
-            elif name.endswith(f".{EFFECTIVE_LR}"):  # no input, but what a fresh optimizer has there is not this run's
+            elif key == EFFECTIVE_LR:  # no input, but what a fresh optimizer has there is not this run's
                 self.state_dict.pop(name).fill_(torch.nan)
+            elif key in _BEGINS:
+                self.state_dict.pop(name).zero_()
+            elif key in _FIELDS:
+                self.state_dict.pop(name)
         for index, place in list(metadata.storage_data.items()):
             for name in (name for name, old in present.items() if old == index.fqn):
                 metadata.storage_data[replace(index, fqn=name)] = place
+
+
+def _old_name(name: str) -> str:
+    """The name of an entry in a directory of version 0.1.0."""
+    place, dot, key = name.rpartition(".")
+    return place + dot + ("lr_scale" if key == LOG_RATE_SCALE else key.removeprefix(PREFIX))

@@ -32,7 +32,7 @@ WARMUP = 20
 
 def schedule(count: Any) -> Any:
     """A learning rate for numpy and JAX alike."""
-    return 2e-3 * (1 - count / 100)
+    return 1e-4 * (1 - count / 100)
 
 
 # Everything of section 5 on, with other than default constants; max_lr limits some rows' rates, and the agreement is
@@ -41,7 +41,7 @@ EVERYTHING: dict[str, Any] = {
     "optim_bits": 32,
     "lr": schedule,
     "min_lr": 1e-6,
-    "max_lr": 2.8e-3,
+    "max_lr": 1.6e-4,
     "weight_decay": 0.3,
     "warmup_steps": WARMUP,
     "betas": (0.85, 0.95, 0.99),

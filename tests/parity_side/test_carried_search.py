@@ -1,4 +1,4 @@
-"""A run that changes its framework in the midst of its search, beside runs that stay."""
+"""A run that changes its framework in the midst of its climb and back again, beside runs that stay."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from automagic_optax.cameamp.find_states import parts_of
 from automagic_torch import AutomagicCameAMP8bit
 
 SHAPES = {"kernel": (24, 40), "bias": (40,), "gain": ()}
-FIELDS: dict[str, Any] = {"warmup_steps": 16, "max_lr": 0.1, "straightness": 0.8, "optim_bits": 32, "layout": "flax"}
+FIELDS: dict[str, Any] = {"warmup_steps": 20, "max_lr": 0.1, "straightness": 0.8, "optim_bits": 32, "layout": "flax"}
 FIELDS |= {"weight_decay": 0.1, "edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
-STEPS = 12
+STEPS, TURN = 16, 10
 
 
 def gradient(t: int) -> dict[str, np.ndarray]:
-    """Drifts under noise."""
+    """Drifts under noise, and points the other way once, which ends the climb."""
     noise, drift = np.random.default_rng([t, 7]), np.random.default_rng(1)
     found = {name: drift.standard_normal(shape) + noise.standard_normal(shape) for name, shape in SHAPES.items()}
-    return {name: np.asarray(g, np.float32) for name, g in found.items()}
+    return {name: np.asarray(-g if t == TURN else g, np.float32) for name, g in found.items()}
 
 
 class TorchRun:
@@ -84,12 +84,16 @@ def test_the_search_goes_on_in_the_other_framework_and_back() -> None:
     assert first.search() == in_torch.search()
     first.train(range(4, 8))
     second = first.to_torch()
-    assert second.search() == first.search()
+    in_the_climb = second.search()
+    assert in_the_climb == first.search()
     second.train(range(8, STEPS))
     for run in (in_torch, in_jax):
         run.train(range(4, STEPS))
-    assert in_torch.search()[0] > 0.2
-    # 32 bits: float32 sums in another order, over twelve steps.
+    assert in_the_climb[-1] > 0.2
+    assert second.search()[-1] == -1
+    # Two more steps up, and after the turn a rise.
+    assert second.search()[0] > in_the_climb[0] + 0.8 + 0.1
+    # 32 bits: float32 sums in another order, over sixteen steps.
     for run in (in_jax, second):
         np.testing.assert_allclose(run.search(), in_torch.search(), rtol=1e-5)
     for name, p in second.params.items():

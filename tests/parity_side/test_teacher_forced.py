@@ -12,12 +12,13 @@ from parity.teacher_forced import BASE, CODE_BOUND, ELEMENT_BOUND, UPDATE_BOUND,
 
 pytestmark = pytest.mark.compiled_quickly
 STEPS = 12
-# Half of the steps in the warm-up: the votes, s and the ramp on one side of it, their absence on the other.
-FIELDS = {**BASE, "warmup_steps": 6}
+# Nine of the steps in the warm-up: the climb, which `TURN` ends, the rise after it, and the absence of both.
+FIELDS = {**BASE, "warmup_steps": 9}
 FEW = (SHAPES[0], SHAPES[1], SHAPES[6])  # 8-bit with either kind of blocks, and 32-bit
 # To take a feature out: all of the steps in the warm-up, where every feature is at work.
-ALL_ON = {**BASE, "warmup_steps": 7, "factored": "none", "percentile_clipping": 30}
+ALL_ON = {**BASE, "lr": 2e-5, "warmup_steps": 10, "factored": "none", "percentile_clipping": 30}
 TWO = (SHAPES[1], SHAPES[6], SHAPES[8])
+ALL = {"steps": 9, "shapes": TWO}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -125,8 +126,8 @@ WITHOUT = {
     "update_clip": {"update_clip": 1.0},
     "confidence_floor": {"confidence_floor": 1e-6},
     "stochastic_rounding": {"stochastic_rounding": False},
-    "warm-up ramp": {"warmup_steps": 9},
-    "max_lr": {"max_lr": 1e-3},
+    "warm-up": {"warmup_steps": 8},
+    "max_lr": {"max_lr": 2e-5},
     "lr_mask_gain": {"lr_mask_gain": 0.1},
     "search_gain": {"search_gain": 0.11},
     "straightness": {"straightness": 1.1},
@@ -150,12 +151,12 @@ WITHOUT = {
 @pytest.mark.usefixtures("_never_optimized")
 @pytest.mark.parametrize("feature", WITHOUT)
 def test_a_feature_missing_on_one_side_is_noticed(feature):
-    assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, ours=WITHOUT[feature]))
+    assert not is_equal(compare(ALL_ON, **ALL, ours=WITHOUT[feature]))
 
 
 @pytest.mark.usefixtures("_never_optimized")
 def test_without_a_change_the_sides_are_equal():
-    assert is_equal(compare(ALL_ON, steps=6, shapes=TWO))
+    assert is_equal(compare(ALL_ON, **ALL))
 
 
 def _edited(kind=ScaleByCameampState, **fields):
@@ -176,6 +177,7 @@ EDITS = {
     "log_rate_scale": _edited(log_rate_scale=jnp.zeros_like),
     "walk_energy": _edited(walk_energy=jnp.zeros_like),
     "agreement": _edited(agreement=jnp.zeros_like),
+    "peak_agreement": _edited(peak_agreement=jnp.zeros_like),
     "walk": _edited(walk=lambda tree: None if tree is None else jax.tree.map(jnp.zeros_like, tree)),
     "bias correction": _edited(age=lambda tree: jax.tree.map(lambda age: age + 1, tree)),
     "torque mean": _edited(torque_mean=lambda tree: jax.tree.map(jnp.ones_like, tree)),
@@ -190,4 +192,4 @@ EDITS = {
 @pytest.mark.usefixtures("_never_optimized")
 @pytest.mark.parametrize("feature", EDITS)
 def test_a_state_that_does_nothing_on_one_side_is_noticed(feature):
-    assert not is_equal(compare(ALL_ON, steps=6, shapes=TWO, edit=EDITS[feature]))
+    assert not is_equal(compare(ALL_ON, **ALL, edit=EDITS[feature]))

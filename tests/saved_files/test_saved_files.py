@@ -1,7 +1,7 @@
 """What version 0.1.0 saved still loads, and its runs go on as they would have gone on then, but for their rate.
 
-The runs were saved after step 3 of 10 of the warm-up.  Then the rate rose during the whole warm-up, and now it does so
-during the first quarter.  So the fourth step was 0.4 times what it is now.  After it the new search begins.
+The runs were saved after step 3 of 10 of the warm-up.  Then the rate rose during the whole warm-up, and now a search
+has no ramp.  So the fourth step was 0.4 times what it is now.  After it the new search goes on from the rate found.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ def test_a_search_goes_on() -> None:
     searching, resting = searched(w, of_orbax), searched(w, pickled)
     assert resting.walk is None
     assert float(resting.log_rate_scale) == float(resting.walk_energy) == 0
-    assert float(searching.log_rate_scale) > 0.1
+    # It climbs from where version 0.1.0 had got to, but not in the first of the six steps: four gradients at random
+    # have a momentum that is too short.
+    assert float(searching.log_rate_scale) == pytest.approx(5 * 0.4, abs=1e-6)
+    assert 0 < float(searching.peak_agreement) <= 1
 
     model, optimizer = torch_model()
     weights, state = torch.load(FILES / "torch.pt", weights_only=True)
@@ -96,10 +99,12 @@ def test_a_search_goes_on() -> None:
         for name in SEARCH_SCALARS:
             ours, theirs = float(getattr(searching, name)), float(group[group_key(name)])
             assert ours == pytest.approx(theirs, rel=1e-4), name
-        # A code that is its neighbour changes a single step by some per cent, of sixty in the sum.
+        # In the climb the walk is that of one step.  A code that is its neighbour changes an element's by some per cent
+        # of the rate, and a sum has up to 64 of them.
+        rate = float(searching.learning_rate)
         for key, p in zip(SHAPES, group["params"], strict=True):
-            np.testing.assert_allclose(searching.walk[key], again.state[p]["walk"], rtol=0, atol=2e-4)
-            assert float(abs(searching.walk[key]).max()) > 1e-2
+            np.testing.assert_allclose(searching.walk[key], again.state[p]["walk"], rtol=0, atol=0.1 * rate)
+            assert float(abs(searching.walk[key]).max()) > rate
 
 
 def searched(w: Any, state: Any) -> Any:
@@ -128,7 +133,7 @@ def test_a_directory_of_torch_distributed_checkpoint(flat: bool, tmp_path: Path)
     if flat:  # the file of 0.1.0 in the other form, which is as large again
         path = tmp_path / "flat"
         write_flat(path, torch.load(FILES / "torch.pt", weights_only=True))
-    with pytest.raises(dcp.api.CheckpointException, match=r"Missing key in checkpoint state_dict: .*\.automagic_"):
+    with pytest.raises(dcp.api.CheckpointException, match=r"Missing key in checkpoint state_dict: "):
         dcp.load(both, checkpoint_id=path, no_dist=True)
     dcp.load(both, checkpoint_id=path, planner=OldNamesLoadPlanner(), no_dist=True)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state, options=options)

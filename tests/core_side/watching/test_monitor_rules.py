@@ -223,6 +223,8 @@ SEARCHING = RunRates(lr=1e-5, rate=2e-4, min_lr=1e-7, max_lr=1e-2, searching=Tru
         ("convergence_stall", SEARCHING, {}),
         ("convergence_stall", SEARCHING._replace(rate=1e-2), {"max_lr": 3e-2}),
         ("convergence_stall", SEARCHING._replace(searching=False), {"lr": 3e-5, "max_lr": 1e-2}),
+        # The search ended far below lr, which the new lr must not lift above max_lr.
+        ("convergence_stall", RunRates(8e-3, 5e-5, 1e-7, 1e-2, False), {"lr": 2.4e-2, "max_lr": 2.4e-2}),
         ("convergence_stall", SEARCHING._replace(searching=False, rate=1e-2), {"lr": 3e-5, "max_lr": 3e-2}),
         ("convergence_stall", SEARCHING._replace(searching=False, lr=None), {"max_lr": 1e-2}),
         ("convergence_stall", None, {}),

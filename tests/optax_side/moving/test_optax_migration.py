@@ -153,7 +153,7 @@ def test_to_8_bits_and_back_in_a_chain() -> None:
     state, update = wide.init(run.params), jax.jit(wide.update)
     for t in range(4):
         _, state = update(run.gradients(run.params, t), state, run.params)
-    assert float(find_state(state).log_rate_scale) > 0
+    assert float(find_state(state).log_rate_scale) > np.log(1e-5 / 1e-3)
     eight, told = requantized(state, run.params, chain())
     assert told == ["32-bit states are rounded to 8 bits (first)"]
     assert structure(eight) == structure(chain().init(run.params))

@@ -92,7 +92,7 @@ def test_an_nnx_optimizer_is_read_as_it_changes() -> None:
     monitor.update(FALLING[12])
     assert monitor.should_adjust_config() == (True, "skipped_steps")
     assert check_training_health(optimizer, FALLING)["status"] == "critical"
-    assert "still being searched (0.001 so far)" in monitor.get_adjustment_suggestion("convergence_stall")["text"]
+    assert "still being searched (1e-05 so far)" in monitor.get_adjustment_suggestion("convergence_stall")["text"]
     report = memory_report(optimizer.opt_state)
     assert f"{report['state_bytes']:,}" in analyze_memory_usage(optimizer)
 
@@ -114,7 +114,7 @@ def test_memory_pressure_is_what_the_reader_says(opt_state: Any) -> None:
 
 def test_suggestions_are_about_the_rate_in_use(opt_state: Any) -> None:
     found = 1e-3 * float(jnp.exp(find_state(opt_state).log_rate_scale))
-    assert found > 1.2e-3, "the search found something"
+    assert 2e-5 < found < 1e-3, "the search is on its way up from 1e-5"
     suggest = functools.partial(AdaptiveTrainingMonitor.get_adjustment_suggestion, issue="divergence")
     config = Config(lr=1e-3, max_lr=1e-2, warmup_steps=4)
     lower = suggest(AdaptiveTrainingMonitor(opt_state, config=config))
