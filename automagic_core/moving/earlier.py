@@ -12,7 +12,6 @@ from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_core.arrays.state_plan import state_plan
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup
 
-
 _CLIMBED = np.full((), -1.0, np.float32)
 
 

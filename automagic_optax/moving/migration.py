@@ -104,7 +104,10 @@ def from_adam_state(
         )
 
     arrays = [one(m, v, like) if m.size else like for m, v, like in zip(mu, nu, template.arrays, strict=True)]
-    filled = template.filled(step, Search.of(template.state), arrays, template.state.learning_rate)
+    search = Search.of(template.state)
+    # In mid-run the climb counts as over.
+    search = search if restart_warmup else search._replace(peak_agreement=jnp.full_like(search.peak_agreement, -1))
+    filled = template.filled(step, search, arrays, template.state.learning_rate)
     _note_new_states(template, restart_warmup, notes)
     return held_like(template.fresh, filled), notes.tell(LOGGER)
 

@@ -18,8 +18,8 @@ from automagic_core.arrays.group_keys import (
     group_key,
 )
 
-_BEGINS = {"walk", WALK_ENERGY, AGREEMENT, PEAK_AGREEMENT}
-_FIELDS = set(map(group_key, ("search_gain", "straightness", "agreement_floor")))
+_BEGINS = {"walk": 0, WALK_ENERGY: 0, AGREEMENT: 0, PEAK_AGREEMENT: -1}
+_FIELDS = set(map(group_key, ("search_gain", "straightness", "agreement_floor", "spatial_scope")))
 
 
 class OldNamesLoadPlanner(DefaultLoadPlanner):
@@ -28,7 +28,8 @@ class OldNamesLoadPlanner(DefaultLoadPlanner):
     In that version the keys of `param_groups` had no prefix (section 6.1), ℓ was called `lr_scale`, and there was no
     walk.  The default planner refuses such a directory with ``Missing key in checkpoint state_dict: …`` before the
     optimizer sees it, and with ``allow_partial_load=True`` it leaves the step counter and the found rate of a fresh
-    optimizer.  The walk begins here.  The fields of today's search stay as the optimizer has them.
+    optimizer.  The search counts as climbed, and its walk begins here.  Fields that 0.1.0 had not
+    stay as the optimizer has them.
 
     Args:
         **options: those of ``DefaultLoadPlanner``; ``allow_partial_load=True`` for a checkpoint that a single process
@@ -51,7 +52,7 @@ class OldNamesLoadPlanner(DefaultLoadPlanner):
             elif key == EFFECTIVE_LR:  # no input, but what a fresh optimizer has there is not this run's
                 self.state_dict.pop(name).fill_(torch.nan)
             elif key in _BEGINS:
-                self.state_dict.pop(name).zero_()
+                self.state_dict.pop(name).fill_(_BEGINS[key])
             elif key in _FIELDS:
                 self.state_dict.pop(name)
         for index, place in list(metadata.storage_data.items()):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from automagic_core import StatePlan
 from automagic_core.arrays.bias import stored_confidence, weight_seen
-from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, STEP
+from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, PEAK_AGREEMENT, SEARCH_KEYS, STEP
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_torch.cameamp.effective_rate import formed_rate
@@ -121,10 +121,12 @@ def _constants(saved_group: Mapping[str, Any], index: int) -> tuple[tuple[float,
 
 
 def _restarted(group: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """The group at another step, with ℓ = 0 and a new history of norms."""
+    """The group at another step, with ℓ = 0 and a new history of norms.  In mid-run the climb counts as over."""
     new = {name: value for name, value in group.items() if name not in (HISTORY, POSITION)}
     new[STEP] = step
     new |= {key: torch.zeros_like(group[key]) for key in SEARCH_KEYS}
+    if step > 0:
+        new[PEAK_AGREEMENT] = torch.full_like(new[PEAK_AGREEMENT], -1.0)
     new[EFFECTIVE_LR] = formed_rate(new, max(step, 1))
     add_norm_history(new, group_config(new), new[EFFECTIVE_LR].device)
     return new
