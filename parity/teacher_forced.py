@@ -44,6 +44,7 @@ BASE = {
     "weight_decay": 0.1,
     "torque_decay": 0.5,
     "lr_mask_gain": 0.2,
+    "spatial_scope": "all",
     "min_8bit_size": 1024,
     "force_8bit": True,
 }

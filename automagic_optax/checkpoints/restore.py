@@ -80,14 +80,14 @@ def _as_now(part: Any, like: Any) -> Any:
     """The restored state in today's form; `like` has its shapes and shardings."""
     if not isinstance(part, _Earlier):
         return part
-    fields = with_search(part._asdict(), jax.tree.map(_zeros, like.walk))
+    fields = with_search(part._asdict(), jax.tree.map(lambda x: _filled(x, 0), like.walk))
     # One more array for each scalar: two leaves of a state must not be one buffer, or it could not be donated.
-    shared = {name: _zeros(getattr(like, name)) for name in _LATER if name != "walk"}
+    shared = {name: _filled(getattr(like, name), fields.get(name, 0)) for name in _LATER if name != "walk"}
     return ScaleByCameampState(**fields | shared)
 
 
-def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.zeros(like.shape, like.dtype, device=like.sharding)
+def _filled(like: jax.ShapeDtypeStruct, value: Any) -> jax.Array:
+    return jnp.full(like.shape, value, like.dtype, device=like.sharding)
 
 
 def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:

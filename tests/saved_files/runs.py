@@ -11,6 +11,7 @@ import automagic_torch
 
 SHAPES = {"kernel": (16, 64), "bias": (64,), "lora_a": (64, 16)}
 FIELDS: dict[str, Any] = {
+    "spatial_scope": "all",
     "warmup_steps": 10,
     "torque_decay": 0.9,
     "lr_mask_gain": 0.2,

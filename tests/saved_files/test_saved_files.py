@@ -65,7 +65,8 @@ def test_a_state_of_flax_serialization(run: str) -> None:
 def test_a_state_of_orbax() -> None:
     w, pickled = pickle.loads((FILES / "whole.pickle").read_bytes())
     state = automagic_optax.restore(FILES / "whole.orbax", TRANSFORMATIONS["whole"], w)
-    without_walk = (part._replace(walk=None) if hasattr(part, "walk") else part for part in state)
+    # A pickle knows neither the walk nor that the climb is over.
+    without_walk = (part._replace(walk=None, peak_agreement=0.0) if hasattr(part, "walk") else part for part in state)
     for found, wanted in zip(jax.tree.leaves(tuple(without_walk)), jax.tree.leaves(pickled), strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert_goes_on("whole", w, state)
@@ -83,10 +84,9 @@ def test_a_search_goes_on() -> None:
     searching, resting = searched(w, of_orbax), searched(w, pickled)
     assert resting.walk is None
     assert float(resting.log_rate_scale) == float(resting.walk_energy) == 0
-    # It climbs from where version 0.1.0 had got to, but not in the first of the six steps: four gradients at random
-    # have a momentum that is too short.
-    assert float(searching.log_rate_scale) == pytest.approx(5 * 0.4, abs=1e-6)
-    assert 0 < float(searching.peak_agreement) <= 1
+    # Its climb is over, so the rate rises with the walk from where version 0.1.0 had got to.
+    assert 0 < float(searching.log_rate_scale) <= 6 * 0.2 * 0.5
+    assert float(searching.peak_agreement) == -1
 
     model, optimizer = torch_model()
     weights, state = torch.load(FILES / "torch.pt", weights_only=True)
@@ -99,11 +99,11 @@ def test_a_search_goes_on() -> None:
         for name in SEARCH_SCALARS:
             ours, theirs = float(getattr(searching, name)), float(group[group_key(name)])
             assert ours == pytest.approx(theirs, rel=1e-4), name
-        # In the climb the walk is that of one step.  A code that is its neighbour changes an element's by some per cent
-        # of the rate, and a sum has up to 64 of them.
+        # A code that is its neighbour changes an element's walk by some per cent of the rate, and a sum has up to 64 of
+        # them, in six steps.
         rate = float(searching.learning_rate)
         for key, p in zip(SHAPES, group["params"], strict=True):
-            np.testing.assert_allclose(searching.walk[key], again.state[p]["walk"], rtol=0, atol=0.1 * rate)
+            np.testing.assert_allclose(searching.walk[key], again.state[p]["walk"], rtol=0, atol=6 * 0.05 * rate)
             assert float(abs(searching.walk[key]).max()) > rate
 
 

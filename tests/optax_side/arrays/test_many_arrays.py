@@ -19,7 +19,8 @@ from automagic_optax import automagic_8bit
 from tests.optax_side.small import find_state
 
 SHAPES = ((16, 1280), (1280, 16), (32, 640), (640, 32))
-TX = automagic_8bit(1e-4, percentile_clipping=95, warmup_steps=10, lora=lambda path, leaf: True)
+FIELDS = {"percentile_clipping": 95, "warmup_steps": 10, "spatial_scope": "all"}
+TX = automagic_8bit(1e-4, **FIELDS, lora=lambda path, leaf: True)
 # What only puts arrays together and takes them apart; `call` is of the slice at a place that all arrays share.
 MOVES = {"broadcast_in_dim", "call", "concatenate", "constant", "optimization_barrier", "reshape", "slice"}
 

@@ -140,7 +140,7 @@ def test_health(losses: Any, status: str, issues: list[str], opt_state: Any) -> 
 
 
 def test_memory_table(opt_state: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    tx = optax.chain(optax.trace(0.9), automagic_8bit(1e-3, warmup_steps=4))
+    tx = optax.chain(optax.trace(0.9), automagic_8bit(1e-3, warmup_steps=4, spatial_scope="all"))
     state = tx.init(params())
     table = analyze_memory_usage(state)
     assert capsys.readouterr().out == ""
