@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from automagic_core.config.constants import SEARCH_START
 from automagic_torch import AutomagicCameAMP8bit, mark_lora
 from automagic_torch.arrays.marks import is_lora
 from tests.integrations.torch_runs import FIELDS
@@ -89,7 +90,7 @@ def test_the_callback_marks_logs_and_resumes(tmp_path: Path) -> None:
     by_hand = train(tmp_path / "by hand", **constant)
     undisturbed, logged = begin()
     assert same(snapshot(undisturbed), snapshot(by_hand)), "marked before the first step"
-    assert logged[1] == pytest.approx(FIELDS["lr"] / FIELDS["warmup_steps"]), "no schedule knows of the ramp"
+    assert logged[1] == pytest.approx(SEARCH_START, rel=1e-6), "no schedule knows where the search begins"
     resumed, logged_again = begin(tmp_path / "checkpoint-3")
     assert same(snapshot(resumed), snapshot(undisturbed))
     assert logged_again == logged
