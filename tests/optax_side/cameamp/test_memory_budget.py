@@ -104,8 +104,8 @@ def test_share_of_adams_state(profile: str, budget: float) -> None:
     finished = finish_warmup(state)
     share, share_warming = held_bytes(finished) / adam, held_bytes(warming) / adam
     assert share <= budget
-    # One sign bit for each element of 64 bits is 1.5625 points.
-    assert share < share_warming <= share + 0.016
+    # One sign bit for each element of 64 bits is 1.5625 points; the walk, a number for each row, is below 0.1.
+    assert share < share_warming <= share + 0.016 + 0.001
 
     for held in (warming, finished):
         report = memory_report(held)
