@@ -3,14 +3,12 @@
 Both sit behind the same gradient clipping and have the same ramp, cosine schedule and weight decay.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 
-from automagic_optax import automagic_8bit
+from automagic_optax import automagic_8bit, learning_rate
 from examples.digits_diffusion.settings import Settings
 
 CLIP_NORM = 1.0
@@ -22,7 +20,7 @@ class Recipe(NamedTuple):
     Attributes:
         name: for tables and legends.
         tx: the transformation.
-        rate: the learning rate of a step (from 0), given the optimizer state before it.
+        rate: the learning rate of a step (from 0), given the optimizer state after it.
         warmup_steps: after which `finish_warmup` applies, or None where there is no such thing.
     """
 
@@ -33,9 +31,8 @@ class Recipe(NamedTuple):
 
 
 def automagic(settings: Settings) -> Recipe:
-    # The ramp is part of the optimizer, so the schedule is only the cosine.
+    # The search begins low and rises by itself, so the schedule is only the cosine.
     schedule = optax.cosine_decay_schedule(settings.starting_rate, settings.tuning_steps)
-    ramp_steps = math.ceil(settings.search_steps / 4)
     tx = optax.chain(
         optax.clip_by_global_norm(CLIP_NORM),
         automagic_8bit(
@@ -46,16 +43,7 @@ def automagic(settings: Settings) -> Recipe:
         ),
     )
 
-    def rate(step: int, opt_state: Any) -> float:
-        ramp = min(1.0, (step + 1) / ramp_steps)
-        return float(schedule(step) * ramp * jnp.exp(found(opt_state)))
-
-    return Recipe("Automagic 8-bit", tx, rate, settings.search_steps)
-
-
-def found(opt_state: Any) -> Any:
-    """The logarithm of the factor on the learning rate that the search has found so far."""
-    return optax.tree_utils.tree_get(opt_state, "log_rate_scale")[...]
+    return Recipe("Automagic 8-bit", tx, lambda _, state: float(learning_rate(state)), settings.search_steps)
 
 
 def adamw(rate: float, settings: Settings) -> Recipe:

@@ -96,11 +96,11 @@ def fine_tune(
         for step in bar:
             if step == recipe.warmup_steps:
                 optimizer.opt_state = finish_warmup(optimizer.opt_state)
-            rates.append(recipe.rate(step, optimizer.opt_state))
             started = time.perf_counter()
             loss = train_step(model, optimizer, on_device, key, batch=settings.batch, wrt=nnx.LoRAParam)
             losses.append(float(loss))
             seconds.append(time.perf_counter() - started)
+            rates.append(recipe.rate(step, optimizer.opt_state))
             if (step + 1) % settings.held_out_every == 0 or step + 1 == settings.tuning_steps:
                 checks[step + 1] = float(held_out_loss(model, *held_out))
             bar.set_postfix(
