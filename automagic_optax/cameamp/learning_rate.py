@@ -27,25 +27,23 @@ class Rates(NamedTuple):
     """What the learning rates of all arrays share in one step.
 
     Attributes:
-        initial: η₀, the constant rate or the schedule's value.
-        ramped: η, the rate after the ramp.
+        eta: η, the constant rate or the schedule's value, with the ramp where there is one.
         low, high: the limits of what is found.
         log_rate_scale: ℓ.
     """
 
-    initial: jax.Array
-    ramped: jax.Array
+    eta: jax.Array
     low: jax.Array
     high: jax.Array
     log_rate_scale: jax.Array
 
     def array(self) -> jax.Array:
         """η̂, the rate of the array, which weight decay uses."""
-        return self._limited(self.ramped, self.log_rate_scale)
+        return self._limited(self.eta, self.log_rate_scale)
 
     def rows(self, lr_mask: jax.Array | None, kappa: jax.Array | None) -> jax.Array:
         """ηᵢ, the rate of each row: a scalar where the array has neither `lr_mask` nor spatial factor."""
-        rate = self.ramped if kappa is None else self.ramped * kappa
+        rate = self.eta if kappa is None else self.eta * kappa
         return self._limited(rate, self.log_rate_scale if lr_mask is None else self.log_rate_scale + lr_mask)
 
     def _limited(self, rate: jax.Array, found: jax.Array) -> jax.Array:
@@ -62,14 +60,13 @@ def rates(learning_rate: Any, log_rate_scale: jax.Array, step: jax.Array, config
         step: t.
         config: gives the ramp and the limits.
     """
-    initial = _float32(learning_rate(step - 1) if callable(learning_rate) else learning_rate)
-    ramped = initial
+    eta = _float32(learning_rate(step - 1) if callable(learning_rate) else learning_rate)
     if config.ramp_steps > 0:
-        ramped = initial * jnp.minimum(f32(1), step.astype(jnp.float32) / f32(config.ramp_steps))
+        eta = eta * jnp.minimum(f32(1), step.astype(jnp.float32) / f32(config.ramp_steps))
     if config.searches:
-        start = f32(math.log(constants.SEARCH_START)) - jnp.log(jnp.maximum(initial, f32(_LEAST)))
+        start = f32(math.log(constants.SEARCH_START)) - jnp.log(jnp.maximum(eta, f32(_LEAST)))
         log_rate_scale = jnp.where(step == 1, jnp.minimum(log_rate_scale, start), log_rate_scale)
-    return Rates(initial, ramped, _float32(config.min_lr), _float32(config.max_lr), log_rate_scale)
+    return Rates(eta, _float32(config.min_lr), _float32(config.max_lr), log_rate_scale)
 
 
 class Votes(NamedTuple):
@@ -221,7 +218,8 @@ def searched(
             climbs = (square > 1) & (~may_end | ((agreement > 0) & (agreement >= peak * f32(0.5))))
             rise = jnp.where(climbing, jnp.where(climbs, f32(constants.CLIMB), f32(0)), rise)
             peak = jnp.where(climbing & counts & may_end & (agreement != 0) & ~climbs, f32(-1), peak)
-        limit = jnp.log(_float32(config.max_lr) / jnp.maximum(rates.initial, _float32(config.min_lr)))
+        # A search has no ramp, so η is η₀.
+        limit = jnp.log(_float32(config.max_lr) / jnp.maximum(rates.eta, _float32(config.min_lr)))
         ell = jnp.where(counts, ell + jnp.minimum(rise, jnp.maximum(limit - ell, f32(0))), ell)
     return Search(ell, energy, agreement, peak), pooled
 

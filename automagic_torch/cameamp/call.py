@@ -144,7 +144,7 @@ class Call:
             for walk in absent:
                 kept = whole(walk) * self.kept(walk.device)
                 found.append(Evidence(square_norm(kept), torch.zeros((), dtype=torch.float32, device=walk.device)))
-            search = searched(self.held, found, self.rates(device), group["lr"], self.step, self.config)
+            search = searched(self.held, found, self.rates(device), self.step, self.config)
             group.update(zip(SEARCH_KEYS, search, strict=True))
 
 

@@ -187,16 +187,13 @@ def agreed(agreement: Tensor, a_hat: Tensor, any_votes: Tensor) -> Tensor:
     return torch.where(any_votes, torch.where(agreement == 0, a_hat, averaged), agreement)
 
 
-def searched(
-    search: Search, found: Sequence[Evidence], rates: Rates, lr: float | Tensor, step: int, config: Config
-) -> Search:
+def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int, config: Config) -> Search:
     """The search after step t.
 
     Args:
         search: before it, but with this step's agreement.
         found: the evidence of all arrays.
-        rates: those of this step.
-        lr: η₀.
+        rates: those of this step; their η is η₀, since a search has no ramp.
         step: t.
         config: hyperparameters.
     """
@@ -217,7 +214,7 @@ def searched(
             peak = torch.where(climbing & (agreement != 0) & ~climbs, -1.0, peak)
         # Not `torch.where` of two numbers, which has the default dtype.
         rise = torch.where(climbing, CLIMB * climbs.float(), rise)
-    limit = (config.max_lr / starting_rate(lr, ell.device).clamp(min=config.min_lr)).log()
+    limit = (config.max_lr / rates.eta.clamp(min=config.min_lr)).log()
     return Search(ell + torch.minimum(rise, (limit - ell).clamp(min=0.0)), energy, agreement, peak)
 
 
