@@ -25,7 +25,8 @@ def group_key(name: str) -> str:
 
 
 LAYOUT, STEP = map(group_key, ("layout", "step"))
-LOG_RATE_SCALE, WALK_ENERGY, AGREEMENT, PEAK_AGREEMENT = SEARCH_KEYS = tuple(map(group_key, SEARCH_SCALARS))
+SEARCH_KEYS = tuple(map(group_key, SEARCH_SCALARS))
+LOG_RATE_SCALE, WALK_ENERGY, AGREEMENT, PEAK_AGREEMENT, FIRST_NORM, GRADIENT_NORM = SEARCH_KEYS
 """What a group holds for its rate search."""
 OWN_KEYS: Mapping[str, str] = {name: group_key(name) for name in (*FIELD_NAMES, "layout", "step", *SHARED_STATES)}
 """The key of everything that the optimizer keeps in a group, by its name."""

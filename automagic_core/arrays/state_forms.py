@@ -29,7 +29,7 @@ COMPANDED = ("exp_avg_sq", "exp_avg_res")
 ROW_STATES = ("lr_mask", "spatial_variance", "edge_history")
 SCALARS = ("age", "skipped_steps", "torque_mean", "background_scale")
 WARM_UP_ONLY = ("s", "s_absmax", "last_polarity", "walk")
-SEARCH_SCALARS = ("log_rate_scale", "walk_energy", "agreement", "peak_agreement")
+SEARCH_SCALARS = ("log_rate_scale", "walk_energy", "agreement", "peak_agreement", "first_norm", "gradient_norm")
 SHARED_STATES = (*SEARCH_SCALARS, "norm_history", "norm_position")
 """The states that a group holds for all its arrays."""
 _CODED = tuple(name + part for name in SLOTS for part in ("", "_absmax"))

@@ -12,11 +12,13 @@ SEARCH_START = 1e-5
 CLIMB = 0.4
 """What one step of the climb adds to ℓ."""
 CLIMB_STEPS = 5
-"""From this step on the climb may end; the first votes are of few arrays."""
+"""From this step on the climb may end; the first votes are of few arrays.  The steps before it give the first norm."""
 AGREEMENT_DECAY = 0.5
 """Of the average of the pooled votes."""
 SHORT_STEP = 4
 """A step with less than a quarter of the mean energy of all steps so far is no evidence for a higher rate."""
+LARGEST_GROWTH = 2
+"""Above this much of the gradients' first norm the search rests: steps that make gradients grow are long enough."""
 LARGEST_RISE = 0.5
 """log(ρ / straightness) counts as at most this much in one step of the search."""
 ROW_SHRINKAGE = 256

@@ -51,7 +51,7 @@ class NeutralGroup:
         fields: every field of `Config`; `lr` has the value that a scheduler set last.
         layout: the layout of all arrays.
         step: t, the number of calls.
-        shared: `log_rate_scale`, `walk_energy`, `agreement` and `peak_agreement`, float32 (), and with
+        shared: those of `SEARCH_SCALARS`, float32 (), and with
             `percentile_clipping` `norm_history`, float32 (100,), and `norm_position`, int32 ().
         arrays: in PyTorch's order if the run came from PyTorch.
         named: whether the arrays have names of their own.

@@ -30,6 +30,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "walk_energy": (0.0, float(np.finfo(np.float32).max)),
     "agreement": (-_ROUNDING, _ROUNDING),
     "peak_agreement": (-_ROUNDING, _ROUNDING),
+    "first_norm": (0.0, float(np.finfo(np.float32).max)),
+    "gradient_norm": (0.0, float(np.finfo(np.float32).max)),
     "norm_history": (0.0, float(np.finfo(np.float32).max)),
 }
 """By state: the least and the largest value that a run can have written, or beyond."""

@@ -154,7 +154,8 @@ def _take_step(
     root = equations.root_second_moment(v, beta2, t)
 
     # Normalized gradient
-    u = jnp.clip(g / root, -f32(config.update_clip), f32(config.update_clip))
+    mean_square, growth = equations.growth(q, v, beta2, t, plan)
+    u = jnp.clip(quotient(g, growth) / root, -f32(config.update_clip), f32(config.update_clip))
 
     # Momentum
     m = ema(beta1, read_signed(old.exp_avg), u)
@@ -216,4 +217,4 @@ def _take_step(
         spatial_variance=spatial_variance,
         walk=walk,
     )
-    return ArrayStep(-delta, new, evidence(g, vote, old.walk is not None, plan), jnp.zeros([], jnp.int32))
+    return ArrayStep(-delta, new, evidence(g, mean_square, vote, old.walk is not None, plan), jnp.zeros([], jnp.int32))

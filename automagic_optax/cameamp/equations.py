@@ -52,6 +52,24 @@ def root_second_moment(v: jax.Array | RowColumn, decay: Decay, age: jax.Array) -
     return jnp.sqrt(jnp.maximum(quotient(v, one_minus_power(decay, age)), f32(constants.SQUARE_FLOOR)))
 
 
+def growth(
+    q: jax.Array, v: jax.Array | RowColumn, decay: Decay, age: jax.Array, plan: StatePlan
+) -> tuple[jax.Array, jax.Array]:
+    """The mean of q over the array, and max(1, k): by how much the gradient exceeds those so far (section 5.1).
+
+    Args:
+        q: g² + 10⁻³⁰.
+        v: the second moment with this step.
+        decay, age: of the second moment.
+        plan: says what the rows are.
+    """
+    if isinstance(v, RowColumn):
+        mean_square, mean = accurate_mean(row_mean(q, plan)), accurate_mean(v.row)
+    else:
+        mean_square, mean = accurate_mean(q), accurate_mean(v)
+    return mean_square, jnp.sqrt(jnp.maximum(mean_square / mean * one_minus_power(decay, age), f32(1)))
+
+
 def confidence(
     r: jax.Array | RowColumn, e: jax.Array, decay: Decay, age: jax.Array, plan: StatePlan
 ) -> tuple[jax.Array, jax.Array | RowColumn]:

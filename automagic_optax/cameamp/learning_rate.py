@@ -118,26 +118,30 @@ class Evidence(NamedTuple):
         vote: its vote; None where it has no `last_polarity`.
         moved: its number of elements, or 0 where it is skipped or its gradient is 0; None where it has no `walk`.
         stepped: 1, or 0 where it is skipped; None likewise.
+        gradient_square: Σ g², or 0 where it is skipped; None likewise.
     """
 
     vote: Votes | None
     moved: jax.Array | None
     stepped: jax.Array | None
+    gradient_square: jax.Array | None
 
 
-def evidence(g: jax.Array, vote: Votes | None, walks: bool, plan: StatePlan) -> Evidence:
+def evidence(g: jax.Array, mean_square: jax.Array, vote: Votes | None, walks: bool, plan: StatePlan) -> Evidence:
     """The evidence of an array that is not skipped.
 
     Args:
         g: the gradient after stages 1 to 4.
+        mean_square: the mean of g².
         vote: the array's vote, where it has one.
         walks: it has a `walk`.
         plan: gives its size.
     """
     if not (walks and plan.has_walk):
-        return Evidence(vote, None, None)
+        return Evidence(vote, None, None, None)
     largest = jnp.max(jnp.abs(g), initial=0) if vote is None else vote.total
-    return Evidence(vote, jnp.where(largest > 0, f32(plan.size), f32(0)), jnp.ones([], jnp.float32))
+    moved = jnp.where(largest > 0, f32(plan.size), f32(0))
+    return Evidence(vote, moved, jnp.ones([], jnp.float32), f32(plan.size) * mean_square)
 
 
 def kept(search: Search, config: Config) -> jax.Array:
@@ -186,7 +190,7 @@ def searched(
     """
     warming = step <= config.warmup_steps
     keep = kept(search, config)
-    _, energy, agreement, peak = search
+    _, energy, agreement, peak, first, norm = search
     ell = rates.log_rate_scale
     pooled = jnp.zeros([], jnp.float32)
     votes = [evidence.vote for evidence in found if evidence.vote is not None]
@@ -210,7 +214,9 @@ def searched(
         rise = f32(0.5) * jnp.log(jnp.where(straight, beyond, f32(1)))
         rise = _float32(config.search_gain) * jnp.minimum(rise, f32(constants.LARGEST_RISE))
         long = f32(constants.SHORT_STEP) * step.astype(jnp.float32) * of_step >= energy
-        rise = jnp.where(straight & long & (agreement >= _float32(config.agreement_floor)), rise, f32(0))
+        first, norm = _norms(search, found, step, warming & (n > 0))
+        calm = (first == 0) | (norm <= f32(constants.LARGEST_GROWTH) * first)
+        rise = jnp.where(straight & long & calm & (agreement >= _float32(config.agreement_floor)), rise, f32(0))
         if config.climbs:
             climbing = peak >= 0
             may_end = step >= constants.CLIMB_STEPS
@@ -221,7 +227,21 @@ def searched(
         # A search has no ramp, so η is η₀.
         limit = jnp.log(_float32(config.max_lr) / jnp.maximum(rates.eta, _float32(config.min_lr)))
         ell = jnp.where(counts, ell + jnp.minimum(rise, jnp.maximum(limit - ell, f32(0))), ell)
-    return Search(ell, energy, agreement, peak), pooled
+    return Search(ell, energy, agreement, peak, first, norm), pooled
+
+
+def _norms(
+    search: Search, found: Sequence[Evidence], step: jax.Array, counts: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """F and G after step t; they stay where no array moves."""
+    _, _, _, _, first, norm = search
+    squares = [evidence.gradient_square for evidence in found if evidence.gradient_square is not None]
+    of_step = jnp.sqrt(accurate_total(squares))
+    begins = step < constants.CLIMB_STEPS
+    mean = jnp.where(first > 0, first + (of_step - first) / step.astype(jnp.float32), of_step)
+    averaged = f32(constants.AGREEMENT_DECAY) * norm + f32(1 - constants.AGREEMENT_DECAY) * of_step
+    new = jnp.where(begins, mean, averaged)
+    return jnp.where(counts & begins, mean, first), jnp.where(counts, new, norm)
 
 
 def new_masks(

@@ -28,6 +28,7 @@ class ScaleByCameampState(NamedTuple):
         log_rate_scale: float32 scalar, ℓ, the logarithm of the factor on the learning rate that the search found.
         learning_rate: float32 scalar, η̂ of the last step; 0 before the first, also in states that 0.1.0 saved.
         walk_energy, agreement, peak_agreement: float32 scalars, E, A and P of the search; 0 at first.
+        first_norm, gradient_norm: likewise F and G.
 
     All other fields are trees in the structure of the parameters; a leaf is None where its array has no such state,
     and `s`, `last_polarity` and `walk` are None as a whole after `finish_warmup`.  Without `walk` the search rests.
@@ -59,6 +60,8 @@ class ScaleByCameampState(NamedTuple):
     walk_energy: Any = np.float32(0)
     agreement: Any = np.float32(0)
     peak_agreement: Any = np.float32(0)
+    first_norm: Any = np.float32(0)
+    gradient_norm: Any = np.float32(0)
 
 
 class ArrayState(NamedTuple):
@@ -85,6 +88,8 @@ class Search(NamedTuple):
     walk_energy: jax.Array
     agreement: jax.Array
     peak_agreement: jax.Array
+    first_norm: jax.Array
+    gradient_norm: jax.Array
 
     @staticmethod
     def of(state: ScaleByCameampState) -> Search:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
+
 
 def with_search(fields: Mapping[str, Any], zero_walk: Any) -> dict[str, Any]:
     """The fields of a `ScaleByCameampState` with those of today's search; those of today stay as they are.
@@ -23,4 +25,4 @@ def with_search(fields: Mapping[str, Any], zero_walk: Any) -> dict[str, Any]:
     now = {"log_rate_scale" if name == "lr_scale" else name: value for name, value in fields.items()}
     walk = None if fields["last_polarity"] is None else zero_walk
     zero = np.zeros_like(fields["lr_scale"])
-    return {**now, "walk": walk, "walk_energy": zero, "agreement": zero, "peak_agreement": zero - 1}
+    return {**now, **dict.fromkeys(SEARCH_SCALARS[1:], zero), "peak_agreement": zero - 1, "walk": walk}

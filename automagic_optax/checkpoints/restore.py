@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import keystr
 
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_optax.cameamp.find_states import finish_warmup, parts_of
 from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
 from automagic_optax.checkpoints.abstract_state import abstract_state
@@ -65,7 +66,7 @@ def restore(
     return finish_warmup(state) if finished else state
 
 
-_LATER = ("learning_rate", "walk", "walk_energy", "agreement", "peak_agreement")
+_LATER = ("learning_rate", "walk", *SEARCH_SCALARS[1:])
 _NOW = {"lr_scale": "log_rate_scale"}
 _EARLIER_NAMES = ("step", *_NOW, *(name for name in ScaleByCameampState._fields[2:] if name not in _LATER))
 _Earlier: Any = collections.namedtuple("_Earlier", _EARLIER_NAMES)  # type: ignore[misc]

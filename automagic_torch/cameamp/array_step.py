@@ -91,6 +91,6 @@ def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> 
     found = None
     if walk is not None:
         new["walk"] = walk
-        found = evidence(walk, g, ok, cast, extent.means)
+        found = evidence(walk, direction.mean_square, g, ok, cast, extent.means)
     call.ballots.append(Ballot(batch, found, cast, old.get("lr_mask")))
     return ok, delta, new

@@ -34,12 +34,14 @@ class Direction(NamedTuple):
         d: the step, a new float32 tensor in the shape of the gradient; the parameter moves along −d.
         kappa: the spatial factor κ of every row, or 1.
         b: the factor b of the weight decay, a new tensor in the shape of the gradient, or 1.
+        mean_square: the mean of g² + 10⁻³⁰ over each array.
         states: new values of the states that change.
     """
 
     d: Tensor
     kappa: Tensor | float
     b: Tensor | float
+    mean_square: Tensor
     states: States
 
 
@@ -56,8 +58,8 @@ def scale_by_cameamp(g: Tensor, old: States, age: Tensor, config: Config, means:
     plan = means.plan
     beta1, beta2, beta3 = (decay(beta) for beta in config.betas)
     correction2 = one_minus_power(beta2, age)
-    root, new = second_moment(g, old, correction2, means, beta2)
-    u = (g / root).clamp_(-config.update_clip, config.update_clip)
+    root, mean_square, growth, new = second_moment(g, old, correction2, means, beta2)
+    u = (g / growth).div_(root).clamp_(-config.update_clip, config.update_clip)
     m_hat, states = momentum(u, old, age, beta1)
     new |= states
     r_hat, states = confidence(u, m_hat, old, age, means, beta3)
@@ -74,25 +76,46 @@ def scale_by_cameamp(g: Tensor, old: States, age: Tensor, config: Config, means:
     if config.background_regularization:
         b, states = background(root, old, new, correction2, means)
         new |= states
-    return Direction(d, kappa, b, new)
+    return Direction(d, kappa, b, mean_square, new)
 
 
-def second_moment(g: Tensor, old: States, correction: Tensor, means: Means, beta: Decay) -> tuple[Tensor, States]:
-    """√v̂, where v̂ is at least 10⁻³⁰, and the new states; `correction` is 1 − β₂ᵃ (section 5.1)."""
+class SecondMoment(NamedTuple):
+    """The second moment after this step (section 5.1).
+
+    Attributes:
+        root: √v̂, where v̂ is at least 10⁻³⁰.
+        mean_square: the mean of q over each array.
+        growth: max(1, k), by how much the gradient of each array exceeds those so far.
+        states: the new states.
+    """
+
+    root: Tensor
+    mean_square: Tensor
+    growth: Tensor
+    states: States
+
+
+def second_moment(g: Tensor, old: States, correction: Tensor, means: Means, beta: Decay) -> SecondMoment:
+    """Averages q = g² + 10⁻³⁰ (section 5.1); `correction` is 1 − β₂ᵃ."""
     q = g.square()
     if means.plan.factored_sq:
         # The mean of q + 10⁻³⁰ is the mean of q, plus 10⁻³⁰.
-        R = ema(beta, old["exp_avg_sq_row"], means.rows(q) + SQUARE_FLOOR)
+        of_rows = means.rows(q) + SQUARE_FLOOR
+        R = ema(beta, old["exp_avg_sq_row"], of_rows)
         C = ema(beta, old["exp_avg_sq_col"], means.columns(q) + SQUARE_FLOOR)
         # The clamp matters only for a β₂ so close to 1 that R begins below the normal numbers of float32.
-        (mean,) = means.of_rows(R)
+        mean, mean_square = means.of_rows(R, of_rows)
         mean = mean.clamp(min=torch.finfo(R.dtype).tiny)
         # R / mean R comes first: the product R · C may underflow.
         v_hat = (R / mean / correction) * C
-        return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq_row": R, "exp_avg_sq_col": C}
-    v = ema(beta, old["exp_avg_sq"], q.add_(SQUARE_FLOOR))
-    v_hat = v / correction
-    return v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), {"exp_avg_sq": v}
+        states = {"exp_avg_sq_row": R, "exp_avg_sq_col": C}
+    else:
+        v = ema(beta, old["exp_avg_sq"], q.add_(SQUARE_FLOOR))
+        v_hat = v / correction
+        mean, mean_square = means.arrays(v), means.arrays(q)
+        states = {"exp_avg_sq": v}
+    growth = (mean_square / mean * correction).sqrt_().clamp_(min=1.0)
+    return SecondMoment(v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), mean_square, growth, states)
 
 
 def momentum(u: Tensor, old: States, age: Tensor, beta: Decay) -> tuple[Tensor, States]:

@@ -17,6 +17,7 @@ from automagic_core.config.constants import (
     AGREEMENT_DECAY,
     CLIMB,
     CLIMB_STEPS,
+    LARGEST_GROWTH,
     LARGEST_RISE,
     ROW_LIMIT,
     ROW_SHRINKAGE,
@@ -139,13 +140,16 @@ class Evidence(NamedTuple):
     """Σ walk²."""
     moved: Tensor
     """The number of elements in those that are not skipped and have a gradient other than 0."""
+    gradient_square: Tensor
+    """Σ g² of those that are not skipped."""
 
 
-def evidence(walk: Tensor, g: Tensor, ok: Tensor, v: Vote | None, means: Means) -> Evidence:
+def evidence(walk: Tensor, mean_square: Tensor, g: Tensor, ok: Tensor, v: Vote | None, means: Means) -> Evidence:
     """The evidence of stacked arrays.
 
     Args:
         walk: after this step.
+        mean_square: the mean of g² over each array.
         g: the gradients after the stages.
         ok: (arrays,) bool: those that are not skipped.
         v: their vote, where votes are cast.
@@ -153,7 +157,8 @@ def evidence(walk: Tensor, g: Tensor, ok: Tensor, v: Vote | None, means: Means) 
     """
     (walk_square,) = means.sums(walk.square(), of_rows=True)
     (weight,) = means.sums(g.abs(), of_rows=False) if v is None else (v.weight,)
-    return Evidence(walk_square.sum(), (ok & (weight > 0)).float().sum() * means.plan.size)
+    moved = (ok & (weight > 0)).float().sum() * means.plan.size
+    return Evidence(walk_square.sum(), moved, (mean_square.view(-1) * ok).sum() * means.plan.size)
 
 
 def pooled(votes: Sequence[Vote], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -175,6 +180,10 @@ class Search(NamedTuple):
     """A, the average of the pooled votes; exactly 0 before the first."""
     peak_agreement: Tensor
     """P, the highest A so far; −1 after the climb."""
+    first_norm: Tensor
+    """F, the mean of ‖g‖ over the first steps; 0 where it is not known."""
+    gradient_norm: Tensor
+    """G, the average of ‖g‖."""
 
     def kept(self, config: Config) -> Tensor | float:
         """What is kept of the walk before a step, and of E: 0 in the climb, else 1."""
@@ -197,13 +206,20 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
         step: t.
         config: hyperparameters.
     """
-    ell, energy, agreement, peak = search
-    walk_square, moved = torch.stack([to_device(torch.stack(e), ell.device) for e in found]).sum(0)
+    ell, energy, agreement, peak, first, norm = search
+    walk_square, moved, gradient_square = torch.stack([to_device(torch.stack(e), ell.device) for e in found]).sum(0)
     of_step = rates.array.square() * moved
     energy = search.kept(config) * energy + of_step
     straightness = 0.5 * (walk_square / energy).log()
     beyond = (straightness - math.log(config.straightness)).clamp(0.0, LARGEST_RISE)
-    rises = (agreement >= config.agreement_floor) & (SHORT_STEP * step * of_step >= energy) & (energy > 0)
+    of_gradients = gradient_square.sqrt()
+    if step < CLIMB_STEPS:
+        new_norm = new_first = torch.where(first > 0, first + (of_gradients - first) / step, of_gradients)
+    else:
+        new_norm, new_first = AGREEMENT_DECAY * norm + (1 - AGREEMENT_DECAY) * of_gradients, first
+    first, norm = torch.where(moved > 0, new_first, first), torch.where(moved > 0, new_norm, norm)
+    calm = (first == 0) | (norm <= LARGEST_GROWTH * first)
+    rises = (agreement >= config.agreement_floor) & (SHORT_STEP * step * of_step >= energy) & (energy > 0) & calm
     rise = torch.where(rises, config.search_gain * beyond, 0.0)
     if config.climbs:
         # A step of the rate 0 says nothing, nor does one in which no array moves.
@@ -215,7 +231,7 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
         # Not `torch.where` of two numbers, which has the default dtype.
         rise = torch.where(climbing, CLIMB * climbs.float(), rise)
     limit = (config.max_lr / rates.eta.clamp(min=config.min_lr)).log()
-    return Search(ell + torch.minimum(rise, (limit - ell).clamp(min=0.0)), energy, agreement, peak)
+    return Search(ell + torch.minimum(rise, (limit - ell).clamp(min=0.0)), energy, agreement, peak, first, norm)
 
 
 def new_lr_mask(lr_mask: Tensor, v: Vote, a_hat: Tensor, plan: StatePlan, config: Config) -> Tensor:

@@ -9,16 +9,15 @@ import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 
 from automagic_core.arrays.group_keys import (
-    AGREEMENT,
     EFFECTIVE_LR,
     LOG_RATE_SCALE,
     PEAK_AGREEMENT,
     PREFIX,
-    WALK_ENERGY,
+    SEARCH_KEYS,
     group_key,
 )
 
-_BEGINS = {"walk": 0, WALK_ENERGY: 0, AGREEMENT: 0, PEAK_AGREEMENT: -1}
+_BEGINS = {"walk": 0, **dict.fromkeys(SEARCH_KEYS[1:], 0), PEAK_AGREEMENT: -1}
 _FIELDS = set(map(group_key, ("search_gain", "straightness", "agreement_floor", "spatial_scope")))
 
 

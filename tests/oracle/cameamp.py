@@ -141,8 +141,8 @@ class CameampOracle(RateSearch):
         # Bias corrections and every "1 at t = 1" mean the array's own first step, hence its age.
         state["age"] = age = state["age"] + 1
 
-        v_hat, decay_factor = self._second_moment(i, g)
-        u = g / np.sqrt(v_hat)
+        v_hat, decay_factor, growth = self._second_moment(i, g)
+        u = g / np.sqrt(v_hat) / growth
         if "update_clip" not in self.disable:
             u = np.clip(u, -self.cfg.update_clip, self.cfg.update_clip)
 
@@ -165,8 +165,8 @@ class CameampOracle(RateSearch):
             update -= array_rate * self.cfg.weight_decay * decay_factor * w
         return np.asarray(update)
 
-    def _second_moment(self, i: int, g: Array) -> tuple[Array, Array | float]:
-        """v-hat and the background factor b of the weight decay."""
+    def _second_moment(self, i: int, g: Array) -> tuple[Array, Array | float, float]:
+        """v-hat, the background factor b of the weight decay, and by how much this gradient exceeds those so far."""
         state = self.state[i]
         beta2 = self.cfg.betas[1]
         q = g**2 + EPS
@@ -180,13 +180,16 @@ class CameampOracle(RateSearch):
             root_mean = np.sqrt(row).mean() * np.sqrt(column).mean() / np.sqrt(row.mean())
             # Neither v nor its mean is bias-corrected here (it cancels), so the floor does not apply.
             b = self._background(np.sqrt(v), root_mean)
-            return np.maximum(v / correction, EPS), b
+            return np.maximum(v / correction, EPS), b, self._growth(q, row.mean() / correction)
         state["exp_avg_sq"] = beta2 * state["exp_avg_sq"] + (1 - beta2) * q
         v_hat = np.maximum(state["exp_avg_sq"] / correction, EPS)
         b = 1.0 if state["age"] == 1 else self._background(np.sqrt(v_hat), state["background_scale"])
         if self.use_background:
             state["background_scale"] = float(np.sqrt(v_hat).mean())  # for the next step, decay or not
-        return v_hat, b
+        return v_hat, b, self._growth(q, state["exp_avg_sq"].mean() / correction)
+
+    def _growth(self, q: Array, usual: float) -> float:
+        return 1.0 if "growth" in self.disable else max(1.0, float(np.sqrt(q.mean() / usual)))
 
     def _background(self, root: Array, root_mean: float) -> Array | float:
         if not self.use_background:

@@ -32,6 +32,7 @@ class RateSearch:
         self.use_agreement: bool = self.use_search and asks
         self.use_mask: bool = self.cfg.lr_mask_gain > 0 and "lr_mask" not in self.disable
         self.log_rate_scale = self.walk_energy = self.agreement = self.peak_agreement = 0.0
+        self.first_norm = self.gradient_norm = 0.0
 
     def _start(self, base_lr: float) -> None:
         """The first rate of a search is the lower of 1e-5 and the one asked for."""
@@ -65,11 +66,21 @@ class RateSearch:
         """In the climb a walk is that of the step alone."""
         return 0.0 if self.use_agreement and self.peak_agreement >= 0 else 1.0
 
+    def _calm(self, norm: float) -> bool:
+        """Gradients have not grown beyond twice the mean norm of the first four steps."""
+        if self.step < 5:
+            self.first_norm += (norm - self.first_norm) / (self.step if self.first_norm > 0 else 1)
+            self.gradient_norm = self.first_norm
+        else:
+            self.gradient_norm = 0.5 * self.gradient_norm + 0.5 * norm
+        return self.first_norm == 0 or self.gradient_norm <= 2 * self.first_norm
+
     def _search(self, taking_part: dict[int, Array], base_lr: float) -> None:
         """The rate climbs while gradients agree; then it rises while the path is straighter than a random walk."""
         if not self.use_search:
             return
         elements = sum(g.size for g in taking_part.values() if np.any(g != 0))
+        calm = elements == 0 or self._calm(math.sqrt(sum(float((g**2).sum()) for g in taking_part.values())))
         array_rate, _ = self._rates({"lr_mask": None}, base_lr, 1.0)
         kept, energy = self._kept(), float(array_rate) ** 2 * elements
         self.walk_energy = kept * self.walk_energy + energy
@@ -93,6 +104,7 @@ class RateSearch:
                 self.peak_agreement = -1.0
         elif (
             straightness > self.cfg.straightness
+            and calm
             and (not self.use_agreement or self.agreement >= self.cfg.agreement_floor)
             and 4 * self.step * energy >= self.walk_energy
         ):

@@ -17,8 +17,8 @@ DEFAULTS: dict[str, Any] = {
     "factored": "second_moment",
     "torque": True,
     "torque_decay": 0.0,
-    "search_gain": 0.2,
-    "straightness": 1.5,
+    "search_gain": 0.3,
+    "straightness": 1.3,
     "agreement_floor": -0.05,
     "lr_mask_gain": 0.0,
     "background_regularization": True,
@@ -47,7 +47,7 @@ STAGES_OFF: dict[str, Any] = {
 }
 
 # What `disable` knows of sections 5 and 6, and of section 4.
-FEATURES = {"update_clip", "confidence", "torque", "torque_mean", "search", "agreement", "lr_mask", "max_lr"}
+FEATURES = {"update_clip", "confidence", "torque", "torque_mean", "search", "agreement", "lr_mask", "max_lr", "growth"}
 FEATURES |= {"spatial", "background", "weight_decay", "warmup_ramp", "bias_correction", "nonfinite"}
 STAGES = {"clip", "edges", "frequencies", "low_rank"}
 

@@ -2,6 +2,7 @@
 
 The runs were saved after step 3 of 10 of the warm-up.  Then the rate rose during the whole warm-up, and now a search
 has no ramp.  So the fourth step was 0.4 times what it is now.  After it the new search goes on from the rate found.
+That version did not shorten a step whose gradient has grown, either.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ TRANSFORMATIONS = {
 }
 
 STEPS_THEN = {"whole": 0.4, "moments": 1.0}
+GROWTH = {"whole": 0.05, "moments": 1e-5}
 UPDATES = {run: jax.jit(tx.update) for run, tx in TRANSFORMATIONS.items()}
 
 
@@ -45,9 +47,12 @@ def expected(run: str) -> dict[str, np.ndarray]:
 def assert_goes_on(run: str, w: Any, state: Any) -> None:
     updates, _ = UPDATES[run](gradients(w, 4), state, w)
     for key, update in updates.items():
-        # Other versions of XLA may round a last bit otherwise.
-        after = w[key] + STEPS_THEN[run] * update
-        np.testing.assert_allclose(after, expected(run)[key], rtol=1e-6, atol=1e-7)
+        assert_steps_alike(STEPS_THEN[run] * update, expected(run)[key] - w[key], GROWTH[run])
+
+
+def assert_steps_alike(step: Any, then: Any, growth: float) -> None:
+    """These gradients, normal numbers, have grown by less than `growth`; other versions of XLA round otherwise."""
+    np.testing.assert_allclose(step, then, rtol=growth, atol=max(5e-7, 0.2 * growth * abs(then).max()))
 
 
 @pytest.mark.parametrize("run", TRANSFORMATIONS)
@@ -160,8 +165,8 @@ def test_a_pickled_torch_optimizer() -> None:
 def assert_torch_goes_on(optimizer: torch.optim.Optimizer) -> None:
     before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
     for key, was, is_now in zip(SHAPES, before, torch_step(optimizer, 4), strict=True):
-        after = was + STEPS_THEN["whole"] * (is_now.detach() - was)
-        np.testing.assert_allclose(after, expected("torch")[key], rtol=1e-6, atol=1e-7)
+        step, then = STEPS_THEN["whole"] * (is_now.detach() - was), expected("torch")[key] - was.numpy()
+        assert_steps_alike(step.numpy(), then, GROWTH["whole"])
 
 
 def torch_step(optimizer: torch.optim.Optimizer, number: int) -> list[torch.Tensor]:

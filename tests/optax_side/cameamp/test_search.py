@@ -43,12 +43,12 @@ def search(state: Any) -> list[float]:
 @pytest.mark.parametrize("steps", [CLIMBING, RISING])
 def test_resumed_in_its_midst_it_finds_the_same(steps: int) -> None:
     half, weights = go_on(TX.init(params()), params(), range(steps))
-    peak = search(half)[-1]
+    peak = search(half)[3]
     assert peak > 0.9 if steps == CLIMBING else peak == -1
     resumed = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, half)))
     whole, again = (go_on(state, weights, range(steps, 13)) for state in (half, resumed))
     assert search(whole[0])[0] > search(half)[0]
-    assert search(whole[0])[-1] == -1
+    assert search(whole[0])[3] == -1
     assert_same_bits(whole, again)
 
 
@@ -73,20 +73,20 @@ def test_an_absent_array_has_travelled_and_a_zero_gradient_does_not_count() -> N
     nothing = jax.tree.map(jnp.zeros_like, grads(0)) | {"table": None}
     climbing, weights = go_on(TX.init(params()), params(), range(CLIMBING))
     _, idle = TX.update(nothing, climbing, weights)
-    ell, _, agreement, peak = search(climbing)
-    assert search(idle) == [ell, 0, agreement, peak]
+    ell, _, *rest = search(climbing)
+    assert search(idle) == [ell, 0, *rest]
     half, weights = go_on(climbing, weights, range(CLIMBING, RISING))
     _, idle = TX.update(nothing, half, weights)
     assert search(idle) == search(half)
     # The kernel alone: its elements count, and every array's walk does.
     alone = {"dense": {"kernel": grads(RISING)["dense"]["kernel"], "bias": None}, "table": None, "scale": None}
     _, after = TX.update(alone, half, weights)
-    ell, energy, agreement, _ = search(half)
+    ell, energy, agreement, *_ = search(half)
     rate = 1e-4 * np.exp(ell)
     np.testing.assert_allclose(search(after)[1], energy + rate**2 * 4096, rtol=1e-6)
     walks = jax.tree.leaves(find_state(after).walk)
     rho = np.sqrt(sum(float(np.square(np.asarray(walk, np.float64)).sum()) for walk in walks) / search(after)[1])
-    risen = ell + 0.2 * min(np.log(rho / 0.8), 0.5)
+    risen = ell + 0.3 * min(np.log(rho / 0.8), 0.5)
     assert rho > 0.8
     np.testing.assert_allclose(search(after)[0], risen, rtol=1e-5)
     assert agreement > 0

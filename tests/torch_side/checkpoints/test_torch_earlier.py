@@ -17,6 +17,7 @@ from automagic_torch import AutomagicCameAMP8bit
 from tests.torch_side.torch_helpers import FIRST, SMALL, parameters, run, same, set_gradients
 
 NEW = {"search_gain", "straightness", "agreement_floor", "walk_energy", "agreement", "peak_agreement"}
+NEW |= {"first_norm", "gradient_norm"}
 SHAPES = ((8, 6), (12, 4), (5,))
 
 
@@ -62,9 +63,9 @@ def test_the_search_goes_on_from_the_rate_found_and_measures_from_there(way: str
     ell = float(source.param_groups[0]["automagic_log_rate_scale"])
     other = loaded(source, 0.2, way)
     (group,) = other.param_groups
-    assert [float(group[key]) for key in SEARCH_KEYS] == [ell, 0, 0, -1]
+    assert [float(group[key]) for key in SEARCH_KEYS] == [ell, 0, 0, -1, 0, 0]
     assert ell > FIRST
-    assert (group["automagic_search_gain"], group["automagic_lr_mask_gain"]) == (0.2, 0.2)
+    assert (group["automagic_search_gain"], group["automagic_lr_mask_gain"]) == (0.3, 0.2)
     for p, q in zip(source.param_groups[0]["params"], group["params"], strict=True):
         assert same(other.state[q], source.state[p] | {"walk": torch.zeros_like(source.state[p]["walk"])})
     # From here on it is a run of today: the same as one whose search is set back by hand.
@@ -72,7 +73,7 @@ def test_the_search_goes_on_from_the_rate_found_and_measures_from_there(way: str
         source.param_groups[0][key] = torch.full((), -1.0 if key == PEAK_AGREEMENT else 0.0)
     for p in source.param_groups[0]["params"]:
         source.state[p]["walk"] = torch.zeros_like(source.state[p]["walk"])
-    source.param_groups[0]["automagic_straightness"] = 1.5
+    source.param_groups[0]["automagic_straightness"] = 1.3
     for q, p in zip(group["params"], source.param_groups[0]["params"], strict=True):
         q.data.copy_(p.data)
     run(source, range(6, 12))
@@ -102,6 +103,8 @@ def test_a_neutral_file_begins_the_walk_too(tmp_path: Any) -> None:
         "walk_energy": 0,
         "agreement": 0,
         "peak_agreement": -1,
+        "first_norm": 0,
+        "gradient_norm": 0,
     }
     for array, p in zip(group.arrays, source.param_groups[0]["params"], strict=True):
         assert array.states["walk"].shape == tuple(source.state[p]["walk"].shape)
