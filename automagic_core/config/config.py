@@ -20,7 +20,13 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "background_regularization": False,
         "lora_rank_penalty": False,
     },
-    "balanced": {"factored": "second_moment", "min_8bit_size": 4096},
+    "balanced": {
+        "factored": "second_moment",
+        "min_8bit_size": 4096,
+        "spatial_awareness": False,
+        "background_regularization": False,
+        "low_rank_emphasis": 1.0,
+    },
     "quality_optimized": {
         "factored": "none",
         "edge_penalty": 0.15,

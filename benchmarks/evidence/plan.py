@@ -26,7 +26,6 @@ from benchmarks.evidence.variants import (
     THIRTY_TWO,
     TUNED,
     VARIANTS,
-    WIDE_STARTS,
     Variant,
 )
 
@@ -128,9 +127,6 @@ def plan(losses: Losses, places: Places, known: bool = True) -> list[Spec]:
     def started(job: str, variant: Variant) -> Iterator[Spec]:
         return (Spec(job, variant.name, lr, seed) for lr in variant.starts for seed in SEEDS)
 
-    def from_wide_starts(job: str, variant: Variant) -> Iterator[Spec]:
-        return (spec for spec in started(job, variant) if spec.lr in WIDE_STARTS)
-
     def as_meant(job: str, variant: Variant) -> Iterator[Spec]:
         return tuned(job, variant) if variant.tuned else started(job, variant)
 
@@ -164,7 +160,7 @@ def plan(losses: Losses, places: Places, known: bool = True) -> list[Spec]:
         *each(core, (TUNED, CAUTIOUS), tuned),
         *each(in_torch, PARTS, at_tuned_rate),
         *each(derived, (ADAMW,), as_meant),
-        *each(derived, (OURS,), from_wide_starts),
+        *each(derived, (OURS,), started),
         *each(derived, [rival for rival in RIVALS if rival is not CORRECTED], as_meant),
         *each([job for job in core if places[job].pictured], (ADAMW, OURS, *RIVALS), curve),
         *each(derived, (TUNED, CAUTIOUS), tuned),

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from automagic_core import Config
-
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Rates that a grid is made of."""
-STARTS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3)
-"""Rates from which the search has to find its own."""
-WIDE_STARTS = (1e-6, 1e-4, 3e-3)
-"""Those of them on jobs of another length or batch, so that all runs take less than four hours."""
+STARTS = (1e-6, 1e-4, 3e-3)
+"""Rates from which the search has to find its own; all from 1e-5 on begin at 1e-5 and are one run but for roundings."""
 START = 1e-4
 """Where the search begins when the start is not what is asked."""
 PICTURED = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -88,22 +83,21 @@ RIVALS = (
 )
 """What finds its rate itself, and schedule-free AdamW: `starts` are their defaults."""
 
-# Until there is a field that says where the edge and frequency stages act, they act on matrices.
-_SCOPED = "spatial_scope" in {field.name for field in dataclasses.fields(Config)}
-ON_MATRICES: Mapping[str, Any] = {"spatial_scope": "all"} if _SCOPED else {}
+ON_MATRICES: Mapping[str, Any] = {"spatial_scope": "all"}
 """What makes the edge and frequency stages act on matrices."""
 
 PARTS = (
     _tuned("no-torque", "without torque", {"torque": False}),
     _tuned("hard-mask", "Cautious' hard mask in place of torque", swaps=("hard-mask",)),
     _tuned("no-confidence", "without confidence", swaps=("no-confidence",)),
-    _tuned("no-spatial", "without the spatial factor", {"spatial_awareness": False}),
-    _tuned("no-background", "without background decay", {"background_regularization": False}),
+    _tuned("spatial", "with the spatial factor", {"spatial_awareness": True}),
+    _tuned("background", "with background decay", {"background_regularization": True}),
     _tuned("row-mask", "with the row mask", {"lr_mask_gain": 0.2}),
     _tuned("no-edges", "without edges", {"edge_suppression": False}),
     _tuned("no-frequency", "without frequency", {"frequency_penalty": 0.0}),
     _tuned("no-low-rank", "without low rank", {"lora_rank_penalty": False}),
-    *([_tuned("on-matrices", "with edges and frequency on matrices", ON_MATRICES)] if _SCOPED else []),
+    _tuned("emphasis", "with `low_rank_emphasis` 1.2", {"low_rank_emphasis": 1.2}),
+    _tuned("on-matrices", "with edges and frequency on matrices", ON_MATRICES),
 )
 """Each part switched alone, at the rate of `TUNED`."""
 

@@ -17,7 +17,7 @@ from benchmarks.evidence.running import Runner
 from benchmarks.evidence.stages import WHITE_NOISE_EDGES, WHITE_NOISE_SHARE
 from benchmarks.evidence.statistics import interval
 from benchmarks.evidence.store import Store, losses, settings_of
-from benchmarks.evidence.variants import JAX, LADDER, PAIRED_SEEDS, SEEDS, STARTS, VARIANTS, WIDE_STARTS
+from benchmarks.evidence.variants import JAX, LADDER, PAIRED_SEEDS, SEEDS, STARTS, VARIANTS
 from tests.whole.evidence_records import PLACES, full_set, record
 
 
@@ -43,7 +43,7 @@ class TestPlan:
         for job, place in PLACES.items():
             assert best_rate(losses(done), job, "adamw", place.rate) == 3e-3
             assert {s.seed for s in done if s[:3] == (job, "adamw", 3e-3)} == set(SEEDS)
-            for lr in STARTS if place.core else WIDE_STARTS:
+            for lr in STARTS:
                 assert {s.seed for s in done if s[:3] == (job, "balanced", lr)} >= set(SEEDS)
             here = {s.variant for s in done if s.job == job}
             assert {"prodigy", "d-adaptation", "schedule-free", "mechanic", "dog", "tuned"} <= here
@@ -204,14 +204,14 @@ def test_the_report_says_what_the_numbers_say(tmp_path):
     for done in full_set(loss).values():
         store.write(done)
     text = write_report(store, list(JOBS), tmp_path / "docs").read_text()
-    known = sum(len(STARTS if place.core else WIDE_STARTS) for place in PLACES.values())
+    known = sum(len(STARTS) for place in PLACES.values())
     row = next(line for line in text.splitlines() if line.startswith("| `bytes` | 1"))
-    # 3.48 decades at 0.01 on 1.001 is 3.5 %, 2.48 are 2.5 %; Prodigy ends 8.5 % above, DoG below everything.
-    assert row.startswith("| `bytes` | 1.0010 (0.003) | **+3.5** | **+2.5** | +1.5 | +0.5 | +0.0 |")
+    # 3.48 decades at 0.01 on 1.001 is 3.5 %, 1.48 are 1.5 %; Prodigy ends 8.5 % above, DoG below everything.
+    assert row.startswith("| `bytes` | 1.0010 (0.003) | **+3.5** | +1.5 | +0.0 |")
     assert "| +8.5 |" in row
     assert "| **-46.5** |" in row
     assert row.endswith("| +0.0 | -10.0 |")
-    assert f"{known - 2} of {known} jobs and starts; not bytes from 1e-06 and bytes from 1e-05." in text
+    assert f"{known - 1} of {known} jobs and starts; not bytes from 1e-06." in text
     assert f"At or below Prodigy from every start: {len(JOBS)} of {len(JOBS)} jobs." in text
     assert f"At or below L-DoG, averaged from every start: 0 of {len(JOBS)} jobs; it is below" in text
     assert "| without torque | **+22.20 ± 0.02** |" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.evidence.jobs.corpus import standard_library
+from benchmarks.evidence.jobs.corpus import corpus_of, kept, standard_library
 from benchmarks.evidence.jobs.headers import BytesTraining, ByteTransformer, Settings
 from benchmarks.evidence.jobs.job import Base, Job, Training
 
@@ -32,10 +32,9 @@ class BytesTransformer(Job):
         )
 
     def build_base(self) -> Base:
-        return {}
+        return kept(standard_library())
 
     def start(self, base: Base, seed: int) -> Training:
-        del base
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        return BytesTraining(ByteTransformer(self.sizes), [], generator, standard_library(), self.sizes)
+        return BytesTraining(ByteTransformer(self.sizes), [], generator, corpus_of(base), self.sizes)

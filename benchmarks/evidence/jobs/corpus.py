@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,16 @@ def _corpus(files: Sequence[Path]) -> Corpus:
         parts[held_out].append(path.read_bytes()[:LONGEST])
     train, held = (np.frombuffer(b"".join(part), np.uint8) for part in parts)
     return Corpus(train, held)
+
+
+def kept(corpus: Corpus) -> dict[str, Tensor]:
+    """The corpus as part of a base, so that runs on another machine read the same bytes."""
+    return {name: torch.tensor(part) for name, part in corpus._asdict().items()}
+
+
+def corpus_of(base: Mapping[str, Any]) -> Corpus:
+    """The corpus that a base holds."""
+    return Corpus(*(base[name].numpy() for name in Corpus._fields))
 
 
 def windows(text: np.ndarray, count: int, context: int, generator: torch.Generator) -> Tensor:

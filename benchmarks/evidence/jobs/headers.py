@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.evidence.jobs.corpus import Corpus, c_headers, standard_library, windows
+from benchmarks.evidence.jobs.corpus import Corpus, c_headers, corpus_of, kept, standard_library, windows
 from benchmarks.evidence.jobs.job import Base, Job, Training, cosine
 from benchmarks.evidence.lora import adapt
 
@@ -146,7 +146,7 @@ class HeadersTransformer(Job):
             batch = windows(standard_library().train, sizes.base_batch, sizes.context, generator)
             next_byte_loss(model, batch).backward()
             optimizer.step()
-        return {"model": model.state_dict()}
+        return {"model": model.state_dict(), **kept(c_headers())}
 
     def start(self, base: Base, seed: int) -> Training:
         sizes = self.sizes
@@ -156,4 +156,4 @@ class HeadersTransformer(Job):
         parts = ("query_key_value", "attention_out", "mlp_in", "mlp_out")
         layers = [f"blocks.{block}.{part}" for block in range(sizes.layers) for part in parts]
         adapters = adapt(model, layers, sizes.rank, generator)
-        return BytesTraining(model, adapters, generator, c_headers(), sizes)
+        return BytesTraining(model, adapters, generator, corpus_of(base), sizes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class Settings(NamedTuple):
     batch: int = 16
     steps: int = 200
     texts_per_class: int = 200
+    frozen_dtype: str = "bfloat16"
 
 
 class Classifier(nn.Module):
@@ -110,16 +111,28 @@ class SentenceClassifier(Job):
             present = ids != tokenize.pad
             base[f"{prefix}present"] = present
             base[f"{prefix}hidden"] = _through(lower, encoder.embed(ids), present)
-        return base
+        return _in_dtype(base, getattr(torch, sizes.frozen_dtype))
 
     def start(self, base: Base, seed: int) -> Training:
         sizes = self.sizes
         generator = torch.Generator().manual_seed(seed)
+        base = _in_dtype(base, torch.float32)
         model = Classifier(MiniLM(base["upper"]), sizes.tuned_layers)
         layers = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and name != "head"]
         adapters = adapt(model, layers, sizes.rank, generator)
         model.head.requires_grad_(True)
         return _SentencesTraining(model, adapters, generator, base, sizes.batch)
+
+
+def _in_dtype(base: Base, dtype: torch.dtype) -> Base:
+    """The base with its floating arrays in a dtype: what stays frozen is kept in 16 bits, as people keep it."""
+
+    def converted(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: converted(part) for name, part in x.items()}
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return {name: converted(part) for name, part in base.items()}
 
 
 @torch.no_grad()
