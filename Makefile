@@ -23,8 +23,8 @@ lint: .venv/installed
 	$(RUN) -m mypy
 
 # XLA's newer code generator for CPUs takes more than half of the time of the tests in JAX.  `test-all` and `parity`
-# compile with it, as users do.  A program is compiled in one piece: XLA cuts it into 32 for as many cores, which costs
-# twice the processor time.  The tests of a file share what it compiles, so one process runs them all.
+# compile with it, as users do.  A program is compiled in one piece: XLA cuts it into up to 32, for as many cores, which
+# costs more processor time in all.  The tests of a file share what it compiles, so one process runs them all.
 COMPILED_FAST := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 test: export XLA_FLAGS += $(COMPILED_FAST)
 test: lint  ## lint, format check, type check and every test but the slow ones
