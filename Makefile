@@ -23,8 +23,10 @@ lint: .venv/installed
 	$(RUN) -m mypy
 
 # XLA's newer code generator for CPUs takes more than half of the time of the tests in JAX.  `test-all` and `parity`
-# compile with it, as users do.  The tests of a file share what it compiles, so one process runs them all.
-test: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false
+# compile with it, as users do.  A program is compiled in one piece: XLA cuts it into up to 32, for as many cores, which
+# costs more processor time in all.  The tests of a file share what it compiles, so one process runs them all.
+COMPILED_FAST := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+test: export XLA_FLAGS += $(COMPILED_FAST)
 test: lint  ## lint, format check, type check and every test but the slow ones
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not integrations'
 
@@ -43,7 +45,7 @@ BESIDE := .venv-integrations
 	touch $@
 
 # Eight simulated devices, for haliax and Linen on a mesh.
-test-integrations: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8
+test-integrations: export XLA_FLAGS += $(COMPILED_FAST) --xla_force_host_platform_device_count=8
 test-integrations: .venv-integrations/installed  ## real libraries around the optimizers; writes docs/integrations.md
 	status=0; $(BESIDE)/bin/python -m pytest -n 2 --dist loadfile --junitxml=out/integrations.xml tests/integrations \
 		|| status=$$?; \

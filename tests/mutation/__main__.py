@@ -132,7 +132,8 @@ def first_failure(tree: Path, some: Sequence[Path], options: argparse.Namespace)
     command += ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"] if workers > 1 else []
     command += [] if options.slow else ["-m", "not slow and not integrations"]
     # Processes that tests start import the tree too, and compile as `make test` does.
-    environment = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false", "OMP_NUM_THREADS": "1", **os.environ}
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    environment = {"XLA_FLAGS": flags, "OMP_NUM_THREADS": "1", **os.environ}
     environment["PYTHONPATH"] = str(tree)
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run([*command, *map(str, some)], cwd=tree, env=environment, capture_output=True, text=True)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 
 from automagic_core.arrays.group_keys import group_key
@@ -16,6 +17,7 @@ from automagic_optax import ScaleByCameampState, automagic_8bit, from_torch_stat
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_torch import AutomagicCameAMP8bit
 
+pytestmark = pytest.mark.compiled_quickly
 SHAPES = {"kernel": (24, 40), "bias": (40,), "gain": ()}
 FIELDS: dict[str, Any] = {"warmup_steps": 20, "max_lr": 0.1, "straightness": 0.8, "optim_bits": 32, "layout": "flax"}
 FIELDS |= {"weight_decay": 0.1, "edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}

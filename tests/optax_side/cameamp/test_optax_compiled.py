@@ -15,6 +15,7 @@ import pytest
 from automagic_optax import automagic_8bit, scale_by_cameamp
 from tests.optax_side.small import assert_nearly_same, assert_same_bits, find_state, grads, params, quantized_leaves
 
+pytestmark = pytest.mark.compiled_quickly
 TX = automagic_8bit(1e-4, warmup_steps=4, weight_decay=0.1)
 update = jax.jit(TX.update)
 

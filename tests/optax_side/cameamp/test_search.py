@@ -15,6 +15,7 @@ from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_optax import automagic_8bit, finish_warmup, learning_rate
 from tests.optax_side.small import assert_same_bits, find_state, grads, params, train
 
+pytestmark = pytest.mark.compiled_quickly
 FIELDS: dict[str, Any] = {"warmup_steps": 16, "straightness": 0.8, "max_lr": 1e-2, "edge_suppression": False}
 FIELDS |= {"frequency_penalty": 0.0, "lora_rank_penalty": False}
 TX = automagic_8bit(1e-4, **FIELDS)
@@ -96,10 +97,10 @@ def test_an_absent_array_has_travelled_and_a_zero_gradient_does_not_count() -> N
 
 def test_under_multi_steps_a_call_is_one_step() -> None:
     tx = optax.MultiSteps(automagic_8bit(1e-4, **FIELDS), 2)
-    weights, state = params(), tx.init(params())
+    weights, state, update = params(), tx.init(params()), jax.jit(tx.update)
     plain, plain_weights = TX.init(params()), params()
     for t in range(6):
-        updates, state = tx.update(grads(t // 2), state, weights)
+        updates, state = update(grads(t // 2), state, weights)
         weights = optax.apply_updates(weights, updates)
         if t % 2:
             updates, plain = TX.update(grads(t // 2), plain, plain_weights)

@@ -39,9 +39,10 @@ def test_every_midpoint_its_neighbours_and_every_value(block_size: int | None, s
         assert np.array_equal(codes, np.arange(256))
 
 
+@pytest.mark.parametrize("count", [1_000_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("signed", [True, False])
-def test_ten_million_random_values(signed: bool) -> None:
-    x = random_values(10_000_000, signed, seed=1)
+def test_millions_of_random_values(signed: bool, count: int) -> None:
+    x = random_values(count, signed, seed=1)
     assert_as_oracle(quantizer(signed, 256, jit=True)(x), x, signed, 256)
 
 

@@ -19,15 +19,15 @@ from automagic_optax import (
 )
 
 pytestmark = pytest.mark.compiled_quickly
-SWITCHES: dict[str, Any] = {
-    "jax_debug_nans": True,
-    "jax_debug_infs": True,
-    "jax_numpy_rank_promotion": "raise",
-    "jax_numpy_dtype_promotion": "strict",
-    "jax_check_tracer_leaks": True,
-    "jax_transfer_guard": "disallow",
-    "jax_enable_x64": True,
-    "jax_disable_jit": True,
+# Those for promotion only raise while a program is traced, each with a message of its own: one run has both.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "jax_debug_nans": {"jax_debug_nans": True},
+    "jax_debug_infs": {"jax_debug_infs": True},
+    "promotion": {"jax_numpy_rank_promotion": "raise", "jax_numpy_dtype_promotion": "strict"},
+    "jax_check_tracer_leaks": {"jax_check_tracer_leaks": True},
+    "jax_transfer_guard": {"jax_transfer_guard": "disallow"},
+    "jax_enable_x64": {"jax_enable_x64": True},
+    "jax_disable_jit": {"jax_disable_jit": True},
 }
 FIELDS: dict[str, Any] = {"min_8bit_size": 64, "warmup_steps": 3}
 SGD = optax.sgd(1e-3, momentum=0.9)
@@ -64,15 +64,17 @@ def runs(tx: Any, switch: str, jitted: bool, dtype: Any, whole: bool = False) ->
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    before = getattr(jax.config, switch)
-    jax.config.update(switch, SWITCHES[switch])
+    before = {name: getattr(jax.config, name) for name in SWITCHES[switch]}
     try:
+        for name, value in SWITCHES[switch].items():
+            jax.config.update(name, value)
         init, step = (jax.jit(tx.init), jax.jit(step)) if jitted else (tx.init, step)
         state = init(params)
         for _ in range(2):
             new, state = step(params, state, grads)
     finally:
-        jax.config.update(switch, before)
+        for name, value in before.items():
+            jax.config.update(name, value)
     assert all(jnp.isfinite(w).all() and w.dtype == dtype for w in jax.tree.leaves(new))
     assert (new["conv"] != params["conv"]).any()
 

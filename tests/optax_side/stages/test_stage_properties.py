@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -19,6 +20,7 @@ from tests.optax_side.stage_runs import weight_of
 from tests.oracle import stages as oracle
 
 # A shape is a program: few of them, with lengths even, odd, equal and the least.
+pytestmark = pytest.mark.compiled_quickly
 SHAPES = [(3, 3), (4, 7), (8, 5)]
 SPECTRA = ("full", "repeated values", "half the rank", "rank one", "exactly rank one", "steep")
 examples = settings(deadline=None, max_examples=40, derandomize=True)
