@@ -35,6 +35,13 @@ class Part(NamedTuple):
     coded: bool
 
 
+def long_statistic(rows: int, columns: int) -> str | None:
+    """Which statistic of an array is the long one, ``"_row"`` or ``"_col"``; None where the array is not narrow."""
+    if min(rows, columns) > NARROW:
+        return None
+    return "_row" if rows > columns else "_col"
+
+
 @dataclass(frozen=True)
 class StatePlan:
     """The states of one array.
@@ -100,12 +107,13 @@ class StatePlan:
         """
         if not {"exp_avg_sq": self.factored_sq, "exp_avg_res": self.factored_res}.get(moment, False):
             return {moment: Part(self.shape, self.quantized)}
-        long = "_row" if self.row_count > self.columns else "_col"
-        shapes = {"_row": self.row_shape, "_col": self.column_shape}
-        if self.narrow and moment == "exp_avg_res":
-            del shapes[long]
-        coded = self.narrow and self.quantized
-        return {moment + part: Part(shape, coded and part == long) for part, shape in shapes.items()}
+        long = long_statistic(self.row_count, self.columns)
+        return {
+            moment + part: Part(shape, self.quantized and part == long)
+            for part, shape in (("_row", self.row_shape), ("_col", self.column_shape))
+            # A long statistic of `exp_avg_res` is not worth its bytes.
+            if moment != "exp_avg_res" or part != long
+        }
 
     @property
     def polarity_shape(self) -> Shape:
@@ -133,7 +141,7 @@ def state_plan(
     factored_sq = has_rows and config.factored in ("second_moment", "all")
     across = column_axes(len(shape), layout, embedding)
     columns = math.prod(shape[axis] for axis in across)
-    narrow = rows is not None and min(shape[rows], columns) <= NARROW
+    narrow = rows is not None and long_statistic(shape[rows], columns) is not None
     return StatePlan(
         shape=shape,
         row_axis=rows,

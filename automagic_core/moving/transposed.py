@@ -18,7 +18,7 @@ from automagic_core.codec.blocks import absmax_shape
 from automagic_core.codec.random_bits import random_unit
 from automagic_core.moving.coded import as_stored, codes, value
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.parts import elements, in_parts
+from automagic_core.moving.parts import elements, in_parts, part_shapes
 
 States = dict[str, np.ndarray]
 Parts = dict[str, tuple[States, float | None]]
@@ -130,7 +130,7 @@ def _parts_of_new_rows(
     held = {state: value(states, state, old.block_size) for state in old.parts(moment)}
     whole = _transposed(elements(held, moment) * np.ones(old.shape, np.float32), axes)
     result: Parts = {}
-    for state, mean in in_parts({moment: whole}, moment, new, whole).items():
+    for state, mean in in_parts({moment: whole}, moment, part_shapes(new, moment), whole).items():
         coded = new.parts(moment)[state].coded
         result[state] = _rounded(np.sqrt(mean), state, new.block_size, rounding) if coded else ({state: mean}, None)
     return result

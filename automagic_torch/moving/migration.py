@@ -14,7 +14,7 @@ from automagic_core.arrays.bias import stored_confidence, weight_seen
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, PEAK_AGREEMENT, SEARCH_KEYS, STEP
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.parts import in_parts
+from automagic_core.moving.parts import in_parts, part_shapes
 from automagic_torch.cameamp.effective_rate import formed_rate
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.cameamp.verbose import LOGGER
@@ -155,7 +155,7 @@ def _state_from(
         "torque_mean": scalar(1.0, torch.float32),
     }
     for moment, value in (("exp_avg_sq", v), ("exp_avg_res", r)):
-        values |= in_parts({moment: value}, moment, plan, value)
+        values |= in_parts({moment: value}, moment, part_shapes(plan, moment), value)
     if plan.has_background_scale:
         values["background_scale"] = background_of(adam.v_hat)
     warming = group[STEP] < config.warmup_steps

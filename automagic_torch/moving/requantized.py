@@ -14,7 +14,7 @@ from automagic_core.arrays.decay import decay
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LOG_RATE_SCALE, PREFIX, SEARCH_KEYS, STEP, fields_of
 from automagic_core.arrays.state_forms import COMPANDED, coded_shapes, foreign_states, own_states
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.parts import elements, in_parts, what_is_lost
+from automagic_core.moving.parts import elements, in_parts, part_shapes, what_is_lost
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.cameamp.verbose import LOGGER
 from automagic_torch.checkpoints.loading import checked_state
@@ -106,8 +106,9 @@ def _requantized(
     _note_bits(old, plan, name, notes)
     for moment in COMPANDED:
         held = {part: values.pop(part) for part in old.parts(moment)}
-        values |= in_parts(held, moment, plan, values["exp_avg"])
-        if (loss := what_is_lost(moment, old, plan)) is not None:
+        wanted = part_shapes(plan, moment)
+        values |= in_parts(held, moment, wanted, values["exp_avg"])
+        if (loss := what_is_lost(moment, held, wanted)) is not None:
             notes.lost(loss, name)
     if age > 0:
         v_hat = elements(values, "exp_avg_sq") / weight_seen(config.betas[1], age)
@@ -119,8 +120,7 @@ def _requantized(
         # The array took no step, so all states are zeros.
         zeros = values["exp_avg"]
         values, _ = with_fresh_states(values, zeros, zeros, 1, plan, warming)
-    wanted = _names(plan, warming)
-    for dropped in sorted(set(values) - wanted):
+    for dropped in sorted(set(values) - _names(plan, warming)):
         notes.lost(f"{dropped} has no use under the present fields: dropped", name)
         del values[dropped]
     new = stored_values(values, plan, rounding(config, group[STEP]))

@@ -118,7 +118,11 @@ def encoded_pieces(pieces: Mapping[str, tuple[ShardBlocks, Tensor]], split: Spli
         key: gives the keys of the random bits; None rounds to nearest.
     """
     cut = [name for name, (blocks, _) in pieces.items() if not blocks.absmax_is_split]
-    maxima = dict(zip(cut, largest([pieces[name][0].maxima(pieces[name][1]) for name in cut], split), strict=True)) if cut else {}
+    maxima = (
+        dict(zip(cut, largest([pieces[name][0].maxima(pieces[name][1]) for name in cut], split), strict=True))
+        if cut
+        else {}
+    )
     encoded: States = {}
     for name, (blocks, x) in pieces.items():
         encoded[name], encoded[name + "_absmax"] = blocks.encoded(x, maxima.get(name), key)

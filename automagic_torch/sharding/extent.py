@@ -111,9 +111,7 @@ class Extent:
         """Brings new values into their stored form: `automagic_torch.codec.stored.encoded_states`."""
         return encoded_states(new, self.plan, key)
 
-    def write(
-        self, states: Sequence[States], stored: States, new: States, ok: Tensor, key: Key | None
-    ) -> None:
+    def write(self, states: Sequence[States], stored: States, new: States, ok: Tensor, key: Key | None) -> None:
         """Stores new values in the form that the states have.
 
         Args:

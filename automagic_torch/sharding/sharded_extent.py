@@ -80,7 +80,11 @@ class ShardedExtent(Extent):
         return grad
 
     def read(self, stored: States) -> States:
-        pieces = {name: self._blocks[name].read(x, stored[name + "_absmax"]) for name, x in stored.items() if name in self._blocks}
+        pieces = {
+            name: self._blocks[name].read(x, stored[name + "_absmax"])
+            for name, x in stored.items()
+            if name in self._blocks
+        }
         return super().read({name: x for name, x in stored.items() if name not in pieces}) | pieces
 
     def encoded(self, new: States, key: Key | None) -> States:

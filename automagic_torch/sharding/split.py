@@ -138,8 +138,9 @@ def _is_split(name: str, shape: tuple[int, ...], borders: tuple[int, ...] | None
     if name.endswith("_absmax"):
         codes = name.removesuffix("_absmax")
         whole = coded_shapes(plan)[codes]
-        is_cut = plan.block_size is not None and _is_split(codes, whole, borders, plan)
-        return is_cut and _has_whole_blocks(borders, whole, shape, plan.block_size)
+        if plan.block_size is None or not _is_split(codes, whole, borders, plan):
+            return False
+        return _has_whole_blocks(borders, whole, shape, plan.block_size)
     if name == "last_polarity":
         return len(plan.shape) > 1 or _has_whole_blocks(borders, plan.shape, shape, 8)
     if name.endswith("_col"):

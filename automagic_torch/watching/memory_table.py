@@ -80,5 +80,3 @@ def _kept_in_32(optimizer: Any) -> str | None:
     if not any(c.optim_bits == 8 and can_store_8bit(p, c) for group, c in groups for p in group["params"]):
         return "outside CUDA states go to 8 bits only with force_8bit=True"
     return None
-
-
