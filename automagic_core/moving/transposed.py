@@ -91,7 +91,7 @@ def transposed_states(
             if state in states:
                 result[state] = _transposed(states[state], axes)
     else:
-        _give_new_rows(result, states, old, new, axes, name, notes)
+        _give_new_rows(result, states, new, name, notes)
     _match_row_states(result, new, name, notes)
     return result, rounded
 
@@ -151,18 +151,8 @@ def _transposed_bits(packed: np.ndarray, old: StatePlan, axes: Sequence[int]) ->
     return np.packbits(np.atleast_1d(_transposed(bits, axes)), axis=-1, bitorder="little")
 
 
-def _give_new_rows(
-    result: States,
-    states: Mapping[str, np.ndarray],
-    old: StatePlan,
-    new: StatePlan,
-    axes: Sequence[int],
-    name: str,
-    notes: Notes,
-) -> None:
+def _give_new_rows(result: States, states: Mapping[str, np.ndarray], new: StatePlan, name: str, notes: Notes) -> None:
     """Replaces the row statistics where axes given by hand make another axis the row axis."""
-    assert new.row_axis is not None
-    row_source = axes[new.row_axis]
     for state in ROW_STATES:
         if state in states:
             mean = states[state].mean(dtype=np.float64)
