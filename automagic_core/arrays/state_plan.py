@@ -107,7 +107,7 @@ class StatePlan:
         """
         if not {"exp_avg_sq": self.factored_sq, "exp_avg_res": self.factored_res}.get(moment, False):
             return {moment: Part(self.shape, self.quantized)}
-        long = long_statistic(self.row_count, self.columns)
+        long = long_statistic(self.row_count, self.columns) if self.narrow else None
         return {
             moment + part: Part(shape, self.quantized and part == long)
             for part, shape in (("_row", self.row_shape), ("_col", self.column_shape))
