@@ -15,11 +15,12 @@ import numpy as np
 
 from automagic_core.arrays.state_forms import COMPANDED, SLOTS, Form, as_held, moment_of, state_forms
 from automagic_core.arrays.state_plan import StatePlan
+from automagic_core.codec.blocks import Shape
 from automagic_core.config.config import Config
 from automagic_core.moving.coded import codes, value
-from automagic_core.moving.parts import in_parts, part_shapes
+from automagic_core.moving.parts import in_parts
 
-_FORMER_MIN_8BIT_SIZE = 4096
+FORMER_MIN_8BIT_SIZE = 4096
 """The default up to then."""
 
 
@@ -48,21 +49,12 @@ def in_todays_form(
     """
     before = state_forms(as_held(_plan_before(plan, config), states), warming)
     forms = state_forms(plan, warming)
-    if forms == before or {name: _form(x) for name, x in states.items()} != before:
+    if forms == before or {name: form_of(x) for name, x in states.items()} != before:
         return dict(states)
     bits_differ = plan.quantized != ("exp_avg_absmax" in states)
-    if bits_differ and not (plan.quantized and plan.size < _FORMER_MIN_8BIT_SIZE):
+    if bits_differ and not (plan.quantized and plan.size < FORMER_MIN_8BIT_SIZE):
         return dict(states)
-    result: dict[str, Any] = {}
-    for moment in SLOTS:
-        own = {name: states[name] for name in before if moment_of(name) == moment}
-        wanted = {name for name in forms if moment_of(name) == moment}
-        if all(name in own and before[name] == forms[name] for name in wanted):
-            result |= {name: own[name] for name in wanted}
-        elif wanted:
-            moved = _moved({name: to_numpy(x) for name, x in own.items()}, moment, plan)
-            result |= {name: from_numpy(x) for name, x in moved.items()}
-    return {name: states[name] for name in forms if name not in result} | result
+    return moved(states, forms, plan.shape, plan.block_size, to_numpy, from_numpy)
 
 
 def _plan_before(plan: StatePlan, config: Config) -> StatePlan:
@@ -76,18 +68,42 @@ def _plan_before(plan: StatePlan, config: Config) -> StatePlan:
     )
 
 
-def _moved(own: Mapping[str, np.ndarray], moment: str, plan: StatePlan) -> dict[str, np.ndarray]:
-    held = {name: value(own, name, plan.block_size) for name in own if not name.endswith("_absmax")}
-    result: dict[str, np.ndarray] = {}
-    for name, x in in_parts(held, moment, part_shapes(plan, moment), np.ones(plan.shape, np.float32)).items():
-        if not plan.parts(moment)[name].coded:
-            result[name] = x.astype(np.float32)
-        elif name in own and f"{name}_absmax" in own:
-            result |= {name: own[name], f"{name}_absmax": own[f"{name}_absmax"]}
-        else:
-            result |= codes(np.sqrt(x) if moment in COMPANDED else x, name, plan.block_size)
-    return result
+def moved(
+    states: Mapping[str, Any],
+    forms: Mapping[str, Form],
+    shape: Shape,
+    block_size: int | None,
+    to_numpy: Callable[[Any], np.ndarray],
+    from_numpy: Callable[[np.ndarray], Any],
+) -> dict[str, Any]:
+    """States of an array in other forms, rounded to nearest; a tensor that has its form keeps every bit.
+
+    Args:
+        states: as for `in_todays_form`; what is not wanted is dropped.
+        forms: the wanted ones.
+        shape: the array's.
+        block_size: elements per block, or None.
+        to_numpy, from_numpy: as for `in_todays_form`.
+    """
+    result: dict[str, Any] = {}
+    for moment in SLOTS:
+        own = {name: x for name, x in states.items() if moment_of(name) == moment}
+        wanted = {name: form for name, form in forms.items() if moment_of(name) == moment}
+        if all(name in own and form_of(own[name]) == form for name, form in wanted.items()):
+            continue
+        held = {name: to_numpy(x) for name, x in own.items()}
+        values = {name: value(held, name, block_size) for name in held if not name.endswith("_absmax")}
+        shapes = {name: form.shape for name, form in wanted.items() if not name.endswith("_absmax")}
+        for name, x in in_parts(values, moment, shapes, np.ones(shape, np.float32)).items():
+            if name in own and form_of(own[name]) == wanted[name]:
+                continue
+            stored = {name: np.asarray(x, np.float32)}
+            if f"{name}_absmax" in wanted:
+                stored = codes(np.sqrt(x) if moment in COMPANDED else x, name, block_size)
+            result |= {key: from_numpy(y) for key, y in stored.items()}
+    return {name: states[name] for name in forms if name not in result} | result
 
 
-def _form(x: Any) -> Form:
+def form_of(x: Any) -> Form:
+    """Shape and dtype of an array of any framework."""
     return Form(tuple(x.shape), str(x.dtype).removeprefix("torch."))
