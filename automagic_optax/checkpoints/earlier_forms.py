@@ -88,6 +88,7 @@ def _is_stored(x: Any) -> bool:
 
 def _arrays(state: ScaleByCameampState) -> tuple[list[Paths], list[ArrayState]]:
     """The paths of all arrays below a field, and their states."""
+    structure: Any
     found, structure = jax.tree_util.tree_flatten_with_path(state.exp_avg, is_leaf=_is_stored)
 
     def leaves(name: str) -> list[Any]:
@@ -98,7 +99,9 @@ def _arrays(state: ScaleByCameampState) -> tuple[list[Paths], list[ArrayState]]:
     return [path for path, _ in found], [ArrayState(*values) for values in zip(*columns, strict=True)]
 
 
-def _with_arrays(state: ScaleByCameampState, like: ScaleByCameampState, arrays: list[ArrayState]) -> Any:
+def _with_arrays(
+    state: ScaleByCameampState, like: ScaleByCameampState, arrays: list[ArrayState]
+) -> ScaleByCameampState:
     """The state with other arrays.  A field that is None in both stays so; otherwise it is a tree."""
     structure: Any = jax.tree.structure(state.exp_avg, is_leaf=_is_stored)
     trees: dict[str, Any] = {}

@@ -89,7 +89,8 @@ def _as_now(part: Any, like: Any) -> Any:
 
 
 def _placed(values: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.device_put(values, like.sharding)
+    placed: jax.Array = jax.device_put(values, like.sharding)
+    return placed
 
 
 def _filled(like: jax.ShapeDtypeStruct, value: Any) -> jax.Array:

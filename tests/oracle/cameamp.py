@@ -75,7 +75,7 @@ class CameampOracle(RateSearch):
     def _initial_state(self, i: int) -> dict[str, Any]:
         shape = self.shapes[i]
         has_rows = len(shape) >= 2
-        pair = has_rows and (np.zeros(self._row_shape(i)), np.zeros(self._column_shape(i)))
+        pair: Any = has_rows and (np.zeros(self._row_shape(i)), np.zeros(self._column_shape(i)))
         rows, columns = (pair[0].size, pair[1].size) if has_rows else (0, 0)
         narrow = has_rows and min(rows, columns) <= NARROW
         # Of a narrow array only the statistic along the shorter side is kept of the residuals.
@@ -205,10 +205,7 @@ class CameampOracle(RateSearch):
         beta3, age = self.cfg.betas[2], state["age"]
         if isinstance(state["exp_avg_res"], tuple):
             row, column = state["exp_avg_res"]
-            if column is None:
-                r = row
-            else:
-                r = column if row is None else row / max(row.mean(), EPS) * column
+            r = row if column is None else column if row is None else row / max(row.mean(), EPS) * column
             state["exp_avg_res"] = (
                 None if row is None else beta3 * row + (1 - beta3) * self._row_mean(i, e),
                 None if column is None else beta3 * column + (1 - beta3) * self._column_mean(i, e),
