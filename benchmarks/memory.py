@@ -30,7 +30,7 @@ def adapters(rank: int, width: int = ADAPTED) -> dict[str, tuple[int, int]]:
 
     Both matrices stand as PyTorch has them, (rank, in) and (out, rank).
     """
-    sides = {name: (width, width) for name in ("query", "key", "value", "out")}
+    sides = dict.fromkeys(("query", "key", "value", "out"), (width, width))
     sides |= {"up": (width, 4 * width), "down": (4 * width, width)}
     found = {f"{name}.lora_a": (rank, inside) for name, (inside, _) in sides.items()}
     return found | {f"{name}.lora_b": (outside, rank) for name, (_, outside) in sides.items()}
@@ -84,7 +84,12 @@ def main() -> None:
         rows = []
         for profile in PROFILES:
             (jax_warm, jax_after), (torch_warm, torch_after) = in_jax(profile, model), in_torch(profile, model)
-            shares = {"JAX": jax_after, "JAX, warm-up": jax_warm, "PyTorch": torch_after, "PyTorch, warm-up": torch_warm}
+            shares = {
+                "JAX": jax_after,
+                "JAX, warm-up": jax_warm,
+                "PyTorch": torch_after,
+                "PyTorch, warm-up": torch_warm,
+            }
             rows.append({"profile": profile, **shares})
             table.add_row(profile, *(f"{value:.2f} %" for value in shares.values()))
         results.console().print(table)
