@@ -39,6 +39,10 @@ def test_of_adams_states_in_pytorch(profile: str) -> None:
             assert share(optimizer.get_memory_efficiency_report()) == pytest.approx(percent, abs=0.2)
 
 
+def form(x: Any) -> Any:
+    return x.shape, x.dtype
+
+
 @pytest.mark.parametrize("profile", LIMITS)
 def test_of_adams_states_in_jax(profile: str) -> None:
     for rank in RANKS:
