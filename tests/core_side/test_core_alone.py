@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from automagic_core import ArrayMemory, Config, decay, memory_report, state_plan
+from automagic_core import ArrayMemory, Config, Layout, decay, memory_report, state_plan
 from automagic_core.arrays.state_forms import state_forms
 
 BLOCKED = """
