@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def adapters(rank: int, width: int = ADAPTED) -> dict[str, tuple[int, int]]:
-    """Shapes of the adapters of one layer of a transformer: four projections and a feed-forward of four times the width.
+    """Shapes of the adapters of one layer of a transformer: four projections and a feed-forward layer.
 
     Both matrices stand as PyTorch has them, (rank, in) and (out, rank).
     """

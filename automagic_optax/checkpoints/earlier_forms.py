@@ -40,7 +40,8 @@ def in_saved_form(
     """
     paths, arrays = _arrays(like)
     found = [_in_saved_form(array, path, saved, leaf) for path, array in zip(paths, arrays, strict=True)]
-    if not all(_is_earlier(x, y) for x, y in zip(found, arrays, strict=True)):
+    pairs = list(zip(found, arrays, strict=True))
+    if all(_flat_forms(x) == _flat_forms(y) for x, y in pairs) or not all(_is_earlier(x, y) for x, y in pairs):
         return like
     return _with_arrays(like, like, found)
 

@@ -187,7 +187,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_or_has_no_effect(tmp_path, cap
         damaged.write_bytes(data)
         target.unlink(missing_ok=True)
         if main([str(damaged), str(target)]) == 0:
-            # Padding, or what nobody reads.  torch takes an entry with attributes for a folder and leaves out its bytes.
+            # Padding, or what nobody reads.  torch takes an entry with attributes for a folder, without its bytes.
             if not any(entry.external_attr for entry in zipfile.ZipFile(damaged).infolist()):
                 assert_equal(torch.load(damaged, weights_only=True), saved)
         else:
