@@ -19,6 +19,7 @@ from automagic_optax.arrays.containers import flatten_like, pure, unflatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import only_state, parts_of
+from automagic_optax.cameamp.flat_states import array_state, flat_fields
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
 from automagic_optax.cameamp.states import WARM_UP_ONLY as WARM_UP_FIELDS
 from automagic_optax.cameamp.states import (
@@ -30,7 +31,6 @@ from automagic_optax.cameamp.states import (
     scatter_states,
 )
 from automagic_optax.moving.torch_names import Names, torch_indices
-from automagic_optax.moving.torch_tensors import array_state, flat_fields
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
