@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from automagic_core.moving.parts import elements
+from automagic_core.arrays.parts import elements
 from automagic_torch import AutomagicCameAMP8bit, load_adam_state
 from automagic_torch.codec import quantized_tensor as codec
 from automagic_torch.codec.polarity import unpack_signs
