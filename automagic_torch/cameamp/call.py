@@ -30,7 +30,7 @@ from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageArrays
 from automagic_torch.stages.clip_by_percentile import clipping_factor, recorded, total
-from automagic_torch.stages.energy import StageEnergy
+from automagic_torch.stages.energy import StageEnergy, stages_on
 from automagic_torch.stages.norm_history import HISTORY, POSITION
 
 
@@ -158,7 +158,7 @@ class OpenStep:
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         self.calls = [Call(group, group_config(group), min(group[STEP] + 1, MAX_STEP)) for group in groups]
-        self.energy = StageEnergy(call.config for call in self.calls)
+        self.energy = StageEnergy(stages_on(call.config for call in self.calls))
 
 
 @dataclass
@@ -180,6 +180,8 @@ class Batch:
     arrays: StageArrays
     params: list[Tensor] = field(default_factory=list)
     states: list[States] = field(default_factory=list)
+    in_place: bool = True
+    """Nobody else holds the tensors in `states`."""
     _usable: Tensor | None = None
     _square_norm: Tensor | None = None
 
@@ -191,6 +193,11 @@ class Batch:
     def raw_gradients(self) -> Tensor:
         """This process's pieces of the gradients, stacked: `automagic_torch.arrays.usable.raw_gradients`."""
         return raw_gradients(self.extent.gradients_here(gradients(self.params)))
+
+    @property
+    def known_usable(self) -> Tensor | None:
+        """What `usable` gives, if it is known already."""
+        return self._usable
 
     def usable(self, g: Tensor) -> Tensor:
         """(arrays,) bool: False for arrays that are skipped because of their raw gradients g (section 6.2)."""

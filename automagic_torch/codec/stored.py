@@ -73,7 +73,7 @@ def encoded_states(new: States, plan: StatePlan, key: Callable[[Slot], int] | No
     encoded: States = {}
     for name, value in new.items():
         if name in SLOTS and plan.quantized:
-            quantized = QuantizedTensor.write(value, name in COMPANDED, plan.block_size, key and key(SLOTS[name]))
+            quantized = QuantizedTensor.write(value, name in COMPANDED, plan.block_size, None if key is None else key(SLOTS[name]))
             encoded[name], encoded[name + "_absmax"] = quantized.codes, quantized.absmax
         else:
             encoded[name] = value.view(-1) if name in SCALARS else value

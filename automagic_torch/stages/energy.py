@@ -12,20 +12,36 @@ from automagic_core.watching.metrics import STAGES
 from automagic_torch.arrays.stacked import square_norm, to_device
 
 
+Norms = dict[str, tuple[Tensor, Tensor]]
+
+
 class StageEnergy:
     """Squared norms of the gradients of one call, before and after every stage that is on in any group.
 
     All arrays count, also those that a stage leaves alone.  Nothing waits for a device.
     """
 
-    def __init__(self, configs: Iterable[Config]) -> None:
-        switches = zip(*map(_switches, configs), strict=True)
-        self._before: dict[str, list[Tensor]] = {
-            stage: [] for stage, on in zip(STAGES, switches, strict=False) if any(on)
-        }
+    def __init__(self, stages: Iterable[str]) -> None:
+        self._before: dict[str, list[Tensor]] = {stage: [] for stage in stages}
         self._after: dict[str, list[Tensor]] = {name: [] for name in self._before}
         self._now: Tensor | None = None
         self._square_norm: Callable[[Tensor], Tensor] = square_norm
+
+    def add(self, norms: Norms) -> None:
+        """Adds what `norms` of a batch gave."""
+        for stage, (before, after) in norms.items():
+            self._before[stage].append(before)
+            self._after[stage].append(after)
+
+    @property
+    def norms(self) -> Norms:
+        """Σ g² of a batch before and after every stage, 0-d."""
+        return {stage: (self._before[stage][0], self._after[stage][0]) for stage in self._before}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that are measured."""
+        return tuple(self._before)
 
     def begin(self, g: Tensor, square_norm: Callable[[Tensor], Tensor]) -> None:
         """Records the gradients before the stages, zeros for skipped arrays; `square_norm` forms their Σ g²."""
@@ -57,6 +73,11 @@ class StageEnergy:
             torch.stack([_together(values[name]) for name in names]).sum(1) for values in (self._before, self._after)
         )
         return dict(zip(names, zip(before, after, strict=True), strict=True))
+
+
+def stages_on(configs: Iterable[Config]) -> tuple[str, ...]:
+    """The stages that are on in any group."""
+    return tuple(stage for stage, on in zip(STAGES, zip(*map(_switches, configs), strict=True), strict=False) if any(on))
 
 
 def _switches(config: Config) -> tuple[bool, ...]:
