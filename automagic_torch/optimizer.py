@@ -37,7 +37,7 @@ from automagic_torch.cameamp.groups import (
 )
 from automagic_torch.cameamp.rehearsal import is_rehearsal
 from automagic_torch.cameamp.verbose import tell_step
-from automagic_torch.checkpoints.earlier import add_search
+from automagic_torch.checkpoints.earlier import add_forms, add_search
 from automagic_torch.checkpoints.loading import checked_state
 from automagic_torch.checkpoints.placeholders import with_placeholders
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
@@ -305,7 +305,12 @@ class AutomagicCameAMP8bit(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_open_step("the optimizer cannot be copied")
         # A copy of a parameter has no marks, but the copied states need them.
-        return {**super().__getstate__(), "marks": held_marks(self.param_groups), "state_device": self.state_device, "compiled": self.compiled}
+        return {
+            **super().__getstate__(),
+            "marks": held_marks(self.param_groups),
+            "state_device": self.state_device,
+            "compiled": self.compiled,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -318,6 +323,7 @@ class AutomagicCameAMP8bit(Optimizer):
         set_marks(self.param_groups, marks)
         for group in self.param_groups:
             add_search(group, self.state)
+            add_forms(group, self.state)
             group[EFFECTIVE_LR] = rate_in_force(group)
         self.__dict__.setdefault("_told", set())
         self.__dict__.setdefault("_gradients_agreed", {})

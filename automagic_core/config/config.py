@@ -20,7 +20,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "background_regularization": False,
         "lora_rank_penalty": False,
     },
-    "balanced": {"factored": "second_moment", "min_8bit_size": 4096},
+    "balanced": {"factored": "second_moment", "min_8bit_size": 1024},
     "quality_optimized": {
         "factored": "none",
         "edge_penalty": 0.15,
@@ -65,7 +65,7 @@ class Config:
     agreement_floor: float = -0.05
     lr_mask_gain: float = 0.0
     optim_bits: int = 8
-    min_8bit_size: int = 4096
+    min_8bit_size: int = 1024
     percentile_clipping: int = 100
     block_size: int = 256
     block_wise: bool = True

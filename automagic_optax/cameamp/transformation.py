@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, state_plan
-from automagic_core.config.constants import GRADIENT_LIMIT
+from automagic_core.config.constants import GRADIENT_LIMIT, NARROW
 from automagic_optax.arrays.batches import enter, stack
 from automagic_optax.arrays.checks import check_dtypes, check_params
 from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
@@ -129,12 +129,6 @@ def scale_by_cameamp(
         plans, weights = plans_of(params), jax.tree.leaves(params)
         decayed = resolve_decay_mask(weight_decay_mask, params)
         arrays = scatter_states(params, state)
-        # A scalar that nothing changes stays out of the batches: a thousand of them take seconds to compile.
-        idle = [
-            None if plan.has_background_scale else a.background_scale for plan, a in zip(plans, arrays, strict=True)
-        ]
-        arrays = [a if x is None else a._replace(background_scale=None) for x, a in zip(idle, arrays, strict=True)]
-
         kinds = [
             Kind(plan, is_decayed, w.dtype, jax.tree.structure(old))
             for w, old, plan, is_decayed in zip(weights, arrays, plans, decayed, strict=True)
@@ -172,7 +166,6 @@ def scale_by_cameamp(
         states = [stepped.state._replace(lr_mask=mask) for stepped, mask in zip(steps, masks, strict=True)]
         absent = frozenset(name for name in ArrayState._fields if getattr(state, name) is None)
         arrays = batched.spread(states, arrays)
-        arrays = [a if x is None else a._replace(background_scale=x) for x, a in zip(idle, arrays, strict=True)]
         new_state = gather_states(params, step, search, arrays, absent, now.array())
         stepped_updates = batched.replace([stepped.update for stepped in steps], [_no_step(g) for g in batched.others])
         tell_step(
@@ -189,10 +182,10 @@ def scale_by_cameamp(
 
 
 def _absent_states(config: Config) -> frozenset[str]:
-    # An array of two axes and any size has every state that any array has.
-    plan = state_plan((1, 1), config, "flax")
-    optional = ("s", "last_polarity", "walk", "lr_mask", "spatial_variance")
-    return frozenset(name for name in optional if not getattr(plan, f"has_{name}"))
+    # Two arrays, neither of them narrow, have together every state that any array has.
+    plans = [state_plan((NARROW + 1,) * axes, config, "flax") for axes in (1, 2)]
+    optional = ("s", "last_polarity", "walk", "lr_mask", "spatial_variance", "background_scale")
+    return frozenset(name for name in optional if not any(getattr(plan, f"has_{name}") for plan in plans))
 
 
 def _no_step(g: jax.Array | None) -> jax.Array | None:

@@ -14,7 +14,6 @@ from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.cameamp.find_states import map_states, only_state
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
 from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, Search, gather_states, scatter_states
-from automagic_optax.codec.stored import RowColumn
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
 from automagic_optax.stages.encourage_low_rank import EncourageLowRankState
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
@@ -106,16 +105,6 @@ def take_over_other_states(filled: Any, source: Any, notes: Notes) -> Any:
     else:
         notes.lost("states of the other transformations in the chain do not correspond and begin anew")
     return jax.tree.unflatten(structure, leaves)
-
-
-def mean_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Mean over the axes that have length 1 in `shape`, dimensions kept."""
-    return jnp.mean(x, axis=tuple(axis for axis, n in enumerate(shape) if n == 1), keepdims=True)
-
-
-def row_and_column(x: jax.Array, like: RowColumn) -> RowColumn:
-    """Row and column means in the shapes of `like`."""
-    return RowColumn(mean_to(x, like.row.shape), mean_to(x, like.column.shape))
 
 
 def match(params: Any, tree: Any, what: str) -> list[Any]:

@@ -48,6 +48,7 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, 
         shows=on_update is not None,
     )
     rates = call.rates(before.device)
+    rounded = config.stochastic_rounding_params and before.dtype in HALF_DTYPES
     g = stacked(extent.gradients_here(gradients(batch.params)))
     given = Given(
         g=g,
@@ -59,7 +60,9 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, 
         decay=rates.array * config.weight_decay,
         kept=call.kept(before.device),
         votes=call.voting,
-        keys=_keys(batch, before.dtype),
+        state_keys={where: batch.state_key(*where) for where in batch.random_states},
+        parameter_key=batch.rounding_key(Slot.parameters) if rounded else None,
+        walk_key=batch.rounding_key(Slot.walk),
     )
     run = _compiled if compiled else _eager
     new = run(batch, way, given)
@@ -101,14 +104,3 @@ def _compiled(batch: Batch, way: Way, given: Given) -> New:
 def _is_view(before: Tensor, params: Sequence[Tensor]) -> bool:
     """Whether stacked parameters share memory with the one parameter that was stacked."""
     return len(params) == 1 and before.data_ptr() == params[0].data_ptr()
-
-
-def _keys(batch: Batch, dtype: torch.dtype) -> dict[Slot, int]:
-    """The keys of the random bits of a step, for parameters of a dtype."""
-    config = batch.call.config
-    slots = [Slot.walk]
-    if config.stochastic_rounding:
-        slots += [Slot.exp_avg, Slot.exp_avg_sq, Slot.exp_avg_res, Slot.s]
-    if config.stochastic_rounding_params and dtype in HALF_DTYPES:
-        slots.append(Slot.parameters)
-    return {slot: batch.rounding_key(slot) for slot in slots}

@@ -25,7 +25,9 @@ _NOT_COMPUTED_WITH = (
 )
 """Fields that say which states there are or that come as tensors: a change of theirs compiles nothing."""
 _SAME = {field.name: field.default for field in dataclasses.fields(Config) if field.name in _NOT_COMPUTED_WITH}
-_OPTIONS = {"assert_indirect_indexing": False}
+_OPTIONS = {"assert_indirect_indexing": False, "realize_opcount_threshold": 1000}
+"""No check of indices, which are codes.  What a loop has computed is not stored for the next loop only because it is
+long: the codes of one state are one expression."""
 
 
 def checked_compiled(compiled: Any) -> bool | None:
@@ -74,16 +76,19 @@ def run_compiled(way: Way, given: Given) -> New:
         decay=_on(given.decay, device),
         kept=_on(given.kept, device),
         votes=torch.full((), given.votes, dtype=torch.bool, device=device),
-        keys={
-            slot: torch.full((), signed_key(key), dtype=torch.int32, device=device)
-            for slot, key in given.keys.items()
-            if isinstance(key, int)
-        },
+        state_keys={where: _key(key, device) for where, key in given.state_keys.items()},
+        parameter_key=None if given.parameter_key is None else _key(given.parameter_key, device),
+        walk_key=_key(given.walk_key, device),
     )
     if stacked:
         for x in (given.g, given.before, *given.stored.values(), *([] if given.usable is None else [given.usable])):
             torch._dynamo.mark_dynamic(x, 0)
     return program(given)
+
+
+def _key(key: int | Tensor, device: torch.device) -> Tensor:
+    assert isinstance(key, int)
+    return torch.full((), signed_key(key), dtype=torch.int32, device=device)
 
 
 def _on(value: Tensor | float, device: torch.device) -> Tensor:

@@ -57,8 +57,12 @@ class Given(NamedTuple):
     """What is kept of every walk."""
     votes: Tensor | bool
     """Votes are cast in this step."""
-    keys: Mapping[Slot, int | Tensor]
-    """Of the random bits; what is not rounded stochastically has none."""
+    state_keys: Mapping[tuple[Slot, int], int | Tensor]
+    """The keys of the random bits of the states, by slot and size of the whole arrays."""
+    parameter_key: int | Tensor | None
+    """That of the parameters; None if they are not rounded stochastically."""
+    walk_key: int | Tensor
+    """That of the signs of the walk."""
 
 
 class New(NamedTuple):
@@ -81,12 +85,12 @@ def new_values(way: Way, given: Given) -> New:
     """One step of stacked arrays.  Nothing that was given is written into."""
     extent, stored, before = way.extent, given.stored, given.before
     ok, delta, new, new_of_search = _moved(way, given)
-    key = (lambda slot: given.keys[slot]) if way.rounds else None
+    key = (lambda slot, size: given.state_keys[slot, size]) if way.rounds else None
     after_step = {name: chosen(ok, value, stored[name]) for name, value in extent.encoded(new, key).items()}
     skipped = stored["skipped_steps"]
     after_step["skipped_steps"] = skipped + (~ok & (skipped < MAX_STEP))
     shown = torch.where(spread(ok, delta), delta, 0.0) if way.shows else None
-    after = updated(before, delta, ok, given.keys.get(Slot.parameters))
+    after = updated(before, delta, ok, given.parameter_key)
     return New(after, after_step, *new_of_search, shown)
 
 
@@ -117,7 +121,7 @@ def _moved(
     walk = None
     if way.searching:
         kept = old["walk"] * given.kept
-        walk = new_walk(kept, delta, extent.means, given.keys[Slot.walk])
+        walk = new_walk(kept, delta, extent.means, given.walk_key)
         walk = torch.where(spread(ok, walk), walk, kept)
     if way.decays:
         delta.sub_((w * direction.b).mul_(given.decay))

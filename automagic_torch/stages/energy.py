@@ -11,7 +11,6 @@ from automagic_core import Config
 from automagic_core.watching.metrics import STAGES
 from automagic_torch.arrays.stacked import square_norm, to_device
 
-
 Norms = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -77,7 +76,9 @@ class StageEnergy:
 
 def stages_on(configs: Iterable[Config]) -> tuple[str, ...]:
     """The stages that are on in any group."""
-    return tuple(stage for stage, on in zip(STAGES, zip(*map(_switches, configs), strict=True), strict=False) if any(on))
+    return tuple(
+        stage for stage, on in zip(STAGES, zip(*map(_switches, configs), strict=True), strict=False) if any(on)
+    )
 
 
 def _switches(config: Config) -> tuple[bool, ...]:

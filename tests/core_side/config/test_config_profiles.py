@@ -19,7 +19,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "background_regularization": False,
         "lora_rank_penalty": False,
     },
-    "balanced": {"factored": "second_moment", "min_8bit_size": 4096},
+    "balanced": {"factored": "second_moment", "min_8bit_size": 1024},
     "quality_optimized": {
         "factored": "none",
         "edge_penalty": 0.15,
