@@ -1,4 +1,4 @@
-"""One compiled function for every form of batch: `new_values`, written back in place (docs/algorithm.md, section 8.1)."""
+"""One compiled function for every form of batch: `new_values`, written back in place (section 8.1 of the page)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds codes by tables, in operations that Inductor compiles into one loop (docs/algorithm.md, sections 3.5 and 3.6)."""
+"""Finds codes by tables, in operations that a compiler makes one loop of (docs/algorithm.md, sections 3.5 and 3.6)."""
 
 from __future__ import annotations
 

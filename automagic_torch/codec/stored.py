@@ -20,7 +20,8 @@ from automagic_torch.codec.quantized_tensor import QuantizedTensor
 
 States = dict[str, Tensor]
 Key = Callable[[Slot, int], Any]
-"""Gives the key of the random bits of a slot for whole, unsharded tensors of some size: section 3.7; in a compiled function a tensor."""
+"""Gives the key of the random bits of a slot for whole, unsharded tensors of some size: section 3.7.  In a compiled
+function a key is a tensor."""
 
 
 class Form(NamedTuple):
