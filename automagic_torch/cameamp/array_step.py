@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from automagic_core import Slot
+from automagic_core import MAX_STEP, Slot
 from automagic_torch.arrays.stacked import stacked
-from automagic_torch.arrays.usable import gradients
+from automagic_torch.arrays.usable import gradients, usable_or_zero
 from automagic_torch.cameamp.call import Ballot, Batch
 from automagic_torch.cameamp.new_values import Given, New, Way, new_values
 from automagic_torch.cameamp.round_to_parameters import HALF_DTYPES, written
+from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
+from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
 
 OnUpdate = Callable[[Tensor, Tensor], None]
@@ -34,12 +36,18 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, 
     before = stacked(params)
     stored = {
         name: stacked(extent.states_here([state[name] for state in batch.states], before.device))
-        for name in batch.names
+        for name in sorted(batch.names)  # in one order in every process, for caches of compilers
     }
+    grads = stacked(extent.gradients_here(gradients(batch.params)))
+    factor = call.clipping_factor(before.device)
+    # Stages 3 and 4 are calls of libraries, of which a compiler makes nothing better.
+    raw = compiled and factor is None and not batch.arrays.changed
+    g, usable, stage_states = (grads, None, {}) if raw else _after_stages(batch, grads, before, stored, factor, energy)
+    del grads
     way = Way(
         arrays=batch.arrays,
         extent=extent,
-        measured=energy.stages,
+        measures=raw and energy.measures,
         # A compiled function is the same at the first step.
         voting=config.votes and call.warming if compiled else call.voting,
         searching=call.searching,
@@ -49,13 +57,12 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, 
     )
     rates = call.rates(before.device)
     rounded = config.stochastic_rounding_params and before.dtype in HALF_DTYPES
-    g = stacked(extent.gradients_here(gradients(batch.params)))
     given = Given(
         g=g,
         before=before,
         stored=stored,
-        usable=batch.known_usable if compiled else batch.usable(g.float()),
-        factor=call.clipping_factor(before.device),
+        stage_states=stage_states,
+        usable=usable,
         rates=rates,
         decay=rates.array * config.weight_decay,
         kept=call.kept(before.device),
@@ -67,12 +74,26 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, 
     run = _compiled if compiled else _eager
     new = run(batch, way, given)
     call.ballots.append(Ballot(batch, new.found, new.cast, new.lr_mask))
-    energy.add(new.norms)
+    if new.square_norm is not None:
+        energy.unchanged(new.square_norm)
     if new.shown is not None and on_update is not None:
         for p, update in zip(batch.params, extent.like_parameters(new.shown), strict=True):
             on_update(p, update)
     if not _is_view(new.after, params):
         written(params, new.after)
+
+
+def _after_stages(
+    batch: Batch, grads: Tensor, before: Tensor, stored: States, factor: Tensor | None, energy: StageEnergy
+) -> tuple[Tensor, Tensor, States]:
+    """The gradients after the stages, zeros for skipped arrays; which arrays are usable; the states of the stages."""
+    g = grads.float()
+    ok = batch.usable(g)
+    age = stored["age"] + (stored["age"] < MAX_STEP)
+    age = age.float().view(-1, *[1] * (g.ndim - 1))
+    inputs = StageInputs(factor, usable_or_zero(g, ok), before.float(), stored.get("edge_history"), age)
+    g, states = batch.extent.after_stages(batch.arrays, inputs, energy)
+    return g, ok, states
 
 
 def _eager(batch: Batch, way: Way, given: Given) -> New:

@@ -196,11 +196,6 @@ class Batch:
         """This process's pieces of the gradients, stacked: `automagic_torch.arrays.usable.raw_gradients`."""
         return raw_gradients(self.extent.gradients_here(gradients(self.params)))
 
-    @property
-    def known_usable(self) -> Tensor | None:
-        """What `usable` gives, if it is known already."""
-        return self._usable
-
     def usable(self, g: Tensor) -> Tensor:
         """(arrays,) bool: False for arrays that are skipped because of their raw gradients g (section 6.2)."""
         if self._usable is None:

@@ -64,7 +64,7 @@ def run_compiled(way: Way, given: Given) -> New:
     arrays = way.arrays._replace(config=tuple(config.__dict__.values()))
     key = (
         *(way._replace(arrays=arrays, extent=None), frozenset(given.stored), stacked, device),
-        *(given.before.dtype, given.g.dtype, given.factor is None, given.usable is None),
+        *(given.before.dtype, given.g.dtype, given.usable is None),
     )
     program = _programs.get(key)
     if program is None:

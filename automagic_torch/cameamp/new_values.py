@@ -16,8 +16,7 @@ from automagic_torch.cameamp.learning_rate import Evidence, Rates, Vote, evidenc
 from automagic_torch.cameamp.round_to_parameters import updated
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
-from automagic_torch.stages.chain import StageArrays, StageInputs
-from automagic_torch.stages.energy import Norms, StageEnergy
+from automagic_torch.stages.chain import StageArrays
 
 
 class Way(NamedTuple):
@@ -25,8 +24,8 @@ class Way(NamedTuple):
 
     arrays: StageArrays
     extent: Extent
-    measured: tuple[str, ...]
-    """The stages whose energy is measured."""
+    measures: bool
+    """Σ g² is asked for."""
     voting: bool
     """Votes may be cast."""
     searching: bool
@@ -41,15 +40,15 @@ class Given(NamedTuple):
     """The tensors of a batch before a step, stacked."""
 
     g: Tensor
-    """Raw gradients, of any supported dtype."""
+    """The gradients after the stages, zeros for skipped arrays; raw ones of any dtype where `usable` is None."""
+    stage_states: States
+    """New values of the states of the stages."""
     before: Tensor
     """The parameters."""
     stored: States
     """The states as they are stored."""
     usable: Tensor | None
     """(arrays,) bool: False for arrays that are skipped; None where the gradients have not been looked at yet."""
-    factor: Tensor | None
-    """That of stage 1."""
     rates: Rates
     decay: Tensor | float
     """η̂ · λ_w."""
@@ -76,7 +75,8 @@ class New(NamedTuple):
     cast: Vote | None
     lr_mask: Tensor | None
     """Before this step."""
-    norms: Norms
+    square_norm: Tensor | None
+    """Σ g² of the gradients, 0-d."""
     shown: Tensor | None
     """The updates in float32, zeros for skipped arrays."""
 
@@ -96,25 +96,22 @@ def new_values(way: Way, given: Given) -> New:
 
 def _moved(
     way: Way, given: Given
-) -> tuple[Tensor, Tensor, States, tuple[Evidence | None, Vote | None, Tensor | None, Norms]]:
+) -> tuple[Tensor, Tensor, States, tuple[Evidence | None, Vote | None, Tensor | None, Tensor | None]]:
     """Which arrays are not skipped, their updates in float32, the new values of their states, and what `New` says.
 
     This is a function of its own so that its many temporary arrays are freed on return.
     """
     extent, config, stored = way.extent, way.arrays.config, given.stored
-    g = given.g.float()
-    ok = are_usable(g) if given.usable is None else given.usable
-    g = usable_or_zero(g, ok)
+    g, ok = given.g.float(), given.usable
+    if ok is None:
+        ok = are_usable(g)
+        g = usable_or_zero(g, ok)
+    square_norm = extent.means.square_norm(g) if way.measures else None
     w = given.before.float()
     old = extent.read(stored)
     new_age = old["age"] + (old["age"] < MAX_STEP)
     age = new_age.float()
 
-    # No name for the inputs, so that the raw gradients are freed here.
-    energy = StageEnergy(way.measured)
-    g, stage_states = extent.after_stages(
-        way.arrays, StageInputs(given.factor, g, w, old.get("edge_history"), age), energy
-    )
     direction = scale_by_cameamp(g, old, age, config, extent.means)
     eta_rows = given.rates.rows(old.get("lr_mask"), direction.kappa)
     delta = direction.d.mul_(-eta_rows)
@@ -128,7 +125,7 @@ def _moved(
     # An infinite weight would become NaN if its decay is infinite or 0 · ∞.  With a finite update it stays.
     delta = finite(delta)
 
-    new = {"age": new_age} | stage_states | direction.states
+    new = {"age": new_age} | given.stage_states | direction.states
     cast = None
     if "last_polarity" in stored:
         if way.voting:
@@ -139,4 +136,4 @@ def _moved(
     if walk is not None:
         new["walk"] = walk
         found = evidence(walk, g, ok, cast, extent.means)
-    return ok, delta, new, (found, cast, old.get("lr_mask"), energy.norms)
+    return ok, delta, new, (found, cast, old.get("lr_mask"), square_norm)

@@ -11,8 +11,6 @@ from automagic_core import Config
 from automagic_core.watching.metrics import STAGES
 from automagic_torch.arrays.stacked import square_norm, to_device
 
-Norms = dict[str, tuple[Tensor, Tensor]]
-
 
 class StageEnergy:
     """Squared norms of the gradients of one call, before and after every stage that is on in any group.
@@ -26,21 +24,16 @@ class StageEnergy:
         self._now: Tensor | None = None
         self._square_norm: Callable[[Tensor], Tensor] = square_norm
 
-    def add(self, norms: Norms) -> None:
-        """Adds what `norms` of a batch gave."""
-        for stage, (before, after) in norms.items():
-            self._before[stage].append(before)
-            self._after[stage].append(after)
+    def unchanged(self, square_norm: Tensor) -> None:
+        """Records gradients with a known Σ g², 0-d, which all stages leave alone."""
+        self._now = square_norm
+        for stage in self._before:
+            self._record(stage, square_norm, square_norm)
 
     @property
-    def norms(self) -> Norms:
-        """Σ g² of a batch before and after every stage, 0-d."""
-        return {stage: (self._before[stage][0], self._after[stage][0]) for stage in self._before}
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Those that are measured."""
-        return tuple(self._before)
+    def measures(self) -> bool:
+        """Whether any stage is on."""
+        return bool(self._before)
 
     def begin(self, g: Tensor, square_norm: Callable[[Tensor], Tensor]) -> None:
         """Records the gradients before the stages, zeros for skipped arrays; `square_norm` forms their Σ g²."""
