@@ -119,7 +119,7 @@ def _compiled(batch: Batch, way: Way, given: Given) -> New:
             batch.extent.replace(batch.states, name, value)
         elif not alone:
             torch._foreach_copy_([state[name] for state in batch.states], value.unbind())
-    return new._replace(after=given.before)
+    return new
 
 
 def _is_view(before: Tensor, params: Sequence[Tensor]) -> bool:

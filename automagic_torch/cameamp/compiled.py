@@ -18,14 +18,16 @@ from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.codec.random_bits import signed_key
 from automagic_torch.sharding.extent import Extent
 
-Program = Callable[[Given], New]
+Program = Callable[[Given], tuple[Any, ...]]
 _NOT_COMPUTED_WITH = (
     *("lr", "min_lr", "max_lr", "weight_decay", "warmup_steps", "search_gain", "straightness", "agreement_floor"),
     *("lr_mask_gain", "percentile_clipping", "min_8bit_size", "stable_emb", "force_8bit", "verbose", "profile"),
 )
 """Fields that say which states there are or that come as tensors: a change of theirs compiles nothing."""
-_SAME = {field.name: field.default for field in dataclasses.fields(Config) if field.name in _NOT_COMPUTED_WITH}
-_OPTIONS = {"assert_indirect_indexing": False, "realize_opcount_threshold": 1000}
+_SAME: dict[str, Any] = {
+    field.name: field.default for field in dataclasses.fields(Config) if field.name in _NOT_COMPUTED_WITH
+}
+_OPTIONS: dict[str, Any] = {"assert_indirect_indexing": False, "realize_opcount_threshold": 1000}
 """No check of indices, which are codes.  What a loop has computed is not stored for the next loop only because it is
 long: the codes of one state are one expression."""
 
@@ -59,59 +61,60 @@ def missing_compiler(device_type: str) -> str | None:
 
 def run_compiled(way: Way, given: Given) -> New:
     """`new_values` by a compiled function, which writes new parameters and states into `given`."""
-    device, stacked = given.before.device, len(given.before) > 1
+    device, several = given.before.device, len(given.before) > 1
     config = dataclasses.replace(way.arrays.config, **_SAME)
-    arrays = way.arrays._replace(config=tuple(config.__dict__.values()))
+    way = way._replace(arrays=way.arrays._replace(config=config), extent=Extent(way.extent.plan))
+    fields = tuple(config.__dict__.values())
     key = (
-        *(way._replace(arrays=arrays, extent=None), frozenset(given.stored), stacked, device),
+        *(way.arrays.plan, fields, *way.arrays[2:], *way[2:], frozenset(given.stored), several, device),
         *(given.before.dtype, given.g.dtype, given.usable is None),
     )
     program = _programs.get(key)
     if program is None:
-        plan = way.arrays.plan
-        own_way = way._replace(arrays=way.arrays._replace(config=config), extent=Extent(plan))
-        program = _programs[key] = _new_program(own_way, device)
+        program = _programs[key] = _new_program(way, device)
+
+    def on_device(value: Tensor | float) -> Tensor:
+        return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float32, device=device)
+
+    def of_key(key: int | Tensor) -> Tensor:
+        assert isinstance(key, int)
+        return torch.full((), signed_key(key), dtype=torch.int32, device=device)
+
+    rates = given.rates
     given = given._replace(
-        rates=given.rates._replace(min_lr=_on(given.rates.min_lr, device), max_lr=_on(given.rates.max_lr, device)),
-        decay=_on(given.decay, device),
-        kept=_on(given.kept, device),
-        votes=torch.full((), given.votes, dtype=torch.bool, device=device),
-        state_keys={where: _key(key, device) for where, key in given.state_keys.items()},
-        parameter_key=None if given.parameter_key is None else _key(given.parameter_key, device),
-        walk_key=_key(given.walk_key, device),
+        rates=rates._replace(min_lr=on_device(rates.min_lr), max_lr=on_device(rates.max_lr)),
+        decay=on_device(given.decay),
+        kept=on_device(given.kept),
+        votes=torch.full((), bool(given.votes), dtype=torch.bool, device=device),
+        state_keys={where: of_key(key) for where, key in given.state_keys.items()},
+        parameter_key=None if given.parameter_key is None else of_key(given.parameter_key),
+        walk_key=of_key(given.walk_key),
     )
-    if stacked:
-        for x in (given.g, given.before, *given.stored.values(), *([] if given.usable is None else [given.usable])):
+    if several:
+        for x in (given.g, given.before, *given.stored.values(), *given.stage_states.values()):
             torch._dynamo.mark_dynamic(x, 0)
-    return program(given)
-
-
-def _key(key: int | Tensor, device: torch.device) -> Tensor:
-    assert isinstance(key, int)
-    return torch.full((), signed_key(key), dtype=torch.int32, device=device)
-
-
-def _on(value: Tensor | float, device: torch.device) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float32, device=device)
+        if given.usable is not None:
+            torch._dynamo.mark_dynamic(given.usable, 0)
+    return New(given.before, given.stored, *program(given))
 
 
 _programs: dict[Hashable, Program] = {}
-"""One for every form of batch: the way, the states, dtypes and the device, and whether there are several arrays."""
+"""One for every form of batch: what is computed, dtypes, the device, and whether there are several arrays."""
 
 
 def _new_program(way: Way, device: torch.device) -> Program:
     """A function that torch compiles at its first call."""
     prepare_tables(device)
 
-    def program(given: Given) -> New:
+    def program(given: Given) -> tuple[Any, ...]:
         new = new_values(way, given)
         given.before.copy_(new.after)
         for name, value in new.stored.items():
             given.stored[name].copy_(value)
-        return new._replace(after=None, stored=None)
+        return tuple(new[2:])
 
     # Code of its own, since torch counts how often it compiles one code and stops at a limit.
-    code = program.__code__.replace(co_name=f"step_of_{'x'.join(map(str, way.arrays.plan.shape)) or 'scalars'}")
-    own = FunctionType(code, program.__globals__, code.co_name, None, program.__closure__)
+    name = f"step_of_{'x'.join(map(str, way.arrays.plan.shape)) or 'scalars'}"
+    own = FunctionType(program.__code__.replace(co_name=name), globals(), name, None, program.__closure__)
     compiled: Program = torch.compile(own, fullgraph=True, options=_OPTIONS)
     return compiled

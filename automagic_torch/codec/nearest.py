@@ -33,9 +33,9 @@ def prepare_tables(device: torch.device) -> None:
         if (signed, str(device)) not in _known:
             steps = half_steps(signed)
             arrays = (dynamic_codebook(signed), steps.bins, steps.nearest, steps.gap)
+            codebook, bins, nearest, gap = (torch.from_numpy(array.copy()).to(device) for array in arrays)
             numbers = (steps.dropped_bits, steps.first_bin, len(steps.bins) - 1, steps.top)
-            copies = [torch.from_numpy(array.copy()).to(device) for array in arrays]
-            _known[signed, str(device)] = Tables(*copies, *numbers)
+            _known[signed, str(device)] = Tables(codebook, bins, nearest, gap, *numbers)
 
 
 def tables(signed: bool, device: torch.device) -> Tables:

@@ -16,7 +16,9 @@ from tests.torch_side.torch_helpers import SMALL, parameters, run, same, set_gra
 FIELDS: dict[str, Any] = SMALL | {"warmup_steps": 3, "optim_bits": 32}
 
 
-def both(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32, **fields: Any) -> list[AutomagicCameAMP8bit]:
+def both(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32, **fields: Any
+) -> list[AutomagicCameAMP8bit]:
     return [
         AutomagicCameAMP8bit(parameters(shapes, dtype), compiled=compiled, **(FIELDS | fields))
         for compiled in (False, True)
