@@ -94,7 +94,8 @@ def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
 @lru_cache(maxsize=4096)
 def coded_shapes(plan: StatePlan) -> Mapping[str, Shape]:
     """The tensors of an array that hold codes, and their shapes; `moment_of` says what they are codes of."""
-    return {name: part.shape for moment in SLOTS for name, part in plan.parts(moment).items() if part.coded}
+    moments = [moment for moment in SLOTS if moment != "s" or plan.has_s]
+    return {name: part.shape for moment in moments for name, part in plan.parts(moment).items() if part.coded}
 
 
 def as_held(plan: StatePlan, states: Mapping[str, np.ndarray]) -> StatePlan:

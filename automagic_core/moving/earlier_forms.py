@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from automagic_core.arrays.coded import codes, value
+from automagic_core.arrays.parts import in_parts
 from automagic_core.arrays.state_forms import COMPANDED, SLOTS, Form, as_held, moment_of, state_forms
 from automagic_core.arrays.state_plan import StatePlan
 from automagic_core.codec.blocks import Shape
 from automagic_core.config.config import Config
-from automagic_core.moving.coded import codes, value
-from automagic_core.moving.parts import in_parts
 
 FORMER_MIN_8BIT_SIZE = 4096
 """The default up to then."""

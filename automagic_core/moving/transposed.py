@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from automagic_core.arrays.axes import keeps_memory_order, transposed_shape
+from automagic_core.arrays.coded import as_stored, codes, value
+from automagic_core.arrays.parts import elements, in_parts, part_shapes
 from automagic_core.arrays.state_forms import ROW_STATES, SLOTS, moment_of
 from automagic_core.arrays.state_plan import StatePlan
 from automagic_core.codec.blocks import absmax_shape
 from automagic_core.codec.random_bits import random_unit
-from automagic_core.moving.coded import as_stored, codes, value
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.parts import elements, in_parts, part_shapes
 
 States = dict[str, np.ndarray]
 Parts = dict[str, tuple[States, float | None]]

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automagic_core import StatePlan, absmax_shape
+from automagic_core import Config, StatePlan, absmax_shape, state_plan
 from automagic_core.arrays.state_forms import COMPANDED
 from automagic_core.arrays.state_plan import Part
+from automagic_core.config.constants import NARROW
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.quantized_array import QuantizedArray, quantize
@@ -143,6 +144,14 @@ def initial_state(plan: StatePlan, parameter: Any = None) -> ArrayState:
         spatial_variance=row_statistic() if plan.has_spatial_variance else None,
         walk=row_statistic() if plan.has_walk else None,
     )
+
+
+def absent_states(config: Config) -> frozenset[str]:
+    """The fields that are None as a whole in a new state, whatever the arrays are."""
+    # Two arrays, neither of them narrow, have together every state that any array has.
+    plans = [state_plan((NARROW + 1,) * axes, config, "flax") for axes in (1, 2)]
+    optional = ("s", "last_polarity", "walk", "lr_mask", "spatial_variance", "background_scale")
+    return frozenset(name for name in optional if not any(getattr(plan, f"has_{name}") for plan in plans))
 
 
 def gather_states(

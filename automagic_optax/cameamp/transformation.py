@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, state_plan
-from automagic_core.config.constants import GRADIENT_LIMIT, NARROW
+from automagic_core.config.constants import GRADIENT_LIMIT
 from automagic_optax.arrays.batches import enter, stack
 from automagic_optax.arrays.checks import check_dtypes, check_params
 from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
@@ -21,6 +21,7 @@ from automagic_optax.cameamp.states import (
     ArrayState,
     ScaleByCameampState,
     Search,
+    absent_states,
     gather_states,
     initial_state,
     scatter_states,
@@ -112,7 +113,7 @@ def scale_by_cameamp(
         arrays = [initial_state(plan, leaf) for plan, leaf in zip(plans_of(params), leaves, strict=True)]
         step, rate = scalar_like(params, 0, jnp.int32), scalar_like(params, 0, jnp.float32)
         search = Search(*(scalar_like(params, 0, jnp.float32) for _ in Search._fields))
-        return gather_states(params, step, search, arrays, _absent_states(config), rate)
+        return gather_states(params, step, search, arrays, absent_states(config), rate)
 
     def update(
         updates: Any, state: ScaleByCameampState, params: Any = None, **extra_args: Any
@@ -179,13 +180,6 @@ def scale_by_cameamp(
         return leave(stepped_updates), new_state
 
     return with_types(optax.GradientTransformationExtraArgs(init, update))
-
-
-def _absent_states(config: Config) -> frozenset[str]:
-    # Two arrays, neither of them narrow, have together every state that any array has.
-    plans = [state_plan((NARROW + 1,) * axes, config, "flax") for axes in (1, 2)]
-    optional = ("s", "last_polarity", "walk", "lr_mask", "spatial_variance", "background_scale")
-    return frozenset(name for name in optional if not any(getattr(plan, f"has_{name}") for plan in plans))
 
 
 def _no_step(g: jax.Array | None) -> jax.Array | None:

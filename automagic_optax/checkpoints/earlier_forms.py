@@ -16,11 +16,11 @@ from jax.tree_util import keystr
 from automagic_core.arrays.state_forms import COMPANDED, WARM_UP_ONLY, Form, moment_of
 from automagic_core.moving.earlier_forms import FORMER_MIN_8BIT_SIZE, form_of, moved
 from automagic_optax.arrays.containers import is_container, pure, refilled
+from automagic_optax.cameamp.flat_states import flat_fields
 from automagic_optax.cameamp.states import WARM_UP_ONLY as WARM_UP_FIELDS
 from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.codec.stored import RowColumn
-from automagic_optax.moving.torch_tensors import flat_fields
 
 Paths = tuple[Any, ...]
 _DROPPED = {"background_scale", "spatial_variance"}
@@ -40,7 +40,8 @@ def in_saved_form(
     """
     paths, arrays = _arrays(like)
     found = [_in_saved_form(array, path, saved, leaf) for path, array in zip(paths, arrays, strict=True)]
-    if not all(_is_earlier(x, y) for x, y in zip(found, arrays, strict=True)):
+    pairs = list(zip(found, arrays, strict=True))
+    if all(_flat_forms(x) == _flat_forms(y) for x, y in pairs) or not all(_is_earlier(x, y) for x, y in pairs):
         return like
     return _with_arrays(like, like, found)
 

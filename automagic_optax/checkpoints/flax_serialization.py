@@ -53,7 +53,9 @@ def register() -> None:
             like = serialization.to_state_dict(target)
             state = boxed_like(like, like | state)  # a field that the file lacks stays as the target has it
         restored = pair[1](target, state)
-        return in_form_of(restored, now, lambda x, _: x) if isinstance(target, ScaleByCameampState) else restored
+        if isinstance(target, ScaleByCameampState) and target is not now:
+            return in_form_of(restored, now, lambda x, _: x)
+        return restored
 
     serialization.register_serialization_state(named_tuple, pair[0], restore_named_tuple, override=True)
 

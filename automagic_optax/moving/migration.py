@@ -11,9 +11,9 @@ import optax
 
 from automagic_core import MAX_STEP, Config, Slot
 from automagic_core.arrays.bias import stored_confidence, weight_seen
+from automagic_core.arrays.parts import in_parts
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.parts import in_parts
 from automagic_optax.arrays.containers import held_like, pure
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_optax.cameamp.states import ArrayState, Search

@@ -14,10 +14,10 @@ import optax
 
 from automagic_core import Config, Slot
 from automagic_core.arrays.bias import weight_seen
+from automagic_core.arrays.parts import elements, in_parts, what_is_lost
 from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.parts import elements, in_parts, what_is_lost
 from automagic_optax.arrays.containers import held_like, pure
 from automagic_optax.cameamp.find_states import only_state
 from automagic_optax.cameamp.states import ArrayState, Search

@@ -12,9 +12,9 @@ from torch import Tensor
 from automagic_core import StatePlan
 from automagic_core.arrays.bias import stored_confidence, weight_seen
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, PEAK_AGREEMENT, SEARCH_KEYS, STEP
+from automagic_core.arrays.parts import in_parts, part_shapes
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.parts import in_parts, part_shapes
 from automagic_torch.cameamp.effective_rate import formed_rate
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.cameamp.verbose import LOGGER

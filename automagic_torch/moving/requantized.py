@@ -12,9 +12,9 @@ from automagic_core import Config, StatePlan
 from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.decay import decay
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LOG_RATE_SCALE, PREFIX, SEARCH_KEYS, STEP, fields_of
+from automagic_core.arrays.parts import elements, in_parts, part_shapes, what_is_lost
 from automagic_core.arrays.state_forms import COMPANDED, coded_shapes, foreign_states, own_states
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.parts import elements, in_parts, part_shapes, what_is_lost
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.cameamp.verbose import LOGGER
 from automagic_torch.checkpoints.loading import checked_state
