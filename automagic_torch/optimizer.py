@@ -77,7 +77,7 @@ class AutomagicCameAMP8bit(Optimizer):
     reads it too, unless a scheduler keeps an entry of that name.  All other keys of a group, and other entries of
     ``optimizer.state[p]``, are saved and restored, and never read.  ``group["effective_lr"]`` is what
     `get_learning_rates` gives, as a tensor.  Arrays of one kind are computed as one batch (section 8).  Nothing in a
-    step waits for the device, except the eigenvalues of adapters, once for each batch of them.
+    step waits for the device.
     """
 
     _on_update: Callable[[Tensor, Tensor], None] | None = None
