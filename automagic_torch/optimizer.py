@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from automagic_core import StatePlan
+from automagic_core import Config, StatePlan
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, STEP, with_own_keys
 from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
@@ -276,6 +276,13 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__setstate__({"state": states, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    @property
+    def config(self) -> Config:
+        """The hyperparameters that the optimizer was made with, as a new `Config`; a group may have others."""
+        config = copy(group_config(self.defaults))
+        config.lr = self.defaults["lr"]
+        return config
 
     def get_memory_efficiency_report(self) -> dict[str, Any]:
         """`automagic_core.memory_report` of all states, and `bitsandbytes_available`.
