@@ -13,7 +13,7 @@ from automagic_torch.arrays.usable import gradients, usable_or_zero
 from automagic_torch.cameamp.call import Ballot, Batch
 from automagic_torch.cameamp.new_values import OF_ARRAYS, Given, New, Way, new_values
 from automagic_torch.cameamp.round_to_parameters import HALF_DTYPES, written
-from automagic_torch.cameamp.slabs import is_cut, rows_of_slab, run_in_slabs
+from automagic_torch.cameamp.slabs import is_cut, rows_of_slab, run_in_slabs, slab_size
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageInputs
@@ -101,7 +101,7 @@ def _run(batch: Batch, way: Way, given: Given, compiled: bool) -> New:
     """The new values; those of the states replace the old ones."""
     rows = None
     if type(batch.extent) is Extent and len(batch.states) == 1 and is_cut(given.stored) and not way.shows:
-        rows = rows_of_slab(batch.plan, given.before.device.type)
+        rows = rows_of_slab(batch.plan, slab_size(given.before.device.type, compiled))
     if not compiled and rows is None:
         new = new_values(way, given)
         for name, value in new.stored.items():

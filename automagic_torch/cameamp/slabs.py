@@ -17,15 +17,22 @@ from automagic_torch.cameamp.new_values import OF_ARRAYS, Given, New, Way
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 
-SLAB = {"cpu": 2**17, "other": 2**25}
-"""About so many elements has a slab.  On a CPU its 40 bytes for each element then fit in the cache; on other devices it
-only bounds the temporary memory."""
+SLAB = {"eager": 2**17, "compiled": 2**19, "other": 2**25}
+"""About so many elements has a slab, in eager and in compiled code on a CPU and on other devices.
+
+On a CPU what is computed for each element then fits in the cache, and a call of the compiled function takes little
+beside its work.  On other devices slabs only bound the temporary memory.
+"""
+
+
+def slab_size(device_type: str, compiled: bool) -> int:
+    """About how many elements a slab has."""
+    return SLAB[("compiled" if compiled else "eager") if device_type == "cpu" else "other"]
 
 
 @lru_cache(maxsize=4096)
-def rows_of_slab(plan: StatePlan, device_type: str) -> int | None:
-    """How many rows a slab has, a divisor of the number of rows; None where the array is computed as a whole."""
-    limit = SLAB["cpu" if device_type == "cpu" else "other"]
+def rows_of_slab(plan: StatePlan, limit: int) -> int | None:
+    """How many rows a slab of at most `limit` elements has, a divisor of all; None: the array is computed whole."""
     if plan.row_axis != 0 or plan.narrow or plan.block_size is None or plan.size < 4 * limit:
         return None
     rows, width = plan.shape[0], plan.size // plan.shape[0]
@@ -49,7 +56,7 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     plan, stored, config = way.extent.plan, given.stored, way.arrays.config
     starts = range(0, plan.shape[0], rows)
     width = plan.size // plan.shape[0]
-    g = given.g.split(rows, 1)
+    g = torch.split(given.g, rows, 1)
     squares = [_squares(part.float()) for part in g]
     ok = given.usable
     if ok is None:
@@ -63,14 +70,11 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     known = _known(stored, row_means, column_means, decay(config.betas[1]))
     cut = {name: _cut(x, plan, rows) for name, x in stored.items() if name not in OF_ARRAYS}
     whole = {name: x for name, x in stored.items() if name in OF_ARRAYS}
-    before = given.before.split(rows, 1)
+    before = torch.split(given.before, rows, 1)
     found: list[States] = []
     for index in range(len(starts)):
         first = starts[index] * width
-        keys = {
-            (slot, slab_plan.size): (key + first) % 2**32
-            for (slot, _), key in given.state_keys.items()  # type: ignore[operator]
-        }
+        keys = {(slot, slab_plan.size): (key + first) % 2**32 for (slot, _), key in given.state_keys.items()}
         slab = given._replace(
             g=g[index],
             before=before[index],
@@ -78,7 +82,7 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
             stage_states={},
             usable=ok,
             state_keys=keys,
-            parameter_key=None if given.parameter_key is None else (given.parameter_key + first) % 2**32,  # type: ignore[operator]
+            parameter_key=None if given.parameter_key is None else (given.parameter_key + first) % 2**32,
             known=known,
         )
         found.append(run(slab_way, slab).stored)
@@ -123,4 +127,4 @@ def _mean(R: Tensor) -> Tensor:
 
 def _cut(x: Tensor, plan: StatePlan, rows: int) -> list[Tensor]:
     """The slabs of a stored state: along its first axis, which counts rows, or blocks in their order."""
-    return list(x.split(x.shape[1] * rows // plan.shape[0], 1))
+    return list(torch.split(x, x.shape[1] * rows // plan.shape[0], 1))
