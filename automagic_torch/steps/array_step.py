@@ -11,13 +11,13 @@ from automagic_core import MAX_STEP, Slot
 from automagic_torch.arrays.stacked import stacked
 from automagic_torch.arrays.usable import gradients, usable_or_zero
 from automagic_torch.cameamp.call import Ballot, Batch
-from automagic_torch.cameamp.new_values import OF_ARRAYS, Given, New, Way, new_values
 from automagic_torch.cameamp.round_to_parameters import HALF_DTYPES, written
-from automagic_torch.cameamp.slabs import is_cut, rows_of_slab, run_in_slabs, slab_size
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
+from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way, new_values
+from automagic_torch.steps.slabs import is_cut, rows_of_slab, run_in_slabs, slab_size
 
 OnUpdate = Callable[[Tensor, Tensor], None]
 
@@ -109,7 +109,7 @@ def _run(batch: Batch, way: Way, given: Given, compiled: bool) -> New:
         return new
     run: Callable[[Way, Given], New] = _written_back
     if compiled:
-        from automagic_torch.cameamp.compiled import run_compiled as run
+        from automagic_torch.steps.compiled import run_compiled as run
     if rows is not None:
         return _in_place(batch, way, given, lambda way, given: run_in_slabs(way, given, rows, run))
     return _in_place(batch, way, given, run)

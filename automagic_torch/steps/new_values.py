@@ -39,7 +39,7 @@ class Way(NamedTuple):
     shows: bool
     """The updates are asked for."""
     share: int = 1
-    """The arrays are this many slabs of rows each, of which one is at hand: `automagic_torch.cameamp.slabs`."""
+    """The arrays are this many slabs of rows each, of which one is at hand: `automagic_torch.steps.slabs`."""
 
 
 class Given(NamedTuple):

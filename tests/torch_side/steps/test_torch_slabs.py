@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from automagic_torch import AutomagicCameAMP8bit
-from automagic_torch.cameamp import slabs
+from automagic_torch.steps import slabs
 
 
 def stepped(monkeypatch: pytest.MonkeyPatch, limit: int, shape: tuple[int, ...], **fields: Any) -> Any:
@@ -37,14 +37,15 @@ def test_slabs_change_nothing_but_the_order_of_sums(
 ) -> None:
     whole, states, energy = stepped(monkeypatch, 2**30, shape, **fields)
     cut, cut_states, cut_energy = stepped(monkeypatch, 2**13, shape, **fields)
-    torch.testing.assert_close(cut, whole, rtol=0, atol=1e-6)  # a rate of 1e-4, steps of up to 3
+    # A rate of 1e-4 and steps of up to 3.  Where the last bit of a sum flips a code, an update is a gap of codes off.
+    assert ((cut - whole).abs() > 1e-6).float().mean() <= 1e-4
     for name, expected in states.items():
         found = cut_states[name]
         assert found.dtype == expected.dtype
         if found.dtype == torch.uint8:
             assert (found != expected).float().mean() <= 1e-4, name
         else:
-            torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-8)
+            assert (found.double() - expected.double()).norm() <= 1e-5 * expected.double().norm(), name
     assert states["skipped_steps"] == cut_states["skipped_steps"] == 1
     assert energy.keys() == cut_energy.keys()
     for stage, norms in energy.items():

@@ -13,9 +13,9 @@ from automagic_core import MAX_STEP, StatePlan, decay
 from automagic_core.config.constants import GRADIENT_LIMIT, SQUARE_FLOOR
 from automagic_torch.arrays.averages import ema
 from automagic_torch.arrays.stacked import chosen
-from automagic_torch.cameamp.new_values import OF_ARRAYS, Given, New, Way
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
+from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way
 
 SLAB = {"eager": 2**17, "compiled": 2**19, "other": 2**25}
 """About so many elements has a slab, in eager and in compiled code on a CPU and on other devices.

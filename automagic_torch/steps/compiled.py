@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config
-from automagic_torch.cameamp.new_values import OF_ARRAYS, Given, New, Way, new_values
 from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.codec.random_bits import signed_key
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
+from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way, new_values
 
 Program = Callable[[Given], tuple[Any, ...]]
 _NOT_COMPUTED_WITH = (
