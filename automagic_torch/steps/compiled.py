@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Hashable
-from functools import cache
+from functools import cache, lru_cache
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from automagic_core import Config
+from automagic_core import FIELD_NAMES, Config
 from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.codec.random_bits import signed_key
 from automagic_torch.codec.stored import States
@@ -60,10 +60,17 @@ def missing_compiler(device_type: str) -> str | None:
     return None if has_triton() else f"Triton is not installed or does not support this {device_type} device"
 
 
+@lru_cache(maxsize=256, typed=True)
+def _computed_with(values: tuple[Any, ...]) -> Config:
+    """The fields with which a compiled function computes, others at their defaults; cached as `Config` checks them."""
+    return Config(**dict(zip(FIELD_NAMES, values, strict=True)) | _SAME)
+
+
 def run_compiled(way: Way, given: Given) -> New:
     """`new_values` by a compiled function, which writes new parameters and states into `given`."""
     device, several = given.before.device, len(given.before) > 1
-    config = dataclasses.replace(way.arrays.config, **_SAME)
+    values = tuple(tuple(v) if isinstance(v, list) else v for v in way.arrays.config.__dict__.values())
+    config = _computed_with(values)
     way = way._replace(arrays=way.arrays._replace(config=config), extent=Extent(way.extent.plan))
     fields = tuple(config.__dict__.values())
     key = (
