@@ -70,7 +70,9 @@ def growth(
         mean_square, mean = accurate_mean(row_mean(q, plan)), accurate_mean(v.row)
     else:
         mean_square, mean = accurate_mean(q), accurate_mean(v)
-    return mean_square, jnp.sqrt(jnp.maximum(mean_square / mean * one_minus_power(decay, age), f32(1)))
+    # At an array's first step k is 1, but for roundings.
+    square = jnp.where(age == 1, f32(1), mean_square / mean * one_minus_power(decay, age))
+    return mean_square, jnp.sqrt(jnp.maximum(square, f32(1)))
 
 
 def confidence(

@@ -58,7 +58,7 @@ def scale_by_cameamp(g: Tensor, old: States, age: Tensor, config: Config, means:
     plan = means.plan
     beta1, beta2, beta3 = (decay(beta) for beta in config.betas)
     correction2 = one_minus_power(beta2, age)
-    root, mean_square, growth, new = second_moment(g, old, correction2, means, beta2)
+    root, mean_square, growth, new = second_moment(g, old, age, correction2, means, beta2)
     u = (g / growth).div_(root).clamp_(-config.update_clip, config.update_clip)
     m_hat, states = momentum(u, old, age, beta1)
     new |= states
@@ -95,7 +95,7 @@ class SecondMoment(NamedTuple):
     states: States
 
 
-def second_moment(g: Tensor, old: States, correction: Tensor, means: Means, beta: Decay) -> SecondMoment:
+def second_moment(g: Tensor, old: States, age: Tensor, correction: Tensor, means: Means, beta: Decay) -> SecondMoment:
     """Averages q = g² + 10⁻³⁰ (section 5.1); `correction` is 1 − β₂ᵃ."""
     q = g.square()
     if means.plan.factored_sq:
@@ -115,7 +115,8 @@ def second_moment(g: Tensor, old: States, correction: Tensor, means: Means, beta
         v_hat = v / correction
         mean, mean_square = means.arrays(v), means.arrays(q)
         states = {"exp_avg_sq": v}
-    growth = (mean_square / mean * correction).sqrt_().clamp_(min=1.0)
+    # At an array's first step k is 1, but for roundings.
+    growth = (mean_square / mean * correction).sqrt_().clamp_(min=1.0).masked_fill_(age == 1, 1.0)
     return SecondMoment(v_hat.clamp_(min=SQUARE_FLOOR).sqrt_(), mean_square, growth, states)
 
 

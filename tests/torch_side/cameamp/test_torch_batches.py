@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from automagic_core.arrays.group_keys import FIRST_NORM, GRADIENT_NORM
 from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.cameamp import batches
 from tests.torch_side.stages.test_torch_stage_chain import ON, stages
-from tests.torch_side.torch_helpers import SMALL, run, same, set_gradients, snapshot
+from tests.torch_side.torch_helpers import SMALL, relative, run, same, set_gradients, snapshot
 
 ALONE = {"cpu": 0, "other": 0}
 ADAPTERS = ((16, 1280), (1280, 16), (32, 640), (640, 32))
@@ -69,6 +70,9 @@ def test_8bit_states_of_a_batch_are_those_of_arrays_alone(monkeypatch, block_wis
     monkeypatch.setattr(batches, "ARRAY_LIMIT", ALONE)
     run(alone, range(1, 2))
     # Before anything is pooled over an array in another order, one step is the same bit for bit.
+    for key in (FIRST_NORM, GRADIENT_NORM):
+        norm, other = (optimizer.param_groups[0].pop(key) for optimizer in (together, alone))
+        assert relative(norm, other) < 1e-6
     assert same(snapshot(together), snapshot(alone))
 
 
