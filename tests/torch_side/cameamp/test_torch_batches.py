@@ -12,7 +12,7 @@ from automagic_core.arrays.group_keys import FIRST_NORM, GRADIENT_NORM
 from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.cameamp import batches
 from tests.torch_side.stages.test_torch_stage_chain import ON, stages
-from tests.torch_side.torch_helpers import SMALL, relative, run, same, set_gradients, snapshot
+from tests.torch_side.torch_helpers import SMALL, run, same, set_gradients, snapshot
 
 ALONE = {"cpu": 0, "other": 0}
 ADAPTERS = ((16, 1280), (1280, 16), (32, 640), (640, 32))
