@@ -64,7 +64,8 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
     """Turns formulas into MathML, which browsers draw without a script or a font of ours."""
 
     def drawn(match: re.Match[str]) -> str:
-        tag, text = match[1], html.unescape(match[2]).strip()
+        # latex2mathml does not know "aligned"; "split" is the same.
+        tag, text = match[1], html.unescape(match[2]).strip().replace("{aligned}", "{split}")
         block = text.startswith("\\[")
         try:
             formula = latex2mathml.converter.convert(text[2:-2], display="block" if block else "inline")
@@ -85,7 +86,7 @@ def on_env(env: Any, config: Any, files: Any) -> Any:
     for package in PACKAGES:
         module = loader.modules_collection[package]
         page = Path(config.docs_dir, "api", f"{package.removeprefix('automagic_')}.md").read_text()
-        listed = set(re.findall(rf"^::: {package}\.(\w+)$", page, re.MULTILINE))
+        listed = set(re.findall(rf"^::: {package}\.(?:\w+\.)*(\w+)$", page, re.MULTILINE))
         public = {str(name) for name in module.exports or ()}
         for name in sorted(public - listed):
             _log.warning("%s.%s stands on no page of the API", package, name)
