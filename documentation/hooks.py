@@ -1,4 +1,4 @@
-"""What mkdocs is asked to do beside its own work: formulas, pages that lie outside of docs/, and what must not be missing.
+"""What mkdocs does beside its own work: formulas, pages that lie outside of docs/, and what must not be missing.
 
 A warning ends a strict build, so each check here logs one.
 """
