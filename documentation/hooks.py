@@ -28,6 +28,7 @@ PAGES_ELSEWHERE = {
 
 _LINK = re.compile(r"(\]\()([^)#:\s]+)([#)])")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
+_PICTURE = re.compile(r'(<img [^>]*src="([^"]+)"[^>]*>)')
 _log = logging.getLogger("mkdocs.documentation")
 
 
@@ -61,7 +62,7 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Turns formulas into MathML, which browsers draw without a script or a font of ours."""
+    """Turns formulas into MathML, which browsers draw without a script or a font of ours, and pictures into links."""
 
     def drawn(match: re.Match[str]) -> str:
         # latex2mathml does not know "aligned"; "split" is the same.
@@ -74,7 +75,8 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
             return match[0]
         return f'<{tag} class="formula">{formula}</{tag}>'
 
-    return _FORMULA.sub(drawn, content)
+    # A picture opens by itself: on a phone it is small.
+    return _PICTURE.sub(r'<a href="\2">\1</a>', _FORMULA.sub(drawn, content))
 
 
 def on_env(env: Any, config: Any, files: Any) -> Any:

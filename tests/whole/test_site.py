@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from automagic_core import FIELD_NAMES
 from documentation import errors
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -77,6 +78,11 @@ def test_examples_of_the_first_page_run(number: int) -> None:
     known: dict[str, Any] = {}
     exec(code_of(DOCS / "getting-started.md")[number], known)
     assert "loss" not in known or math.isfinite(known["loss"].item())
+
+
+def test_the_page_of_fields_has_every_field() -> None:
+    named = set(re.findall(r"`(\w+)`", (DOCS / "fields.md").read_text()))
+    assert set(FIELD_NAMES) <= named
 
 
 def test_pictures_are_small() -> None:
