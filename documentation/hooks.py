@@ -28,6 +28,8 @@ PAGES_ELSEWHERE = {
 
 _LINK = re.compile(r"(\]\()([^)#:\s]+)([#)])")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
+_UNKNOWN = re.compile(r">(\\\w+|&)<")
+"""What latex2mathml leaves of a command that it does not know."""
 _PICTURE = re.compile(r'(<img [^>]*src="([^"]+)"[^>]*>)')
 _log = logging.getLogger("mkdocs.documentation")
 
@@ -70,8 +72,11 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
         block = text.startswith("\\[")
         try:
             formula = latex2mathml.converter.convert(text[2:-2], display="block" if block else "inline")
+            unknown = _UNKNOWN.search(formula)
         except Exception as error:  # of whatever kind: the reader must know which formula it was
-            _log.warning("%s: a formula cannot be drawn (%s): %s", page.file.src_uri, error, text)
+            formula, unknown = "", error
+        if unknown:
+            _log.warning("%s: a formula cannot be drawn (%r): %s", page.file.src_uri, unknown, text)
             return match[0]
         return f'<{tag} class="formula">{formula}</{tag}>'
 
@@ -88,7 +93,11 @@ def on_env(env: Any, config: Any, files: Any) -> Any:
     for package in PACKAGES:
         module = loader.modules_collection[package]
         page = Path(config.docs_dir, "api", f"{package.removeprefix('automagic_')}.md").read_text()
-        listed = set(re.findall(rf"^::: {package}\.(?:\w+\.)*(\w+)$", page, re.MULTILINE))
+        paths = re.findall(rf"^::: ({package}\.[\w.]+)$", page, re.MULTILINE)
+        listed = {path.rpartition(".")[2] for path in paths}
+        for path in paths:
+            if loader.modules_collection[path].is_module:
+                _log.warning("%s is a module too: name what is in it", path)
         public = {str(name) for name in module.exports or ()}
         for name in sorted(public - listed):
             _log.warning("%s.%s stands on no page of the API", package, name)
