@@ -36,7 +36,7 @@ from automagic_torch.cameamp.groups import (
 )
 from automagic_torch.cameamp.rehearsal import is_rehearsal
 from automagic_torch.cameamp.verbose import tell_step
-from automagic_torch.checkpoints.earlier import add_search
+from automagic_torch.checkpoints.earlier import add_forms, add_search
 from automagic_torch.checkpoints.loading import checked_state
 from automagic_torch.checkpoints.placeholders import with_placeholders
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
@@ -306,6 +306,7 @@ class AutomagicCameAMP8bit(Optimizer):
         set_marks(self.param_groups, marks)
         for group in self.param_groups:
             add_search(group, self.state)
+            add_forms(group, self.state)
             group[EFFECTIVE_LR] = rate_in_force(group)
         self.__dict__.setdefault("_told", set())
         self.__dict__.setdefault("_gradients_agreed", {})

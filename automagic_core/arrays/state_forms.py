@@ -1,7 +1,7 @@
 """Names, shapes and dtypes of all stored tensors of an array (docs/algorithm.md, section 6.1).
 
 The names are those of PyTorch's state dicts and of the state file.  An 8-bit state is two tensors, ``exp_avg`` and
-``exp_avg_absmax``.  A factored one is ``exp_avg_sq_row`` and ``exp_avg_sq_col``.
+``exp_avg_absmax``.  A factored one is ``exp_avg_sq_row`` and ``exp_avg_sq_col``, of which one may again be two tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from automagic_core.arrays.state_plan import StatePlan
-from automagic_core.codec.blocks import Shape
+from automagic_core.codec.blocks import Shape, absmax_shape
 from automagic_core.codec.random_bits import Slot
 
 SLOTS: Mapping[str, Slot] = {
@@ -23,7 +23,7 @@ SLOTS: Mapping[str, Slot] = {
     "exp_avg_res": Slot.exp_avg_res,
     "s": Slot.s,
 }
-"""The states with one value per element, which are those that can have 8 bits, and their slots."""
+"""The moments, which are the states that can have 8 bits, and their slots."""
 COMPANDED = ("exp_avg_sq", "exp_avg_res")
 """The states that are stored in 8 bits as their square root, with the unsigned codebook."""
 ROW_STATES = ("lr_mask", "spatial_variance", "edge_history")
@@ -32,9 +32,10 @@ WARM_UP_ONLY = ("s", "s_absmax", "last_polarity", "walk")
 SEARCH_SCALARS = ("log_rate_scale", "walk_energy", "agreement", "peak_agreement", "first_norm", "gradient_norm")
 SHARED_STATES = (*SEARCH_SCALARS, "norm_history", "norm_position")
 """The states that a group holds for all its arrays."""
-_CODED = tuple(name + part for name in SLOTS for part in ("", "_absmax"))
-_FACTORED = tuple(name + part for name in COMPANDED for part in ("_row", "_col"))
-STATE_NAMES = frozenset({*_CODED, *_FACTORED, *ROW_STATES, *SCALARS, *WARM_UP_ONLY})
+STATISTICS = tuple(name + part for name in COMPANDED for part in ("_row", "_col"))
+"""The parts of factored moments."""
+_MOMENTS = tuple(name + part for name in (*SLOTS, *STATISTICS) for part in ("", "_absmax"))
+STATE_NAMES = frozenset({*_MOMENTS, *ROW_STATES, *SCALARS, *WARM_UP_ONLY})
 """Every name that a stored tensor of an array can have."""
 
 
@@ -46,6 +47,11 @@ def own_states(state: Mapping[str, Any]) -> dict[str, Any]:
 def foreign_states(state: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of an array's state that are somebody else's, such as the slow weights of timm's Lookahead."""
     return {name: value for name, value in state.items() if name not in STATE_NAMES}
+
+
+def moment_of(name: str) -> str:
+    """The moment to which a tensor belongs: ``"exp_avg_sq"`` for ``"exp_avg_sq_col_absmax"``."""
+    return name.removesuffix("_absmax").removesuffix("_row").removesuffix("_col")
 
 
 class Form(NamedTuple):
@@ -64,23 +70,13 @@ def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
         warming: fewer than `warmup_steps` steps are over.
     """
     forms: dict[str, Form] = {}
-
-    def element_wise(name: str) -> None:
-        forms[name] = Form(plan.shape, "uint8" if plan.quantized else "float32")
-        if plan.quantized:
-            forms[name + "_absmax"] = Form(plan.absmax_shape, "float32")
-
-    def moment(name: str, factored: bool) -> None:
-        if not factored:
-            return element_wise(name)
-        forms[name + "_row"] = Form(plan.row_shape, "float32")
-        forms[name + "_col"] = Form(plan.column_shape, "float32")
-
-    element_wise("exp_avg")
-    moment("exp_avg_sq", plan.factored_sq)
-    moment("exp_avg_res", plan.factored_res)
-    if warming and plan.has_s:
-        element_wise("s")
+    for moment in SLOTS:
+        if moment == "s" and not (warming and plan.has_s):
+            continue
+        for name, part in plan.parts(moment).items():
+            forms[name] = Form(part.shape, "uint8" if part.coded else "float32")
+            if part.coded:
+                forms[name + "_absmax"] = Form(absmax_shape(part.shape, plan.block_size), "float32")
     if warming and plan.has_last_polarity:
         forms["last_polarity"] = Form(plan.polarity_shape, "uint8")
     if warming and plan.has_walk:
@@ -89,8 +85,17 @@ def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
         if getattr(plan, "has_" + name):
             forms[name] = Form(plan.row_shape, "float32")
     forms["age"] = forms["skipped_steps"] = Form((), "int32")
-    forms["torque_mean"] = forms["background_scale"] = Form((), "float32")
+    forms["torque_mean"] = Form((), "float32")
+    if plan.has_background_scale:
+        forms["background_scale"] = Form((), "float32")
     return forms
+
+
+@lru_cache(maxsize=4096)
+def coded_shapes(plan: StatePlan) -> Mapping[str, Shape]:
+    """The tensors of an array that hold codes, and their shapes; `moment_of` says what they are codes of."""
+    moments = [moment for moment in SLOTS if moment != "s" or plan.has_s]
+    return {name: part.shape for moment in moments for name, part in plan.parts(moment).items() if part.coded}
 
 
 def as_held(plan: StatePlan, states: Mapping[str, np.ndarray]) -> StatePlan:

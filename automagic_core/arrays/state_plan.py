@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from automagic_core.arrays.layout import (
     Layout,
@@ -19,6 +20,26 @@ from automagic_core.arrays.layout import (
 )
 from automagic_core.codec.blocks import Shape, absmax_shape
 from automagic_core.config.config import Config
+from automagic_core.config.constants import NARROW
+
+
+class Part(NamedTuple):
+    """One tensor of a moment: its elements, or its row or column statistic.
+
+    Attributes:
+        shape: of the tensor.
+        coded: it has 8 bits, else it is float32.
+    """
+
+    shape: Shape
+    coded: bool
+
+
+def long_statistic(rows: int, columns: int) -> str | None:
+    """Which statistic of an array is the long one, ``"_row"`` or ``"_col"``; None where the array is not narrow."""
+    if min(rows, columns) > NARROW:
+        return None
+    return "_row" if rows > columns else "_col"
 
 
 @dataclass(frozen=True)
@@ -31,7 +52,9 @@ class StatePlan:
         spatial_axes: the axes on which stages 2 and 3 work; None where they leave the array alone.
         block_size: elements per block; None where the whole array is one block.
         quantized: states with one value per element have 8 bits, else 32.
-        factored_sq, factored_res: `exp_avg_sq`, `exp_avg_res` are row and column means.
+        narrow: the array has rows, and fewer rows or columns than make a second long statistic worth its bytes.
+        factored_sq, factored_res: `exp_avg_sq`, `exp_avg_res` are row and column means; of `exp_avg_res` a narrow array
+            has those along its shorter side only.
         has_s, has_last_polarity, has_walk: the array has this state during the warm-up.
         has_lr_mask, has_spatial_variance, has_edge_history: the array has this state, with one value per row.
         has_background_scale: the mean of √v̂ is kept for the next step.
@@ -45,6 +68,7 @@ class StatePlan:
     column_shape: Shape
     block_size: int | None
     quantized: bool
+    narrow: bool
     factored_sq: bool
     factored_res: bool
     has_s: bool
@@ -72,8 +96,24 @@ class StatePlan:
 
     @property
     def absmax_shape(self) -> Shape:
-        """Shape of the absmax of a quantized state."""
+        """Shape of the absmax of an 8-bit state with one value per element."""
         return absmax_shape(self.shape, self.block_size)
+
+    def parts(self, moment: str) -> dict[str, Part]:
+        """How a moment is stored: its tensors by their flat names, without the absmax (section 6.1).
+
+        Args:
+            moment: ``"exp_avg"``, ``"exp_avg_sq"``, ``"exp_avg_res"`` or ``"s"``.
+        """
+        if not {"exp_avg_sq": self.factored_sq, "exp_avg_res": self.factored_res}.get(moment, False):
+            return {moment: Part(self.shape, self.quantized)}
+        long = long_statistic(self.row_count, self.columns) if self.narrow else None
+        return {
+            moment + part: Part(shape, self.quantized and part == long)
+            for part, shape in (("_row", self.row_shape), ("_col", self.column_shape))
+            # A long statistic of `exp_avg_res` is not worth its bytes.
+            if moment != "exp_avg_res" or part != long
+        }
 
     @property
     def polarity_shape(self) -> Shape:
@@ -99,10 +139,13 @@ def state_plan(
     warming = config.warmup_steps > 0
     spatial = picture_axes(shape, layout, config.spatial_scope)
     factored_sq = has_rows and config.factored in ("second_moment", "all")
+    across = column_axes(len(shape), layout, embedding)
+    columns = math.prod(shape[axis] for axis in across)
+    narrow = rows is not None and long_statistic(shape[rows], columns) is not None
     return StatePlan(
         shape=shape,
         row_axis=rows,
-        column_axes=column_axes(len(shape), layout, embedding),
+        column_axes=across,
         spatial_axes=spatial,
         row_shape=row_shape(shape, layout, embedding),
         column_shape=column_shape(shape, layout, embedding),
@@ -111,13 +154,14 @@ def state_plan(
         and config.optim_bits == 8
         and math.prod(shape) >= config.min_8bit_size
         and not (embedding and config.stable_emb),
+        narrow=narrow,
         factored_sq=factored_sq,
-        factored_res=has_rows and config.factored == "all",
+        factored_res=factored_sq and (narrow or config.factored == "all"),
         has_s=config.torque and config.torque_decay > 0 and warming,
         has_last_polarity=config.votes,
         has_walk=config.searches,
         has_lr_mask=config.masks_rows and has_rows,
-        has_spatial_variance=config.spatial_awareness and has_rows,
+        has_spatial_variance=config.spatial_awareness and has_rows and columns > NARROW,
         has_edge_history=config.suppresses_edges and spatial is not None,
         has_background_scale=config.background_regularization and not factored_sq,
     )

@@ -22,7 +22,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
     },
     "balanced": {
         "factored": "second_moment",
-        "min_8bit_size": 4096,
+        "min_8bit_size": 1024,
         "spatial_awareness": False,
         "background_regularization": False,
         "low_rank_emphasis": 1.0,
@@ -71,7 +71,7 @@ class Config:
     agreement_floor: float = -0.05
     lr_mask_gain: float = 0.0
     optim_bits: int = 8
-    min_8bit_size: int = 4096
+    min_8bit_size: int = 1024
     percentile_clipping: int = 100
     block_size: int = 256
     block_wise: bool = True

@@ -29,6 +29,8 @@ SPATIAL_DECAY = 0.99
 SPATIAL_FLOOR = 1e-30
 SPATIAL_LIMITS = (0.5, 2.0)
 BACKGROUND_SLOPE = 4.0
+NARROW = 64
+"""An array whose shorter side, rows or columns, is at most this is narrow (section 1.2)."""
 MIN_ABSMAX = 2.0**-120
 """A block whose largest magnitude is below this counts as a block of zeros: its reciprocal would leave float32."""
 NORM_HISTORY = 100

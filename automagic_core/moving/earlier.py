@@ -1,4 +1,4 @@
-"""Brings a run that version 0.1.0 saved into today's neutral form."""
+"""Brings a run that an earlier version saved into today's neutral form."""
 
 from __future__ import annotations
 
@@ -8,14 +8,35 @@ from collections.abc import Mapping
 import numpy as np
 
 from automagic_core.arrays.group_keys import with_later_fields
-from automagic_core.arrays.state_forms import SEARCH_SCALARS
+from automagic_core.arrays.state_forms import SEARCH_SCALARS, as_held
 from automagic_core.arrays.state_plan import state_plan
+from automagic_core.moving.earlier_forms import in_todays_form
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup
 
 _CLIMBED = np.full((), -1.0, np.float32)
 
 
 def as_now(group: NeutralGroup) -> NeutralGroup:
+    """The group in today's form; what fits no version stays as it is."""
+    group = _with_search(group)
+    try:
+        config = group.config
+    except (KeyError, ValueError):
+        return group
+
+    def with_forms(array: NeutralArray) -> NeutralArray:
+        states: Mapping[str, np.ndarray] = array.states
+        if states and array.shape is not None:
+            # A PyTorch state dict knows no embeddings; the shapes of the states say which axis the rows are.
+            for embedding in (array.embedding, True):
+                plan = state_plan(array.shape, config, group.layout, embedding=embedding)
+                states = in_todays_form(states, as_held(plan, states), config, group.warming)
+        return dataclasses.replace(array, states=states)
+
+    return dataclasses.replace(group, arrays=tuple(map(with_forms, group.arrays)))
+
+
+def _with_search(group: NeutralGroup) -> NeutralGroup:
     """The group with what the search of version 0.1.0 had not: its fields, its scalars and every array's `walk`.
 
     A run in the midst of its search goes on with the rate found so far.  It has climbed and begins its walk here.

@@ -1,7 +1,7 @@
 """Transposes the states of one array to another layout (docs/algorithm.md, section 11.2).
 
-Float32 states, row and column statistics, sign bits and scalars stay exact.  The blocks of an 8-bit state follow the
-order in memory.  Where that order changes, the state is read, transposed and rounded again.
+Float32 states, sign bits and scalars stay exact.  The blocks of an 8-bit state follow the order in memory.  Where that
+order changes, the state is read, transposed and rounded again.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from automagic_core.arrays.axes import keeps_memory_order
-from automagic_core.arrays.state_forms import COMPANDED, ROW_STATES, SLOTS
+from automagic_core.arrays.axes import keeps_memory_order, transposed_shape
+from automagic_core.arrays.coded import as_stored, codes, value
+from automagic_core.arrays.parts import elements, in_parts, part_shapes
+from automagic_core.arrays.state_forms import ROW_STATES, SLOTS, moment_of
 from automagic_core.arrays.state_plan import StatePlan
-from automagic_core.codec.numpy_codec import decode, encode
+from automagic_core.codec.blocks import absmax_shape
 from automagic_core.codec.random_bits import random_unit
-from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 
 States = dict[str, np.ndarray]
+Parts = dict[str, tuple[States, float | None]]
+"""By part: its tensors by flat name, and the relative error where it was rounded again."""
 
 
 class Rounded(NamedTuple):
@@ -27,7 +30,7 @@ class Rounded(NamedTuple):
 
     Attributes:
         array: the parameter's name.
-        state: ``"exp_avg"``, ``"exp_avg_sq"``, ``"exp_avg_res"`` or ``"s"``.
+        state: its flat name, such as ``"exp_avg"`` or ``"exp_avg_sq_col"``.
         error: ‖new − old‖ / ‖old‖ of what is stored, the square root for `exp_avg_sq` and `exp_avg_res`.
     """
 
@@ -67,26 +70,29 @@ def transposed_states(
     """
     keeps_rows = old.row_axis is None or new.row_axis is None or axes[new.row_axis] == old.row_axis
     result, rounded = dict(states), []
-    for state in SLOTS:
-        if state not in states:
+    for moment in SLOTS:
+        if not old.parts(moment).keys() <= states.keys():
             continue
-        if not old.quantized:
-            result[state] = _transposed(states[state], axes)
-            continue
-        pair = states[state], states[f"{state}_absmax"]
-        result[state], result[f"{state}_absmax"], error = _transposed_codes(pair, state, old, new, axes, rounding)
-        if error is not None:
-            rounded.append(Rounded(name, state, error))
+        if old.parts(moment).keys() == new.parts(moment).keys() and (keeps_rows or moment in states):
+            transposed = _transposed_parts(states, moment, old, axes, rounding)
+        else:
+            transposed = _parts_of_new_rows(states, moment, old, new, axes, rounding)
+            notes.lost(f"{moment} has its means approximated: the rows are another axis now", name)
+        result = {state: x for state, x in result.items() if moment_of(state) != moment}
+        for state, (tensors, error) in transposed.items():
+            result |= tensors
+            if error is not None:
+                rounded.append(Rounded(name, state, error))
     if "last_polarity" in states:
         result["last_polarity"] = _transposed_bits(states["last_polarity"], old, axes)
     if keeps_rows:
         # The walk keeps its values.  The signs of its next steps are others, as independent of the past as before.
-        for state in (*ROW_STATES, "walk", *(f"{moment}_{part}" for moment in COMPANDED for part in ("row", "col"))):
+        for state in (*ROW_STATES, "walk"):
             if state in states:
                 result[state] = _transposed(states[state], axes)
     else:
-        _give_new_rows(result, states, old, new, axes, name, notes)
-    _match_edge_history(result, new, name, notes)
+        _give_new_rows(result, states, new, name, notes)
+    _match_row_states(result, new, name, notes)
     return result, rounded
 
 
@@ -94,25 +100,49 @@ def _transposed(x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(axes)).reshape(tuple(x.shape[axis] for axis in axes))
 
 
-def _transposed_codes(
-    stored: tuple[np.ndarray, np.ndarray],
-    state: str,
+def _transposed_parts(
+    states: Mapping[str, np.ndarray], moment: str, plan: StatePlan, axes: Sequence[int], rounding: Rounding
+) -> Parts:
+    """The parts of a moment whose rows stay rows; where the order in memory stays, so does every bit."""
+    result: Parts = {}
+    for state, part in plan.parts(moment).items():
+        if not part.coded:
+            result[state] = {state: _transposed(states[state], axes)}, None
+        elif keeps_memory_order(part.shape, axes):
+            shape = transposed_shape(part.shape, axes)
+            absmax = states[f"{state}_absmax"].reshape(absmax_shape(shape, plan.block_size))
+            result[state] = {state: states[state].reshape(shape), f"{state}_absmax": absmax}, None
+        else:
+            stored = _transposed(as_stored(states, state, plan.block_size), axes)
+            result[state] = _rounded(stored, state, plan.block_size, rounding)
+    return result
+
+
+def _parts_of_new_rows(
+    states: Mapping[str, np.ndarray],
+    moment: str,
     old: StatePlan,
     new: StatePlan,
     axes: Sequence[int],
     rounding: Rounding,
-) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Codes, absmax and the relative error, which is None where every bit was kept."""
-    codes, absmax = stored
-    if keeps_memory_order(old.shape, axes):
-        return codes.reshape(new.shape), absmax.reshape(new.absmax_shape), None
-    signed = state not in COMPANDED
-    value = _transposed(decode(codes, absmax, signed, old.block_size), axes)
-    random = random_unit(rounding.step, SLOTS[state], value.size) if rounding.stochastic else None
-    codes, absmax = encode(value, signed, new.block_size, random)
-    size = float(np.linalg.norm(value.astype(np.float64)))
-    distance = float(np.linalg.norm((decode(codes, absmax, signed, new.block_size) - value).astype(np.float64)))
-    return codes, absmax, distance / size if size > 0 else 0.0
+) -> Parts:
+    """The parts of a factored moment where axes given by hand make another axis the row axis."""
+    held = {state: value(states, state, old.block_size) for state in old.parts(moment)}
+    whole = _transposed(elements(held, moment) * np.ones(old.shape, np.float32), axes)
+    result: Parts = {}
+    for state, mean in in_parts({moment: whole}, moment, part_shapes(new, moment), whole).items():
+        coded = new.parts(moment)[state].coded
+        result[state] = _rounded(np.sqrt(mean), state, new.block_size, rounding) if coded else ({state: mean}, None)
+    return result
+
+
+def _rounded(stored: np.ndarray, state: str, block_size: int | None, rounding: Rounding) -> tuple[States, float]:
+    """Codes and absmax, and the relative error."""
+    random = random_unit(rounding.step, SLOTS[moment_of(state)], stored.size) if rounding.stochastic else None
+    result = codes(stored, state, block_size, random)
+    size = float(np.linalg.norm(stored.astype(np.float64)))
+    distance = float(np.linalg.norm((as_stored(result, state, block_size) - stored).astype(np.float64)))
+    return result, distance / size if size > 0 else 0.0
 
 
 def _transposed_bits(packed: np.ndarray, old: StatePlan, axes: Sequence[int]) -> np.ndarray:
@@ -121,18 +151,8 @@ def _transposed_bits(packed: np.ndarray, old: StatePlan, axes: Sequence[int]) ->
     return np.packbits(np.atleast_1d(_transposed(bits, axes)), axis=-1, bitorder="little")
 
 
-def _give_new_rows(
-    result: States,
-    states: Mapping[str, np.ndarray],
-    old: StatePlan,
-    new: StatePlan,
-    axes: Sequence[int],
-    name: str,
-    notes: Notes,
-) -> None:
+def _give_new_rows(result: States, states: Mapping[str, np.ndarray], new: StatePlan, name: str, notes: Notes) -> None:
     """Replaces the row statistics where axes given by hand make another axis the row axis."""
-    assert new.row_axis is not None
-    row_source = axes[new.row_axis]
     for state in ROW_STATES:
         if state in states:
             mean = states[state].mean(dtype=np.float64)
@@ -143,24 +163,15 @@ def _give_new_rows(
         square = np.square(states["walk"], dtype=np.float64).sum()
         result["walk"] = np.full(new.row_shape, np.sqrt(square / new.row_count), np.float32)
         notes.lost("walk keeps only its length: the rows are another axis now", name)
-    for moment in COMPANDED:
-        if f"{moment}_row" not in states:
-            continue
-        row, column = states[f"{moment}_row"], states[f"{moment}_col"]
-        # The mean over all but the new rows' axis follows from the column means; single columns do not.
-        others = tuple(axis for axis in range(column.ndim) if axis != row_source)
-        new_row = column.mean(axis=others, keepdims=True)
-        share = row / max(float(row.mean()), SQUARE_FLOOR)
-        new_column = (share * column.mean(axis=row_source, keepdims=True)).astype(np.float32)
-        result[f"{moment}_row"], result[f"{moment}_col"] = _transposed(new_row, axes), _transposed(new_column, axes)
-        notes.lost(f"{moment} has its column means approximated: the rows are another axis now", name)
 
 
-def _match_edge_history(result: States, new: StatePlan, name: str, notes: Notes) -> None:
-    """Adds or drops `edge_history`: with axes given by hand, stage 2 may use only one of the two arrays."""
-    if "edge_history" in result and not new.has_edge_history:
-        del result["edge_history"]
-        notes.lost("edge_history is dropped: stage 2 leaves the array alone now", name)
-    elif "edge_history" not in result and new.has_edge_history:
-        result["edge_history"] = np.zeros(new.row_shape, np.float32)
-        notes.changed("edge_history begins at zero", name)
+def _match_row_states(result: States, new: StatePlan, name: str, notes: Notes) -> None:
+    """Adds or drops states that only one of the two arrays has, with axes given by hand."""
+    for state in ("edge_history", "spatial_variance"):
+        has = getattr(new, f"has_{state}")
+        if state in result and not has:
+            del result[state]
+            notes.lost(f"{state} is dropped: the array has no use for it now", name)
+        elif state not in result and has:
+            result[state] = np.zeros(new.row_shape, np.float32)
+            notes.changed(f"{state} begins at zero", name)

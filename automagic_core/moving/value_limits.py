@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from automagic_core.arrays.state_forms import COMPANDED, SLOTS
+from automagic_core.arrays.state_forms import COMPANDED, SLOTS, moment_of
 from automagic_core.config.constants import GRADIENT_LIMIT, MAX_STEP, ROW_LIMIT
 
 _ROUNDING = 1.01
@@ -43,13 +43,13 @@ def limits(key: str) -> tuple[float, float] | None:
     Args:
         key: a state's name, which may end in ``_absmax``, ``_row`` or ``_col``.
     """
-    if key.endswith("_absmax"):
-        name = key.removesuffix("_absmax")
-        if name not in SLOTS:
-            return None
-        largest = LIMITS[name][1]
-        return 0.0, largest**0.5 if name in COMPANDED else largest
-    return LIMITS.get(key.removesuffix("_row").removesuffix("_col"))
+    name = moment_of(key)
+    if not key.endswith("_absmax"):
+        return LIMITS.get(name)
+    if name not in SLOTS:
+        return None
+    largest = LIMITS[name][1]
+    return 0.0, largest**0.5 if name in COMPANDED else largest
 
 
 def check_range(least: float, largest: float, key: str, owner: str) -> None:

@@ -16,7 +16,7 @@ from automagic_core import Decay, StatePlan
 from automagic_core.config import constants
 from automagic_optax.arrays.averages import ema, one_minus_power
 from automagic_optax.arrays.means import accurate_mean, quotient
-from automagic_optax.codec.stored import RowColumn
+from automagic_optax.codec.stored import Statistics
 
 f32 = np.float32
 
@@ -32,28 +32,30 @@ def column_mean(x: jax.Array, plan: StatePlan) -> jax.Array:
     return accurate_mean(x, (plan.row_axis,))
 
 
-def average_moment(decay: Decay, old: jax.Array | RowColumn, x: jax.Array, plan: StatePlan) -> jax.Array | RowColumn:
+def average_moment(decay: Decay, old: jax.Array | Statistics, x: jax.Array, plan: StatePlan) -> jax.Array | Statistics:
     """The moving average of x, elementwise or of its row and column means, in the form of `old`."""
-    if isinstance(old, RowColumn):
-        row = ema(decay, old.row, row_mean(x, plan))
-        return RowColumn(row, ema(decay, old.column, column_mean(x, plan)))
+    if isinstance(old, Statistics):
+        row = None if old.row is None else ema(decay, old.row, row_mean(x, plan))
+        return Statistics(row, None if old.column is None else ema(decay, old.column, column_mean(x, plan)))
     return ema(decay, old, x)
 
 
-def root_second_moment(v: jax.Array | RowColumn, decay: Decay, age: jax.Array) -> jax.Array:
+def root_second_moment(v: jax.Array | Statistics, decay: Decay, age: jax.Array) -> jax.Array:
     """√v̂, with v̂ at least 10⁻³⁰ (section 5.1).
 
     Row and column statistics: each gets its root before they are multiplied, which takes fewer roots.  R is divided by
     its mean first, since R · C underflows.
     """
-    if isinstance(v, RowColumn):
+    if isinstance(v, Statistics):
+        assert v.row is not None
+        assert v.column is not None
         row = jnp.sqrt(quotient(quotient(v.row, accurate_mean(v.row)), one_minus_power(decay, age)))
         return jnp.maximum(row * jnp.sqrt(v.column), f32(constants.SQUARE_FLOOR**0.5))
     return jnp.sqrt(jnp.maximum(quotient(v, one_minus_power(decay, age)), f32(constants.SQUARE_FLOOR)))
 
 
 def growth(
-    q: jax.Array, v: jax.Array | RowColumn, decay: Decay, age: jax.Array, plan: StatePlan
+    q: jax.Array, v: jax.Array | Statistics, decay: Decay, age: jax.Array, plan: StatePlan
 ) -> tuple[jax.Array, jax.Array]:
     """The mean of q over the array, and max(1, k): by how much the gradient exceeds those so far (section 5.1).
 
@@ -63,7 +65,8 @@ def growth(
         decay, age: of the second moment.
         plan: says what the rows are.
     """
-    if isinstance(v, RowColumn):
+    if isinstance(v, Statistics):
+        assert v.row is not None
         mean_square, mean = accurate_mean(row_mean(q, plan)), accurate_mean(v.row)
     else:
         mean_square, mean = accurate_mean(q), accurate_mean(v)
@@ -71,16 +74,19 @@ def growth(
 
 
 def confidence(
-    r: jax.Array | RowColumn, e: jax.Array, decay: Decay, age: jax.Array, plan: StatePlan
-) -> tuple[jax.Array, jax.Array | RowColumn]:
+    r: jax.Array | Statistics, e: jax.Array, decay: Decay, age: jax.Array, plan: StatePlan
+) -> tuple[jax.Array, jax.Array | Statistics]:
     """r̂ and the new `exp_avg_res` (section 5.3).
 
-    One pseudo-observation of 1 keeps the first steps from being over-confident.  Row and column statistics give r̂ from
-    their values before this step, so that one pass over the data is enough.
+    One pseudo-observation of 1 keeps the first steps from being over-confident.  Row and column statistics, or the one
+    of them that a narrow array has, give r̂ from their values before this step, so that one pass over the data is
+    enough.
     """
     complement = f32(decay.complement)
-    if isinstance(r, RowColumn):
-        estimate = quotient(r.row, jnp.maximum(accurate_mean(r.row), f32(constants.SQUARE_FLOOR))) * r.column
+    if isinstance(r, Statistics):
+        estimate = next(x for x in r if x is not None)
+        if r.row is not None and r.column is not None:
+            estimate = quotient(r.row, jnp.maximum(accurate_mean(r.row), f32(constants.SQUARE_FLOOR))) * r.column
         r_hat = quotient(estimate + complement, complement + one_minus_power(decay, age - 1))
         return r_hat, average_moment(decay, r, e, plan)
     r = ema(decay, r, e)
@@ -134,7 +140,7 @@ def row_variance(d: jax.Array, plan: StatePlan) -> jax.Array:
 
 
 def background(
-    v: jax.Array | RowColumn, root: jax.Array, background_scale: jax.Array | None, decay: Decay, age: jax.Array
+    v: jax.Array | Statistics, root: jax.Array, background_scale: jax.Array | None, decay: Decay, age: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     """b = 2 / (1 + exp(4z)) with z = √v̂ / mean(√v̂) − 1, and the new `background_scale` (section 5.7).
 
@@ -144,7 +150,9 @@ def background(
         background_scale: the mean of √v̂ at the array's previous step, 0 before the first.  Where v is row and column
             statistics, it stays as it is: they give the mean of this step.
     """
-    if isinstance(v, RowColumn):
+    if isinstance(v, Statistics):
+        assert v.row is not None
+        assert v.column is not None
         mean = accurate_mean(jnp.sqrt(v.row)) * accurate_mean(jnp.sqrt(v.column)) / jnp.sqrt(accurate_mean(v.row))
         mean, new_scale = mean / jnp.sqrt(one_minus_power(decay, age)), background_scale
     else:

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automagic_core import StatePlan
+from automagic_core import Config, StatePlan, absmax_shape, state_plan
+from automagic_core.arrays.state_forms import COMPANDED
+from automagic_core.arrays.state_plan import Part
+from automagic_core.config.constants import NARROW
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.quantized_array import QuantizedArray, quantize
-from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment
+from automagic_optax.codec.stored import Stored, StoredMoment, moment_from
 from automagic_optax.sharding.placement import devices_of, full, known_sharding, statistic_zeros, zeros_following
 from automagic_optax.sharding.state_shardings import StateShardings
 
@@ -34,7 +37,8 @@ class ScaleByCameampState(NamedTuple):
     and `s`, `last_polarity` and `walk` are None as a whole after `finish_warmup`.  Without `walk` the search rests.
 
         age, skipped_steps: int32 scalars, the steps an array took and those in which it was skipped.
-        torque_mean, background_scale: float32 scalars, the means of τ and of √v̂ at the array's last step.
+        torque_mean: float32 scalars, the mean of τ at the array's last step.
+        background_scale: float32 scalars, the mean of √v̂ at the array's last step; of elementwise second moments.
         exp_avg, s: `QuantizedArray` or float32, in the array's shape.
         exp_avg_sq, exp_avg_res: `QuantizedArray` of the square root, float32, or `RowColumn`.
         last_polarity: uint8, packed sign bits.
@@ -111,21 +115,22 @@ def initial_state(plan: StatePlan, parameter: Any = None) -> ArrayState:
     def scalar(value: int, dtype: Any) -> jax.Array:
         return full((), value, dtype, split.scalar)
 
-    def elementwise(signed: bool) -> Stored:
-        if zeros is not None:
-            return quantize(zeros, signed=signed, block_size=plan.block_size) if plan.quantized else zeros
-        if not plan.quantized:
-            return full(plan.shape, 0, jnp.float32, split.elementwise)
-        absmax = full(plan.absmax_shape, 0, jnp.float32, split.absmax)
-        return QuantizedArray(full(plan.shape, 0, jnp.uint8, split.elementwise), absmax, signed, plan.block_size)
-
     def row_statistic() -> jax.Array:
         return statistic_zeros(parameter, plan.row_shape)
 
-    def moment(factored: bool) -> StoredMoment:
-        if not factored:
-            return elementwise(signed=False)
-        return RowColumn(row_statistic(), statistic_zeros(parameter, plan.column_shape))
+    def stored(part: Part, signed: bool) -> Stored:
+        if zeros is not None:
+            of_part = zeros if part.shape == plan.shape else statistic_zeros(parameter, part.shape)
+            return quantize(of_part, signed=signed, block_size=plan.block_size) if part.coded else of_part
+        sharding = split.part(part.shape)
+        if not part.coded:
+            return full(part.shape, 0, jnp.float32, sharding)
+        absmax = full(absmax_shape(part.shape, plan.block_size), 0, jnp.float32, split.absmax(part.shape))
+        return QuantizedArray(full(part.shape, 0, jnp.uint8, sharding), absmax, signed, plan.block_size)
+
+    def moment(name: str) -> Any:
+        parts = {part: stored(form, signed=name not in COMPANDED) for part, form in plan.parts(name).items()}
+        return moment_from(parts, name)
 
     def polarity() -> jax.Array:
         return full(plan.polarity_shape, 0, jnp.uint8, split.polarity) if zeros is None else pack_bits(zeros != 0)
@@ -134,16 +139,24 @@ def initial_state(plan: StatePlan, parameter: Any = None) -> ArrayState:
         age=scalar(0, jnp.int32),
         skipped_steps=scalar(0, jnp.int32),
         torque_mean=scalar(1, jnp.float32),
-        background_scale=scalar(0, jnp.float32),
-        exp_avg=elementwise(signed=True),
-        exp_avg_sq=moment(plan.factored_sq),
-        exp_avg_res=moment(plan.factored_res),
-        s=elementwise(signed=True) if plan.has_s else None,
+        background_scale=scalar(0, jnp.float32) if plan.has_background_scale else None,
+        exp_avg=moment("exp_avg"),
+        exp_avg_sq=moment("exp_avg_sq"),
+        exp_avg_res=moment("exp_avg_res"),
+        s=moment("s") if plan.has_s else None,
         last_polarity=polarity() if plan.has_last_polarity else None,
         lr_mask=row_statistic() if plan.has_lr_mask else None,
         spatial_variance=row_statistic() if plan.has_spatial_variance else None,
         walk=row_statistic() if plan.has_walk else None,
     )
+
+
+def absent_states(config: Config) -> frozenset[str]:
+    """The fields that are None as a whole in a new state, whatever the arrays are."""
+    # Two arrays, neither of them narrow, have together every state that any array has.
+    plans = [state_plan((NARROW + 1,) * axes, config, "flax") for axes in (1, 2)]
+    optional = ("s", "last_polarity", "walk", "lr_mask", "spatial_variance", "background_scale")
+    return frozenset(name for name in optional if not any(getattr(plan, f"has_{name}") for plan in plans))
 
 
 def gather_states(

@@ -21,6 +21,7 @@ from automagic_optax.cameamp.states import (
     ArrayState,
     ScaleByCameampState,
     Search,
+    absent_states,
     gather_states,
     initial_state,
     scatter_states,
@@ -112,7 +113,7 @@ def scale_by_cameamp(
         arrays = [initial_state(plan, leaf) for plan, leaf in zip(plans_of(params), leaves, strict=True)]
         step, rate = scalar_like(params, 0, jnp.int32), scalar_like(params, 0, jnp.float32)
         search = Search(*(scalar_like(params, 0, jnp.float32) for _ in Search._fields))
-        return gather_states(params, step, search, arrays, _absent_states(config), rate)
+        return gather_states(params, step, search, arrays, absent_states(config), rate)
 
     def update(
         updates: Any, state: ScaleByCameampState, params: Any = None, **extra_args: Any
@@ -129,12 +130,6 @@ def scale_by_cameamp(
         plans, weights = plans_of(params), jax.tree.leaves(params)
         decayed = resolve_decay_mask(weight_decay_mask, params)
         arrays = scatter_states(params, state)
-        # A scalar that nothing changes stays out of the batches: a thousand of them take seconds to compile.
-        idle = [
-            None if plan.has_background_scale else a.background_scale for plan, a in zip(plans, arrays, strict=True)
-        ]
-        arrays = [a if x is None else a._replace(background_scale=None) for x, a in zip(idle, arrays, strict=True)]
-
         kinds = [
             Kind(plan, is_decayed, w.dtype, jax.tree.structure(old))
             for w, old, plan, is_decayed in zip(weights, arrays, plans, decayed, strict=True)
@@ -172,7 +167,6 @@ def scale_by_cameamp(
         states = [stepped.state._replace(lr_mask=mask) for stepped, mask in zip(steps, masks, strict=True)]
         absent = frozenset(name for name in ArrayState._fields if getattr(state, name) is None)
         arrays = batched.spread(states, arrays)
-        arrays = [a if x is None else a._replace(background_scale=x) for x, a in zip(idle, arrays, strict=True)]
         new_state = gather_states(params, step, search, arrays, absent, now.array())
         stepped_updates = batched.replace([stepped.update for stepped in steps], [_no_step(g) for g in batched.others])
         tell_step(
@@ -186,13 +180,6 @@ def scale_by_cameamp(
         return leave(stepped_updates), new_state
 
     return with_types(optax.GradientTransformationExtraArgs(init, update))
-
-
-def _absent_states(config: Config) -> frozenset[str]:
-    # An array of two axes and any size has every state that any array has.
-    plan = state_plan((1, 1), config, "flax")
-    optional = ("s", "last_polarity", "walk", "lr_mask", "spatial_variance")
-    return frozenset(name for name in optional if not getattr(plan, f"has_{name}"))
 
 
 def _no_step(g: jax.Array | None) -> jax.Array | None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
 from automagic_optax.checkpoints.earlier import with_search
+from automagic_optax.checkpoints.earlier_forms import below, in_form_of, in_saved_form
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.moments.quantized_moment import QuantizedMoment
 
@@ -47,10 +48,14 @@ def register() -> None:
     def restore_named_tuple(target: Any, state: Any) -> Any:
         if type(target).__module__.startswith("automagic_optax.") and isinstance(state, dict):
             if isinstance(target, ScaleByCameampState):
-                target, state = in_one_form(target, state)
+                now, state = in_one_form(target, state)
+                target = in_saved_form(now, lambda field, path: below(state.get(field), path), lambda x, _: x)
             like = serialization.to_state_dict(target)
             state = boxed_like(like, like | state)  # a field that the file lacks stays as the target has it
-        return pair[1](target, state)
+        restored = pair[1](target, state)
+        if isinstance(target, ScaleByCameampState) and target is not now:
+            return in_form_of(restored, now, lambda x, _: x)
+        return restored
 
     serialization.register_serialization_state(named_tuple, pair[0], restore_named_tuple, override=True)
 

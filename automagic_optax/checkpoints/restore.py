@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.tree_util import keystr
@@ -18,6 +19,7 @@ from automagic_optax.cameamp.find_states import finish_warmup, parts_of
 from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
 from automagic_optax.checkpoints.abstract_state import abstract_state
 from automagic_optax.checkpoints.earlier import with_search
+from automagic_optax.checkpoints.earlier_forms import below, in_form_of, in_saved_form, replicated
 
 
 def restore(
@@ -80,11 +82,16 @@ def _is_state(x: Any) -> bool:
 def _as_now(part: Any, like: Any) -> Any:
     """The restored state in today's form; `like` has its shapes and shardings."""
     if not isinstance(part, _Earlier):
-        return part
+        return in_form_of(part, like, _placed)
     fields = with_search(part._asdict(), jax.tree.map(lambda x: _filled(x, 0), like.walk))
     # One more array for each scalar: two leaves of a state must not be one buffer, or it could not be donated.
     shared = {name: _filled(getattr(like, name), fields.get(name, 0)) for name in _LATER if name != "walk"}
-    return ScaleByCameampState(**fields | shared)
+    return in_form_of(ScaleByCameampState(**fields | shared), like, _placed)
+
+
+def _placed(values: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    placed: jax.Array = jax.device_put(values, like.sharding)
+    return placed
 
 
 def _filled(like: jax.ShapeDtypeStruct, value: Any) -> jax.Array:
@@ -97,7 +104,7 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
     def in_form(keys: tuple[Any, ...], part: Any) -> Any:
         if not isinstance(part, ScaleByCameampState):
             return part
-        fields = _at(saved, keys)
+        fields = below(saved, keys)
         names = set(fields) if isinstance(fields, Mapping) else set()
         if not names & {"log_rate_scale", "lr_scale"} or not {"exp_avg", "s", "last_polarity"} <= names:
             place = keystr(keys) or "its root"
@@ -106,22 +113,9 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
             )
         # If all arrays are masked, these fields are empty trees and not None.
         missing: dict[str, Any] = {name: None for name in WARM_UP_ONLY if fields.get(name) is None}
-        part = part._replace(**missing)
+        part = in_saved_form(part._replace(**missing), lambda field, path: below(fields.get(field), path), replicated)
         if "log_rate_scale" in fields:
             return part
         return _Earlier(*(getattr(part, _NOW.get(name, name)) for name in _EARLIER_NAMES))
 
     return jax.tree_util.tree_map_with_path(in_form, wanted, is_leaf=lambda x: isinstance(x, ScaleByCameampState))
-
-
-def _at(saved: Any, keys: tuple[Any, ...]) -> Any:
-    """The metadata at a path of the state, where named tuples are mappings; None where there is none."""
-    for key in keys:
-        name = keystr((key,), simple=True)
-        if isinstance(saved, Mapping):
-            saved = saved.get(name)
-        elif isinstance(saved, (list, tuple)) and name.isdigit() and int(name) < len(saved):
-            saved = saved[int(name)]
-        else:
-            return None
-    return saved

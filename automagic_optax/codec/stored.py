@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,16 +14,33 @@ import jax.numpy as jnp
 from automagic_optax.codec.quantized_array import QuantizedArray, RoundingRule, exact_rule, quantize
 from automagic_optax.codec.random_bits import random_unit
 
+Stored = jax.Array | QuantizedArray
+
 
 class RowColumn(NamedTuple):
-    """A factored state: the moving averages of an array's row means and column means, float32, dimensions kept."""
+    """A factored state: the moving averages of an array's row means and column means, dimensions kept.
 
-    row: jax.Array
-    column: jax.Array
+    A narrow array has the longer one of them in 8 bits, as its root, and may have the shorter one alone.
+    """
+
+    row: Stored | None
+    column: Stored | None
 
 
-Stored = jax.Array | QuantizedArray
 StoredMoment = Stored | RowColumn
+
+
+def tensors_of(moment: StoredMoment, name: str) -> dict[str, Stored]:
+    """A moment's tensors by their flat names (section 6.1): itself, or its statistics."""
+    if not isinstance(moment, RowColumn):
+        return {name: moment}
+    parts = {f"{name}_row": moment.row, f"{name}_col": moment.column}
+    return {part: x for part, x in parts.items() if x is not None}
+
+
+def moment_from(parts: Mapping[str, Stored], name: str) -> StoredMoment:
+    """Undoes `tensors_of`."""
+    return parts[name] if name in parts else RowColumn(parts.get(f"{name}_row"), parts.get(f"{name}_col"))
 
 
 def read_signed(stored: Stored) -> jax.Array:
@@ -30,8 +48,22 @@ def read_signed(stored: Stored) -> jax.Array:
     return stored.dequantize() if isinstance(stored, QuantizedArray) else stored
 
 
-def read_nonnegative(stored: StoredMoment) -> jax.Array | RowColumn:
-    """The float32 values of a non-negative state; row and column statistics as they are."""
+class Statistics(NamedTuple):
+    """The float32 values of a `RowColumn`."""
+
+    row: jax.Array | None
+    column: jax.Array | None
+
+
+def read_nonnegative(stored: StoredMoment) -> jax.Array | Statistics:
+    """The float32 values of a non-negative state."""
+    if isinstance(stored, RowColumn):
+        return Statistics(*(None if x is None else read_root(x) for x in stored))
+    return read_root(stored)
+
+
+def read_root(stored: Stored) -> jax.Array:
+    """As `read_nonnegative`, for one tensor."""
     return jnp.square(stored.dequantize()) if isinstance(stored, QuantizedArray) else stored
 
 
@@ -55,8 +87,14 @@ class Writer(NamedTuple):
         random = random_unit(self.step, slot, value.shape) if self.stochastic else None
         return quantize(value, signed=like.signed, block_size=like.block_size, random=random, rule=self.rule)
 
-    def nonnegative(self, value: jax.Array | RowColumn, like: StoredMoment, slot: int) -> StoredMoment:
-        """Stores a non-negative state in the form of `like`; row and column statistics stay float32."""
-        if isinstance(value, RowColumn) or not isinstance(like, QuantizedArray):
-            return value
-        return self.signed(jnp.sqrt(value), like, slot)
+    def nonnegative(self, value: jax.Array | Statistics, like: StoredMoment, slot: int) -> StoredMoment:
+        """Stores a non-negative state in the form of `like`."""
+        if isinstance(value, Statistics):
+            assert isinstance(like, RowColumn)
+            return RowColumn(*(x if x is None else self.root(x, y, slot) for x, y in zip(value, like, strict=True)))
+        assert not isinstance(like, RowColumn)
+        return self.root(value, like, slot)
+
+    def root(self, value: jax.Array, like: Stored | None, slot: int) -> Stored:
+        """As `nonnegative`, for one tensor."""
+        return self.signed(jnp.sqrt(value), like, slot) if isinstance(like, QuantizedArray) else value

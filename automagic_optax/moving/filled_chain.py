@@ -13,8 +13,14 @@ from automagic_optax.arrays.containers import flatten_like, pure
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.cameamp.find_states import map_states, only_state
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
-from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, Search, gather_states, scatter_states
-from automagic_optax.codec.stored import RowColumn
+from automagic_optax.cameamp.states import (
+    WARM_UP_ONLY,
+    ArrayState,
+    ScaleByCameampState,
+    Search,
+    gather_states,
+    scatter_states,
+)
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
 from automagic_optax.stages.encourage_low_rank import EncourageLowRankState
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
@@ -52,7 +58,8 @@ class Template:
         absent = frozenset(
             name
             for name in ArrayState._fields
-            if getattr(self.state, name) is None or (arrays and all(getattr(array, name) is None for array in arrays))
+            if getattr(self.state, name) is None
+            or (name in WARM_UP_ONLY and arrays and all(getattr(array, name) is None for array in arrays))
         )
         state = gather_states(self.tree, step, search, list(arrays), absent, learning_rate)
         filled = map_states(lambda _: state, self.opt_state)
@@ -106,16 +113,6 @@ def take_over_other_states(filled: Any, source: Any, notes: Notes) -> Any:
     else:
         notes.lost("states of the other transformations in the chain do not correspond and begin anew")
     return jax.tree.unflatten(structure, leaves)
-
-
-def mean_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Mean over the axes that have length 1 in `shape`, dimensions kept."""
-    return jnp.mean(x, axis=tuple(axis for axis, n in enumerate(shape) if n == 1), keepdims=True)
-
-
-def row_and_column(x: jax.Array, like: RowColumn) -> RowColumn:
-    """Row and column means in the shapes of `like`."""
-    return RowColumn(mean_to(x, like.row.shape), mean_to(x, like.column.shape))
 
 
 def match(params: Any, tree: Any, what: str) -> list[Any]:

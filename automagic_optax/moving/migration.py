@@ -11,6 +11,7 @@ import optax
 
 from automagic_core import MAX_STEP, Config, Slot
 from automagic_core.arrays.bias import stored_confidence, weight_seen
+from automagic_core.arrays.parts import in_parts
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.containers import held_like, pure
@@ -18,8 +19,8 @@ from automagic_optax.cameamp.find_states import parts_of
 from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.polarity import pack_bits
-from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer
-from automagic_optax.moving.filled_chain import Template, match, row_and_column
+from automagic_optax.codec.stored import StoredMoment, Writer, moment_from, tensors_of
+from automagic_optax.moving.filled_chain import Template, match
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
 
 f32 = np.float32
@@ -92,10 +93,9 @@ def from_adam_state(
         u = jnp.clip(m_hat / (root + f32(eps)), -f32(config.update_clip), f32(config.update_clip))
         beta1, beta2, beta3 = config.betas
         confidence = jnp.full(m.shape, stored_confidence(1.0, beta3, age), jnp.float32)
-        elementwise = not isinstance(like.exp_avg_sq, RowColumn)
         return like._replace(
             age=jnp.asarray(age, jnp.int32),
-            background_scale=jnp.mean(root) if elementwise and m.size else like.background_scale,
+            background_scale=None if like.background_scale is None else jnp.mean(root),
             exp_avg=writer.signed(u * f32(weight_seen(beta1, age)), like.exp_avg, Slot.exp_avg),
             exp_avg_sq=in_form(v_hat * f32(weight_seen(beta2, age)), like.exp_avg_sq, writer, Slot.exp_avg_sq),
             exp_avg_res=in_form(confidence, like.exp_avg_res, writer, Slot.exp_avg_res),
@@ -112,9 +112,11 @@ def from_adam_state(
     return held_like(template.fresh, filled), notes.tell(LOGGER)
 
 
-def in_form(value: jax.Array, like: StoredMoment, writer: Writer, slot: Slot) -> Stored | RowColumn:
+def in_form(value: jax.Array, like: StoredMoment, writer: Writer, slot: Slot) -> StoredMoment:
     """A non-negative elementwise statistic in the form of `like`."""
-    return row_and_column(value, like) if isinstance(like, RowColumn) else writer.nonnegative(value, like, slot)
+    wanted = tensors_of(like, slot.name)
+    values = in_parts({slot.name: value}, slot.name, {part: x.shape for part, x in wanted.items()}, value)
+    return moment_from({part: writer.root(values[part], x, slot) for part, x in wanted.items()}, slot.name)
 
 
 def _only_adam(opt_state: Any) -> optax.ScaleByAdamState:

@@ -19,10 +19,18 @@ from automagic_optax.arrays.containers import flatten_like, pure, unflatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import only_state, parts_of
+from automagic_optax.cameamp.flat_states import array_state, flat_fields
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
-from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, Search, gather_states, scatter_states
+from automagic_optax.cameamp.states import WARM_UP_ONLY as WARM_UP_FIELDS
+from automagic_optax.cameamp.states import (
+    ArrayState,
+    ScaleByCameampState,
+    Search,
+    absent_states,
+    gather_states,
+    scatter_states,
+)
 from automagic_optax.moving.torch_names import Names, torch_indices
-from automagic_optax.moving.torch_tensors import array_state, flat_fields
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
@@ -169,9 +177,8 @@ def _opt_state(group: NeutralGroup, params: Any, lora: Mark, embedding: Mark) ->
         history = array.states.get("edge_history", np.zeros(plan.row_shape, np.float32))
         edge_history.append(jnp.array(history) if plan.has_edge_history else None)
         arrays.append(array_state(array.states, plan, group.warming))
-    absent = frozenset(
-        name for name in ArrayState._fields if arrays and all(getattr(array, name) is None for array in arrays)
-    )
+    gone = {name for name in WARM_UP_FIELDS if arrays and all(getattr(array, name) is None for array in arrays)}
+    absent = absent_states(config) | gone
     search = Search(**{name: jnp.array(group.shared[name]) for name in SEARCH_SCALARS})
     state = gather_states(params, step, search, arrays, absent, jnp.zeros([], jnp.float32))
     stages = {

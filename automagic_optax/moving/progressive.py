@@ -9,6 +9,7 @@ import jax
 
 from automagic_core import Config
 from automagic_core.arrays.state_forms import COMPANDED, SLOTS
+from automagic_core.arrays.state_plan import long_statistic
 from automagic_core.moving.progressive import progressive_min_8bit_size
 from automagic_optax.arrays.containers import flatten_like, is_container, is_variable, pure, refilled, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
@@ -82,9 +83,27 @@ def progressive_quantization(
         hold: Callable[[Any], Any] = holders[0].replace if holders else lambda array: array
 
         def one(stored: Any, stay: bool, name: str) -> Any:
+            if isinstance(stored, RowColumn):
+                return with_long_one(stored, stay, name)
             value = pure(stored)
-            if stay or not isinstance(value, jax.Array) or not 0 < value.size >= size:
-                return stored
+            return (
+                stored
+                if stay or not isinstance(value, jax.Array) or not 0 < value.size >= size
+                else coded(stored, name)
+            )
+
+        def with_long_one(moment: RowColumn, stay: bool, name: str) -> RowColumn:
+            row, column = (None if x is None else pure(x) for x in moment)
+            if stay or not (isinstance(row, jax.Array) and isinstance(column, jax.Array)):
+                return moment
+            long = long_statistic(row.size, column.size)
+            if long is None or not 0 < row.size * column.size >= size:
+                return moment
+            field = "row" if long == "_row" else "column"
+            return moment._replace(**{field: coded(getattr(moment, field), name)})
+
+        def coded(stored: Any, name: str) -> QuantizedArray:
+            value = pure(stored)
             signed = name not in COMPANDED
             like = zeros(value.shape, signed, config.absmax_block_size)
             new: Any = (writer.signed if signed else writer.nonnegative)(value, like, SLOTS[name])

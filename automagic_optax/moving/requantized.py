@@ -14,6 +14,7 @@ import optax
 
 from automagic_core import Config, Slot
 from automagic_core.arrays.bias import weight_seen
+from automagic_core.arrays.parts import elements, in_parts, what_is_lost
 from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
@@ -22,9 +23,17 @@ from automagic_optax.cameamp.find_states import only_state
 from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.quantized_array import QuantizedArray
-from automagic_optax.codec.stored import RowColumn, Stored, StoredMoment, Writer, read_nonnegative, read_signed
+from automagic_optax.codec.stored import (
+    RowColumn,
+    Stored,
+    StoredMoment,
+    Writer,
+    moment_from,
+    read_root,
+    read_signed,
+    tensors_of,
+)
 from automagic_optax.moving.filled_chain import Template, arrays_of, take_over_other_states
-from automagic_optax.moving.migration import in_form
 
 f32 = np.float32
 _ROW_STATES = ("lr_mask", "spatial_variance")
@@ -85,7 +94,7 @@ def _check_rows(old: ArrayState, like: ArrayState, name: str) -> None:
 
 def _row_shape(value: Any, field: str) -> tuple[int, ...] | None:
     if isinstance(value, RowColumn):
-        return value.row.shape
+        return None if value.row is None else value.row.shape
     return value.shape if field in (*_ROW_STATES, "walk") and value is not None else None
 
 
@@ -95,14 +104,17 @@ def _requantized(
     _note_bits(old.exp_avg, like.exp_avg, name, notes)
     new = old._replace(
         exp_avg=_signed(old.exp_avg, like.exp_avg, writer, Slot.exp_avg),
-        exp_avg_sq=_moment(old.exp_avg_sq, like.exp_avg_sq, writer, Slot.exp_avg_sq, name, notes),
-        exp_avg_res=_moment(old.exp_avg_res, like.exp_avg_res, writer, Slot.exp_avg_res, name, notes),
+        exp_avg_sq=_moment(old.exp_avg_sq, like.exp_avg_sq, old.exp_avg.shape, writer, Slot.exp_avg_sq, name, notes),
+        exp_avg_res=_moment(
+            old.exp_avg_res, like.exp_avg_res, old.exp_avg.shape, writer, Slot.exp_avg_res, name, notes
+        ),
     )
-    if isinstance(old.exp_avg_sq, RowColumn) and not isinstance(like.exp_avg_sq, RowColumn) and int(old.age) > 0:
-        v_hat = _product(old.exp_avg_sq) / f32(weight_seen(config.betas[1], int(old.age)))
+    if like.background_scale is not None and old.background_scale is None and int(old.age) > 0:
+        values = {part: read_root(x) for part, x in tensors_of(old.exp_avg_sq, "exp_avg_sq").items()}
+        v_hat = elements(values, "exp_avg_sq") / f32(weight_seen(config.betas[1], int(old.age)))
         new = new._replace(background_scale=jnp.mean(jnp.sqrt(jnp.maximum(v_hat, f32(SQUARE_FLOOR)))))
-    for field in (*_ROW_STATES, "s", "last_polarity", "walk"):
-        was, wanted = getattr(old, field), getattr(like, field)
+    for field in (*_ROW_STATES, "s", "last_polarity", "walk", "background_scale"):
+        was, wanted = getattr(new, field), getattr(like, field)
         if (was is None) == (wanted is None):
             continue
         if was is not None:
@@ -122,25 +134,28 @@ def _signed(old: Stored, like: Stored, writer: Writer, slot: Slot) -> Stored:
     return old if _same_form(old, like) else writer.signed(read_signed(old), like, slot)
 
 
-def _moment(old: StoredMoment, like: StoredMoment, writer: Writer, slot: Slot, name: str, notes: Notes) -> StoredMoment:
+def _moment(
+    old: StoredMoment, like: StoredMoment, shape: tuple[int, ...], writer: Writer, slot: Slot, name: str, notes: Notes
+) -> StoredMoment:
     if _same_form(old, like):
         return old
-    if isinstance(old, RowColumn):
-        notes.lost(f"{slot.name} is approximated by the product of its row and column means", name)
-        return writer.nonnegative(_product(old), like, slot)
-    if isinstance(like, RowColumn):
-        notes.lost(f"{slot.name} goes on as row and column means: single values are gone", name)
-    value = read_nonnegative(old)
-    assert not isinstance(value, RowColumn)
-    return in_form(value, like, writer, slot)
-
-
-def _product(moment: RowColumn) -> jax.Array:
-    """The elements that row and column means approximate: R / mean R · C."""
-    return moment.row / jnp.maximum(jnp.mean(moment.row), f32(SQUARE_FLOOR)) * moment.column
+    held, wanted = tensors_of(old, slot.name), tensors_of(like, slot.name)
+    if (loss := what_is_lost(slot.name, held, wanted)) is not None:
+        notes.lost(loss, name)
+    shapes = {part: x.shape for part, x in wanted.items()}
+    values = in_parts({part: read_root(x) for part, x in held.items()}, slot.name, shapes, jnp.ones(shape))
+    return moment_from(
+        {
+            part: held[part] if part in held and _same_form(held[part], x) else writer.root(values[part], x, slot)
+            for part, x in wanted.items()
+        },
+        slot.name,
+    )
 
 
 def _same_form(old: Any, like: Any) -> bool:
+    if isinstance(old, RowColumn) and isinstance(like, RowColumn):
+        return all(_same_form(x, y) for x, y in zip(old, like, strict=True))
     if isinstance(old, QuantizedArray) and isinstance(like, QuantizedArray):
         return old.block_size == like.block_size
     return type(old) is type(like) or (isinstance(old, jax.Array) and isinstance(like, jax.Array))

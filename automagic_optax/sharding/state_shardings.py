@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from automagic_core import StatePlan
 from automagic_core.codec.blocks import Shape, absmax_shape
-from automagic_optax.sharding.placement import parts
+from automagic_optax.sharding.placement import parts, statistic_sharding
 
 
 class StateShardings:
@@ -24,20 +24,19 @@ class StateShardings:
         self._parameter = parameter
         self._plan = plan
 
-    @property
-    def elementwise(self) -> NamedSharding | None:
-        """Of a state with one value per element."""
-        return self._parameter
+    def part(self, shape: Shape) -> NamedSharding | None:
+        """Of a state of the parameter's shape, or of a row or column statistic."""
+        return self._parameter and statistic_sharding(self._parameter, self._plan.shape, shape)
 
     @property
     def scalar(self) -> NamedSharding | None:
         """Whole on every device."""
         return self._parameter and NamedSharding(self._parameter.mesh, PartitionSpec())
 
-    @property
-    def absmax(self) -> NamedSharding | None:
-        """Of the absmax of an 8-bit state."""
-        return self._parameter and absmax_sharding(self._parameter, self._plan.shape, self._plan.block_size)
+    def absmax(self, shape: Shape) -> NamedSharding | None:
+        """Of the absmax of an 8-bit state of some shape."""
+        split = self.part(shape)
+        return split and absmax_sharding(split, shape, self._plan.block_size)
 
     @property
     def polarity(self) -> NamedSharding | None:

@@ -38,7 +38,7 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None) 
     }
     ok, delta, new = _step(batch, before, stored, energy)
 
-    extent.write(batch.states, stored, new, ok, batch.rounding_key if config.stochastic_rounding else None)
+    extent.write(batch.states, stored, new, ok, batch.state_key if config.stochastic_rounding else None)
     skipped = stored["skipped_steps"]
     extent.replace(batch.states, "skipped_steps", skipped + (~ok & (skipped < MAX_STEP)))
     if on_update is not None:

@@ -222,3 +222,7 @@ class Batch:
         """The key of the random bits that the arrays share; that of the walk is the same at every step."""
         step = 0 if slot == Slot.walk else self.call.step
         return (rounding_key(step, slot, self.plan.size) + self.extent.first) % 2**32
+
+    def state_key(self, slot: Slot, size: int) -> int:
+        """The key of the random bits for states of the whole arrays that have some size."""
+        return rounding_key(self.call.step, slot, size)

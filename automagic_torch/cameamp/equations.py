@@ -129,15 +129,16 @@ def confidence(u: Tensor, m_hat: Tensor, old: States, age: Tensor, means: Means,
     # At an array's first step m̂ is u itself, and the difference in float32 would be noise.
     e = (u - m_hat).square_().mul_((age - 1).clamp_(max=1.0))
     if means.plan.factored_res:
-        # The averages before this step, so that e is read only once.
-        R, C = old["exp_avg_res_row"], old["exp_avg_res_col"]
-        (mean,) = means.of_rows(R)
-        r = R / mean.clamp(min=SQUARE_FLOOR) * C
+        # The averages before this step, so that e is read only once.  A narrow array has one of them.
+        averaged = {"exp_avg_res_row": means.rows, "exp_avg_res_col": means.columns}
+        statistics = {name: old[name] for name in averaged if name in old}
+        r, *others = statistics.values()
+        if others:
+            (mean,) = means.of_rows(r)
+            r = r / mean.clamp(min=SQUARE_FLOOR) * others[0]
         # The denominator is 2 − β − βᵃ⁻¹, without cancellation.
-        r_hat = r.add_(beta.complement).div_(beta.complement + one_minus_power(beta, age - 1))
-        R = ema(beta, R, means.rows(e))
-        C = ema(beta, C, means.columns(e))
-        return r_hat, {"exp_avg_res_row": R, "exp_avg_res_col": C}
+        r_hat = (r + beta.complement).div_(beta.complement + one_minus_power(beta, age - 1))
+        return r_hat, {name: ema(beta, before, averaged[name](e)) for name, before in statistics.items()}
     r = ema(beta, old["exp_avg_res"], e)
     r_hat = (r + beta.complement).div_(beta.complement + one_minus_power(beta, age))
     return r_hat, {"exp_avg_res": r}

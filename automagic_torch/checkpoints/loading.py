@@ -25,7 +25,7 @@ from automagic_core.arrays.group_keys import (
 from automagic_core.arrays.state_forms import SEARCH_SCALARS, WARM_UP_ONLY, foreign_states, own_states
 from automagic_torch.cameamp.effective_rate import rate_in_force
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
-from automagic_torch.checkpoints.earlier import add_scalars
+from automagic_torch.checkpoints.earlier import add_scalars, with_todays_forms
 from automagic_torch.checkpoints.saved_values import check_norm_history, check_values
 from automagic_torch.codec import quantized_tensor
 from automagic_torch.codec.stored import States, state_forms
@@ -155,6 +155,8 @@ def _checked_array(
     forms = state_forms(plan, warming)
     if "walk" in forms and AGREEMENT not in group:  # version 0.1.0 had none
         kept.setdefault("walk", torch.zeros(plan.row_shape, dtype=torch.float32))
+    if all(isinstance(value, Tensor) for value in kept.values()):
+        kept = with_todays_forms(kept, plan, config, warming)
     _check_bits(kept, plan.quantized, config, name)
     differing = sorted(set(kept) ^ set(forms), key=str)
     if differing:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from automagic_core import Config
 from automagic_core.arrays.group_keys import PREFIX
-from automagic_core.arrays.state_forms import SLOTS
+from automagic_core.arrays.state_forms import SLOTS, moment_of
 from automagic_core.config.constants import NORM_HISTORY
 from automagic_core.moving.value_limits import check_range, limits
 from automagic_torch.stages.norm_history import HISTORY, POSITION
@@ -27,7 +27,7 @@ def check_values(values: Tensor, key: str, owner: str) -> None:
         key: the state's name.
         owner: the parameter or group in the message.
     """
-    is_code = key in SLOTS and values.dtype == torch.uint8
+    is_code = moment_of(key) in SLOTS and values.dtype == torch.uint8
     if limits(key) is None or is_code or values.numel() == 0 or values.is_meta:
         return
     least, largest = (float(value) for value in torch.aminmax(values))

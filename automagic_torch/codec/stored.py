@@ -5,6 +5,7 @@ Every tensor is contiguous in row-major order, whatever the memory format of its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from automagic_core import Slot, StatePlan
 from automagic_core.arrays import state_forms as core_forms
-from automagic_core.arrays.state_forms import COMPANDED, SCALARS, SLOTS
+from automagic_core.arrays.state_forms import COMPANDED, SCALARS, SLOTS, coded_shapes, moment_of
 from automagic_torch.codec.quantized_tensor import QuantizedTensor
 
 States = dict[str, Tensor]
+Key = Callable[[Slot, int], int]
+"""Gives the key of the random bits of a slot for whole, unsharded tensors of some size: section 3.7."""
 
 
 class Form(NamedTuple):
@@ -51,10 +54,11 @@ def read_states(stored: States, plan: StatePlan) -> States:
         stay integers.
     """
     values: States = {}
+    coded = coded_shapes(plan)
     for name, tensor in stored.items():
-        if name in SLOTS and plan.quantized:
+        if name in coded:
             absmax = stored[name + "_absmax"]
-            values[name] = QuantizedTensor(tensor, absmax, name in COMPANDED, plan.block_size).read()
+            values[name] = QuantizedTensor(tensor, absmax, moment_of(name) in COMPANDED, plan.block_size).read()
         elif name in SCALARS:
             values[name] = tensor.view(-1, *[1] * len(plan.shape))
         elif not name.endswith("_absmax"):
@@ -62,18 +66,21 @@ def read_states(stored: States, plan: StatePlan) -> States:
     return values
 
 
-def encoded_states(new: States, plan: StatePlan, key: Callable[[Slot], int] | None) -> States:
+def encoded_states(new: States, plan: StatePlan, key: Key | None) -> States:
     """Brings stacked states into their stored form.
 
     Args:
         new: the states that change, as `read_states` returns them.
         plan: the plan of the arrays.
-        key: gives the key of a slot's random bits; None rounds to nearest.
+        key: gives the keys of the random bits; None rounds to nearest.
     """
     encoded: States = {}
+    coded = coded_shapes(plan)
     for name, value in new.items():
-        if name in SLOTS and plan.quantized:
-            quantized = QuantizedTensor.write(value, name in COMPANDED, plan.block_size, key and key(SLOTS[name]))
+        if name in coded:
+            moment = moment_of(name)
+            bits = key and key(SLOTS[moment], math.prod(coded[name]))
+            quantized = QuantizedTensor.write(value, moment in COMPANDED, plan.block_size, bits)
             encoded[name], encoded[name + "_absmax"] = quantized.codes, quantized.absmax
         else:
             encoded[name] = value.view(-1) if name in SCALARS else value

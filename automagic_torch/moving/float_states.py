@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from automagic_core import Config, Slot, StatePlan, rounding_key
-from automagic_core.arrays.state_forms import SLOTS
-from automagic_torch.codec.stored import States, encoded_states, read_states
-
-Rounding = Callable[[Slot], int] | None
-"""The key of a slot's random bits; None rounds codes to nearest."""
+from automagic_core import Config, StatePlan, rounding_key
+from automagic_core.arrays.state_forms import coded_shapes
+from automagic_torch.codec.stored import Key, States, encoded_states, read_states
 
 
-def rounding(config: Config, step: int, plan: StatePlan) -> Rounding:
-    """How an array's states are rounded: with the random bits of step t, or to nearest."""
-    if not config.stochastic_rounding:
-        return None
-    return lambda slot: rounding_key(step, slot, plan.size)
+def rounding(config: Config, step: int) -> Key | None:
+    """How states are rounded: with the random bits of step t, or to nearest."""
+    return (lambda slot, size: rounding_key(step, slot, size)) if config.stochastic_rounding else None
 
 
 def float_values(state: States, plan: StatePlan) -> States:
@@ -25,8 +18,9 @@ def float_values(state: States, plan: StatePlan) -> States:
     return {name: value.view(state[name].shape) for name, value in values.items()}
 
 
-def stored_values(values: States, plan: StatePlan, key: Rounding) -> States:
+def stored_values(values: States, plan: StatePlan, key: Key | None) -> States:
     """Brings values as `float_values` returns them into the form that `plan` gives them, rounded by `key`."""
-    to_quantize = {name: value[None] for name, value in values.items() if name in SLOTS and plan.quantized}
+    coded = coded_shapes(plan)
+    to_quantize = {name: value[None] for name, value in values.items() if name in coded}
     quantized = {name: tensor[0] for name, tensor in encoded_states(to_quantize, plan, key).items()}
     return {**values, **quantized}

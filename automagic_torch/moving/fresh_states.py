@@ -10,6 +10,7 @@ from torch import Tensor
 
 from automagic_core import StatePlan
 from automagic_core.arrays.bias import weight_seen
+from automagic_core.arrays.state_forms import coded_shapes
 from automagic_core.config.constants import EDGE_DECAY, SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_torch.arrays.means import Means
@@ -19,17 +20,6 @@ from automagic_torch.stages.suppress_edges import laplacian
 
 _SQUARES_OF_LAPLACIAN = 20
 """The sum of the squared weights of the Laplacian: 4² for the element and 1 for each of four neighbours."""
-
-
-def row_and_column(x: Tensor, plan: StatePlan) -> tuple[Tensor, Tensor]:
-    """The row means and the column means of one array, in `StatePlan.row_shape` and `column_shape`."""
-    means = Means(plan)
-    return means.rows(x[None])[0], means.columns(x[None])[0]
-
-
-def product(row: Tensor, column: Tensor) -> Tensor:
-    """The array that row and column means approximate: R / mean R · C."""
-    return row / row.mean().clamp(min=SQUARE_FLOOR) * column
 
 
 def polarity_of(momentum: Tensor) -> Tensor:
@@ -84,8 +74,8 @@ def with_fresh_states(
         elif name == "edge_history":
             complete[name] = edge_history_of(v_hat, plan, age)
         else:
-            # `s` is float32 before it is quantized.
-            dtype = torch.float32 if name == "s" else form.dtype
+            # Moments are float32 before they are quantized.
+            dtype = torch.float32 if name in coded_shapes(plan) else form.dtype
             complete[name] = torch.zeros(form.shape, dtype=dtype, device=m.device)
     return complete, added
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from automagic_core import StatePlan
 from automagic_core.arrays.bias import stored_confidence, weight_seen
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, PEAK_AGREEMENT, SEARCH_KEYS, STEP
+from automagic_core.arrays.parts import in_parts, part_shapes
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_torch.cameamp.effective_rate import formed_rate
@@ -20,7 +21,7 @@ from automagic_torch.cameamp.verbose import LOGGER
 from automagic_torch.codec.stored import States
 from automagic_torch.moving.adam_states import AdamMoments, adam_moments
 from automagic_torch.moving.float_states import rounding, stored_values
-from automagic_torch.moving.fresh_states import background_of, note_fresh_states, row_and_column, with_fresh_states
+from automagic_torch.moving.fresh_states import background_of, note_fresh_states, with_fresh_states
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history
@@ -153,13 +154,10 @@ def _state_from(
         "age": scalar(adam.age, torch.int32),
         "torque_mean": scalar(1.0, torch.float32),
     }
-    for name, value, factored in (("exp_avg_sq", v, plan.factored_sq), ("exp_avg_res", r, plan.factored_res)):
-        if factored:
-            values[name + "_row"], values[name + "_col"] = row_and_column(value, plan)
-        else:
-            values[name] = value
+    for moment, value in (("exp_avg_sq", v), ("exp_avg_res", r)):
+        values |= in_parts({moment: value}, moment, part_shapes(plan, moment), value)
     if plan.has_background_scale:
         values["background_scale"] = background_of(adam.v_hat)
     warming = group[STEP] < config.warmup_steps
     values, added = with_fresh_states(values, u, adam.v_hat, adam.age, plan, warming)
-    return stored_values(values, plan, rounding(config, group[STEP], plan)), plan, added
+    return stored_values(values, plan, rounding(config, group[STEP])), plan, added

@@ -86,7 +86,7 @@ class ProgressiveQuantization:
             plan = plan_of(p, config, group[LAYOUT], eight_bit=can_store_8bit(p, config))
             if state and plan.quantized and "exp_avg_absmax" not in state:
                 # A new dict, since an earlier state_dict may hold the old one.
-                values = stored_values(whole_state(state, p.device), plan, rounding(config, group[STEP], plan))
+                values = stored_values(whole_state(state, p.device), plan, rounding(config, group[STEP]))
                 adopted = extent_of(p, plan, self.optimizer.state_device).adopted(values, p.device)
                 states[p] = foreign_states(states[p]) | adopted
 

@@ -12,7 +12,8 @@ from automagic_core import Config, StatePlan
 from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.decay import decay
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LOG_RATE_SCALE, PREFIX, SEARCH_KEYS, STEP, fields_of
-from automagic_core.arrays.state_forms import SLOTS, foreign_states, own_states
+from automagic_core.arrays.parts import elements, in_parts, part_shapes, what_is_lost
+from automagic_core.arrays.state_forms import COMPANDED, coded_shapes, foreign_states, own_states
 from automagic_core.moving.notes import Notes
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.cameamp.verbose import LOGGER
@@ -22,8 +23,6 @@ from automagic_torch.moving.float_states import float_values, rounding, stored_v
 from automagic_torch.moving.fresh_states import (
     background_of,
     note_fresh_states,
-    product,
-    row_and_column,
     with_fresh_states,
 )
 from automagic_torch.optimizer import AutomagicCameAMP8bit
@@ -105,19 +104,15 @@ def _requantized(
     read = float_values(state, old)
     values = _with_betas(read, old_config, config, age)
     _note_bits(old, plan, name, notes)
-    for moment, was, factored in (
-        ("exp_avg_sq", old.factored_sq, plan.factored_sq),
-        ("exp_avg_res", old.factored_res, plan.factored_res),
-    ):
-        if factored and not was:
-            values[moment + "_row"], values[moment + "_col"] = row_and_column(values.pop(moment), plan)
-            notes.lost(f"{moment} goes on as row and column means: single values are gone", name)
-        elif was and not factored:
-            values[moment] = product(values.pop(moment + "_row"), values.pop(moment + "_col"))
-            notes.lost(f"{moment} is approximated by the product of its row and column means", name)
+    for moment in COMPANDED:
+        held = {part: values.pop(part) for part in old.parts(moment)}
+        wanted = part_shapes(plan, moment)
+        values |= in_parts(held, moment, wanted, values["exp_avg"])
+        if (loss := what_is_lost(moment, held, wanted)) is not None:
+            notes.lost(loss, name)
     if age > 0:
-        v_hat = _second_moment(values, plan) / weight_seen(config.betas[1], age)
-        if plan.has_background_scale and float(values["background_scale"]) == 0:
+        v_hat = elements(values, "exp_avg_sq") / weight_seen(config.betas[1], age)
+        if plan.has_background_scale and float(values.get("background_scale", 0)) == 0:
             values["background_scale"] = background_of(v_hat)
         values, added = with_fresh_states(values, values["exp_avg"], v_hat, age, plan, warming)
         note_fresh_states(notes, added, name)
@@ -125,27 +120,19 @@ def _requantized(
         # The array took no step, so all states are zeros.
         zeros = values["exp_avg"]
         values, _ = with_fresh_states(values, zeros, zeros, 1, plan, warming)
-    wanted = _names(plan, warming)
-    for dropped in sorted(set(values) - wanted):
+    for dropped in sorted(set(values) - _names(plan, warming)):
         notes.lost(f"{dropped} has no use under the present fields: dropped", name)
         del values[dropped]
-    new = stored_values(values, plan, rounding(config, group[STEP], plan))
+    new = stored_values(values, plan, rounding(config, group[STEP]))
     if (old.quantized, old.block_size) == (plan.quantized, plan.block_size):
         # Unchanged states keep their codes, since rounding them again would add noise.
-        for unchanged in (key for key in SLOTS if key in values and values[key] is read.get(key)):
-            parts = (unchanged, unchanged + "_absmax") if plan.quantized else (unchanged,)
-            new |= {part: state[part] for part in parts}
+        for unchanged in (key for key in coded_shapes(plan) if key in values and values[key] is read.get(key)):
+            new |= {part: state[part] for part in (unchanged, unchanged + "_absmax")}
     return new, plan
 
 
 def _names(plan: StatePlan, warming: bool) -> set[str]:
     return {name for name in state_forms(plan, warming) if not name.endswith("_absmax")}
-
-
-def _second_moment(values: States, plan: StatePlan) -> Tensor:
-    if not plan.factored_sq:
-        return values["exp_avg_sq"]
-    return product(values["exp_avg_sq_row"], values["exp_avg_sq_col"])
 
 
 def _with_betas(read: States, old: Config, new: Config, age: int) -> States:

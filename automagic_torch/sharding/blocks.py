@@ -7,49 +7,59 @@ the block has over all processes, so that the codec finds the absmax of the whol
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from automagic_core import Slot, StatePlan
-from automagic_core.arrays.state_forms import COMPANDED, SLOTS
+from automagic_core import StatePlan
+from automagic_core.arrays.state_forms import COMPANDED, SLOTS, coded_shapes, moment_of
 from automagic_core.config.constants import MIN_ABSMAX
 from automagic_torch.codec.quantized_tensor import QuantizedTensor
-from automagic_torch.codec.stored import States
+from automagic_torch.codec.stored import Key, States
 from automagic_torch.sharding.exchange import largest
 from automagic_torch.sharding.split import Split, piece_shape, state_splits
 
 
 class ShardBlocks:
-    """The blocks that have elements in this process's piece.
+    """The blocks of one 8-bit state that have elements in this process's piece.
+
+    Args:
+        split: how the array is split.
+        plan: the array's plan.
+        name: of the state, which is split along the array's axis 0.
 
     Attributes:
         absmax_is_split: every process keeps the absmax of its own blocks only; no border cuts a block then.
-        start, stop: the blocks, counted in the whole array.
-        head, tail: how many elements fill up the first and the last block; 0 and 1 where the array is one block.
+        start, stop: the blocks, counted in the whole state.
+        head, tail: how many elements fill up the first and the last block; 0 and 1 where the state is one block.
     """
 
-    def __init__(self, split: Split, plan: StatePlan) -> None:
-        self.split, self.block_size = split, plan.block_size
-        self.count = split.stop - split.first
-        absmax = state_splits(split, plan)["exp_avg_absmax"]
+    def __init__(self, split: Split, plan: StatePlan, name: str) -> None:
+        self.block_size = plan.block_size
+        shape = coded_shapes(plan)[name]
+        self.size = math.prod(shape)
+        self.slot, self.companded = SLOTS[moment_of(name)], moment_of(name) in COMPANDED
+        absmax = state_splits(split, plan)[name + "_absmax"]
         self.absmax_is_split = absmax.split
         self._absmax_shape = piece_shape(absmax, split)
-        width = plan.block_size or plan.size
-        self.blocks = -(-plan.size // width)
-        self.start, self.stop = split.first // width, -(-split.stop // width)
+        piece = replace(split, shape=shape)
+        self.first, self.count = piece.first, piece.stop - piece.first
+        width = plan.block_size or self.size
+        self.blocks = -(-self.size // width)
+        self.start, self.stop = piece.first // width, -(-piece.stop // width)
         self.head, self.tail = 0, 1
         if plan.block_size is not None:
-            self.head, self.tail = split.first - self.start * width, self.stop * width - split.stop
+            self.head, self.tail = piece.first - self.start * width, self.stop * width - piece.stop
 
-    def read(self, codes: Tensor, absmax: Tensor, companded: bool) -> Tensor:
+    def read(self, codes: Tensor, absmax: Tensor) -> Tensor:
         """Reads stacked pieces as float32, in the shape of `codes`.
 
         Args:
             codes: the pieces, stacked.
             absmax: as this process keeps it, stacked.
-            companded: as in `QuantizedTensor`.
         """
         if self.count == 0:
             return codes.float()
@@ -57,46 +67,31 @@ class ShardBlocks:
         if not self.absmax_is_split:
             absmax = absmax[:, self.start : self.stop].contiguous()
             codes_here = self._filled(codes, codes.new_zeros(len(codes), self.stop - self.start))
-        values = QuantizedTensor(codes_here, absmax, companded, self.block_size).read()
+        values = QuantizedTensor(codes_here, absmax, self.companded, self.block_size).read()
         return self._unfilled(values).reshape(codes.shape)
 
-    def encoded(self, new: States, key: Callable[[Slot], int] | None) -> States:
-        """Quantizes stacked pieces.
+    def encoded(self, x: Tensor, maxima: Tensor | None, key: Key | None) -> tuple[Tensor, Tensor]:
+        """Codes and absmax of stacked pieces.
 
         Args:
-            new: float32 pieces by the name of the state, stacked.
-            key: gives the key of a slot's random bits at the piece's first element; None rounds to nearest.
+            x: float32 pieces, stacked.
+            maxima: the largest magnitude of every block of the whole state; None where no border cuts a block.
+            key: gives the keys of the random bits; None rounds to nearest.
         """
-        if self.absmax_is_split:
-            return self._encoded_alone(new, key)
-        maxima = largest([self._maxima(x) for x in new.values()], self.split)
-        encoded: States = {}
-        for (name, x), of_blocks in zip(new.items(), maxima, strict=True):
-            companded = name in COMPANDED
-            encoded[name] = torch.zeros_like(x, dtype=torch.uint8)
-            if self.count:
-                filled = self._filled(x, of_blocks[:, self.start : self.stop])
-                # The key is that of the first element, which is a filling element.
-                own_key = None if key is None else (key(SLOTS[name]) - self.head) % 2**32
-                quantized = QuantizedTensor.write(filled, companded, self.block_size, own_key)
-                encoded[name] = self._unfilled(quantized.codes).reshape(x.shape).contiguous()
-            absmax = of_blocks.sqrt() if companded else of_blocks
-            encoded[name + "_absmax"] = absmax.masked_fill(absmax < MIN_ABSMAX, 0.0).view(len(x), *self._absmax_shape)
-        return encoded
+        codes, absmax = torch.zeros_like(x, dtype=torch.uint8), x.new_zeros(len(x), *self._absmax_shape)
+        if self.count:
+            filled = x.reshape(len(x), -1) if maxima is None else self._filled(x, maxima[:, self.start : self.stop])
+            # The key is that of the first element, which may be a filling element.
+            own_key = None if key is None else (key(self.slot, self.size) + self.first - self.head) % 2**32
+            quantized = QuantizedTensor.write(filled, self.companded, self.block_size, own_key)
+            codes = self._unfilled(quantized.codes).reshape(x.shape).contiguous()
+            absmax = quantized.absmax.view(len(x), -1)
+        if maxima is not None:
+            absmax = maxima.sqrt() if self.companded else maxima
+            absmax = absmax.masked_fill(absmax < MIN_ABSMAX, 0.0)
+        return codes, absmax.view(len(x), *self._absmax_shape)
 
-    def _encoded_alone(self, new: States, key: Callable[[Slot], int] | None) -> States:
-        encoded: States = {}
-        for name, x in new.items():
-            encoded[name] = torch.zeros_like(x, dtype=torch.uint8)
-            encoded[name + "_absmax"] = x.new_zeros(len(x), *self._absmax_shape)
-            if self.count:
-                flat = x.reshape(len(x), -1)
-                quantized = QuantizedTensor.write(flat, name in COMPANDED, self.block_size, key and key(SLOTS[name]))
-                encoded[name] = quantized.codes.view(x.shape)
-                encoded[name + "_absmax"] = quantized.absmax.view(len(x), *self._absmax_shape)
-        return encoded
-
-    def _maxima(self, x: Tensor) -> Tensor:
+    def maxima(self, x: Tensor) -> Tensor:
         """The largest magnitude of every block in this piece, (arrays, blocks); 0 for blocks of other pieces."""
         maxima = x.new_zeros(len(x), self.blocks)
         if self.count:
@@ -112,3 +107,23 @@ class ShardBlocks:
 
     def _unfilled(self, x: Tensor) -> Tensor:
         return x if self.absmax_is_split else x[:, self.head : self.head + self.count]
+
+
+def encoded_pieces(pieces: Mapping[str, tuple[ShardBlocks, Tensor]], split: Split, key: Key | None) -> States:
+    """Quantizes stacked pieces, with one exchange for all states that need one.
+
+    Args:
+        pieces: float32 pieces with their blocks, by the name of the state.
+        split: how the arrays are split.
+        key: gives the keys of the random bits; None rounds to nearest.
+    """
+    cut = [name for name, (blocks, _) in pieces.items() if not blocks.absmax_is_split]
+    maxima = (
+        dict(zip(cut, largest([pieces[name][0].maxima(pieces[name][1]) for name in cut], split), strict=True))
+        if cut
+        else {}
+    )
+    encoded: States = {}
+    for name, (blocks, x) in pieces.items():
+        encoded[name], encoded[name + "_absmax"] = blocks.encoded(x, maxima.get(name), key)
+    return encoded

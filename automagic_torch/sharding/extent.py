@@ -6,19 +6,19 @@ pieces of arrays that several processes hold together (`ShardedExtent`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from automagic_core import Slot, StatePlan
+from automagic_core import StatePlan
 from automagic_core.arrays.state_forms import own_states
 from automagic_torch.arrays.dtensors import whole
 from automagic_torch.arrays.host_memory import on_device, on_host
 from automagic_torch.arrays.means import Means
 from automagic_torch.arrays.stacked import chosen, separate
 from automagic_torch.codec import polarity
-from automagic_torch.codec.stored import States, encoded_states, read_states, state_forms
+from automagic_torch.codec.stored import Key, States, encoded_states, read_states, state_forms
 from automagic_torch.stages.chain import StageArrays, StageInputs, after_stages
 from automagic_torch.stages.energy import StageEnergy
 
@@ -107,13 +107,11 @@ class Extent:
         """Reads stacked states as float32: `automagic_torch.codec.stored.read_states`."""
         return read_states(stored, self.plan)
 
-    def encoded(self, new: States, key: Callable[[Slot], int] | None) -> States:
+    def encoded(self, new: States, key: Key | None) -> States:
         """Brings new values into their stored form: `automagic_torch.codec.stored.encoded_states`."""
         return encoded_states(new, self.plan, key)
 
-    def write(
-        self, states: Sequence[States], stored: States, new: States, ok: Tensor, key: Callable[[Slot], int] | None
-    ) -> None:
+    def write(self, states: Sequence[States], stored: States, new: States, ok: Tensor, key: Key | None) -> None:
         """Stores new values in the form that the states have.
 
         Args:
@@ -121,7 +119,7 @@ class Extent:
             stored: the old states, stacked.
             new: the states that change, as `read` gives them.
             ok: (arrays,) bool; where it is False, an array keeps every bit.
-            key: gives the key of a slot's random bits; None rounds to nearest.
+            key: gives the keys of the random bits; None rounds to nearest.
         """
         for name, tensor in self.encoded(new, key).items():
             self.replace(states, name, chosen(ok, tensor, stored[name]))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from automagic_core import Slot, StatePlan
-from automagic_core.arrays.state_forms import COMPANDED, SLOTS
+from automagic_core import StatePlan
+from automagic_core.arrays.state_forms import coded_shapes
 from automagic_torch.arrays.dtensors import whole
-from automagic_torch.codec.stored import States
+from automagic_torch.codec.stored import Key, States
 from automagic_torch.sharding import signs
-from automagic_torch.sharding.blocks import ShardBlocks
+from automagic_torch.sharding.blocks import ShardBlocks, encoded_pieces
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.sharding.sharded_means import ShardedMeans
 from automagic_torch.sharding.sharded_stages import sharded_stages, stages_gather
@@ -40,7 +40,9 @@ class ShardedExtent(Extent):
         if self.spread:
             self.means = ShardedMeans(plan, split)
         self._splits = state_splits(split, plan)
-        self._blocks = ShardBlocks(split, plan) if plan.quantized else None
+        # A statistic that is whole in every process is coded as on one.
+        split_names = [name for name in coded_shapes(plan) if self._splits[name].split]
+        self._blocks = {name: ShardBlocks(split, plan, name) for name in split_names}
 
     def zeros(self, names: Iterable[str], device: torch.device) -> States:
         zeros = {}
@@ -78,19 +80,17 @@ class ShardedExtent(Extent):
         return grad
 
     def read(self, stored: States) -> States:
-        coded = [name for name in stored if name in SLOTS and self._blocks is not None]
-        values = super().read({name: x for name, x in stored.items() if name not in coded})
-        for name in coded:
-            assert self._blocks is not None
-            values[name] = self._blocks.read(stored[name], stored[name + "_absmax"], name in COMPANDED)
-        return values
+        pieces = {
+            name: self._blocks[name].read(x, stored[name + "_absmax"])
+            for name, x in stored.items()
+            if name in self._blocks
+        }
+        return super().read({name: x for name, x in stored.items() if name not in pieces}) | pieces
 
-    def encoded(self, new: States, key: Callable[[Slot], int] | None) -> States:
-        if self._blocks is None:
-            return super().encoded(new, key)
-        to_code = {name: x for name, x in new.items() if name in SLOTS}
-        others = {name: x for name, x in new.items() if name not in SLOTS}
-        return self._blocks.encoded(to_code, key) | super().encoded(others, key)
+    def encoded(self, new: States, key: Key | None) -> States:
+        others = {name: x for name, x in new.items() if name not in self._blocks}
+        pieces = {name: (self._blocks[name], x) for name, x in new.items() if name in self._blocks}
+        return encoded_pieces(pieces, self.split, key) | super().encoded(others, key)
 
     def kept(self, name: str, tensor: Tensor) -> Tensor:
         return as_dtensor(super().kept(name, tensor), self._splits[name], self.split)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from automagic_core import StatePlan
-from automagic_core.arrays.state_forms import SCALARS, SLOTS
+from automagic_core.arrays.state_forms import SCALARS, SLOTS, coded_shapes
 from automagic_torch.codec.stored import state_forms
 
 
@@ -136,7 +136,11 @@ def _is_split(name: str, shape: tuple[int, ...], borders: tuple[int, ...] | None
     if name in SLOTS:
         return True
     if name.endswith("_absmax"):
-        return plan.block_size is not None and _has_whole_blocks(borders, plan.shape, shape, plan.block_size)
+        codes = name.removesuffix("_absmax")
+        whole = coded_shapes(plan)[codes]
+        if plan.block_size is None or not _is_split(codes, whole, borders, plan):
+            return False
+        return _has_whole_blocks(borders, whole, shape, plan.block_size)
     if name == "last_polarity":
         return len(plan.shape) > 1 or _has_whole_blocks(borders, plan.shape, shape, 8)
     if name.endswith("_col"):

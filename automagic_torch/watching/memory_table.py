@@ -6,14 +6,12 @@ from collections import Counter
 from typing import Any
 
 from automagic_core.arrays.group_keys import OWN_KEYS
-from automagic_core.arrays.state_forms import SHARED_STATES, own_states
+from automagic_core.arrays.state_forms import SHARED_STATES, moment_of, own_states
 from automagic_core.watching.memory import ArrayMemory, memory_report
 from automagic_core.watching.memory_table import HeldStates, memory_table
 from automagic_torch.cameamp.groups import can_store_8bit, group_config
 from automagic_torch.codec import quantized_tensor
 from automagic_torch.watching.own_optimizer import own_optimizer
-
-_PARTS = ("_absmax", "_row", "_col")
 
 
 def analyze_memory_usage(optimizer: Any, show: bool = False) -> str:
@@ -54,7 +52,7 @@ def held_states(optimizer: Any) -> HeldStates:
             else:
                 thirty_two += p.numel()
             for name, tensor in state.items():
-                by_name[_state_name(name)] += tensor.nbytes
+                by_name[moment_of(name)] += tensor.nbytes
     return HeldStates(eight, thirty_two, without, dict(by_name), _kept_in_32(optimizer))
 
 
@@ -82,9 +80,3 @@ def _kept_in_32(optimizer: Any) -> str | None:
     if not any(c.optim_bits == 8 and can_store_8bit(p, c) for group, c in groups for p in group["params"]):
         return "outside CUDA states go to 8 bits only with force_8bit=True"
     return None
-
-
-def _state_name(name: str) -> str:
-    for part in _PARTS:
-        name = name.removesuffix(part)
-    return name

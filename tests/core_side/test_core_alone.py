@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from automagic_core import ArrayMemory, Config, decay, memory_report, state_plan
+from automagic_core import ArrayMemory, Config, Layout, decay, memory_report, state_plan
 from automagic_core.arrays.state_forms import state_forms
 
 BLOCKED = """
@@ -61,11 +61,11 @@ def test_memory_report_adds_up() -> None:
 @pytest.mark.parametrize(
     ("shape", "fields", "expected"),
     [
-        ((64, 64), {}, True),
-        ((63, 65), {}, False),  # 4095 elements
-        ((63, 65), {"min_8bit_size": 4095}, True),
-        ((64, 64), {"optim_bits": 32}, False),
-        ((4096,), {}, True),
+        ((32, 32), {}, True),
+        ((31, 33), {}, False),  # 1023 elements
+        ((31, 33), {"min_8bit_size": 1023}, True),
+        ((32, 32), {"optim_bits": 32}, False),
+        ((1024,), {}, True),
     ],
 )
 def test_which_arrays_are_8_bit(shape: tuple[int, ...], fields: dict, expected: bool) -> None:
@@ -78,10 +78,39 @@ def test_which_arrays_are_8_bit(shape: tuple[int, ...], fields: dict, expected: 
     assert state_plan(shape, config, "flax", embedding=False).quantized is expected
 
 
+@pytest.mark.parametrize("layout", ["torch", "flax"])
+@pytest.mark.parametrize("shape", [(64, 1000), (1000, 64), (65, 65), (64, 64), (16, 8, 3, 3), (1, 5000), (0, 3)])
+def test_the_parts_of_moments(shape: tuple[int, ...], layout: Layout) -> None:
+    for factored in ("none", "second_moment", "all"):
+        plan = state_plan(shape, Config(factored=factored, min_8bit_size=1), layout)
+        rows, columns = math.prod(plan.row_shape), math.prod(plan.column_shape)
+        assert plan.narrow is (min(rows, columns) <= 64)
+        squares, residuals = plan.parts("exp_avg_sq"), plan.parts("exp_avg_res")
+        assert plan.parts("exp_avg") == {"exp_avg": (shape, plan.quantized)}
+        if factored == "none":
+            assert squares == {"exp_avg_sq": (shape, plan.quantized)}
+            assert residuals == {"exp_avg_res": (shape, plan.quantized)}
+            continue
+        long = "exp_avg_sq_row" if rows > columns else "exp_avg_sq_col"
+        coded = {name for name, part in squares.items() if part.coded}
+        assert coded == ({long} if plan.narrow and plan.quantized else set())
+        assert {name: part.shape for name, part in squares.items()} == {
+            "exp_avg_sq_row": plan.row_shape,
+            "exp_avg_sq_col": plan.column_shape,
+        }
+        if plan.narrow:
+            ((name, part),) = residuals.items()
+            assert not part.coded
+            assert math.prod(part.shape) == min(rows, columns)
+            assert name == ("exp_avg_res_col" if rows > columns else "exp_avg_res_row")
+        else:
+            assert len(residuals) == (2 if factored == "all" else 1)
+
+
 @pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
 def test_which_states_an_array_keeps(factored: str) -> None:
     config = Config(factored=factored, torque_decay=0.5, lr_mask_gain=0.2)
-    matrix, vector = state_plan((4, 6), config, "flax"), state_plan((6,), config, "flax")
+    matrix, vector = state_plan((65, 66), config, "flax"), state_plan((6,), config, "flax")
     assert matrix.factored_sq is (factored != "none")
     assert matrix.factored_res is (factored == "all")
     assert not vector.factored_sq
@@ -92,14 +121,14 @@ def test_which_states_an_array_keeps(factored: str) -> None:
     assert matrix.has_last_polarity
     assert matrix.has_walk
     assert vector.has_walk
-    assert (matrix.row_count, vector.row_count) == (6, 1)
+    assert (matrix.row_count, vector.row_count) == (66, 1)
     assert (matrix.has_lr_mask, vector.has_lr_mask) == (True, False)
     assert (matrix.has_spatial_variance, vector.has_spatial_variance) == (True, False)
-    assert matrix.columns == 4
-    assert state_plan((4, 6), config, "torch").columns == 6
+    assert matrix.columns == 65
+    assert state_plan((65, 66), config, "torch").columns == 66
 
     plain = Config(search_gain=0, spatial_awareness=False, background_regularization=False)
-    plan = state_plan((4, 6), plain, "flax")
+    plan = state_plan((65, 66), plain, "flax")
     kept = (plan.has_s, plan.has_last_polarity, plan.has_walk, plan.has_lr_mask)
     assert not any((*kept, plan.has_spatial_variance, plan.has_background_scale))
     no_warmup = state_plan((4, 6), Config(torque_decay=0.5, warmup_steps=0, lr_mask_gain=0.2), "flax")

@@ -14,6 +14,7 @@ from tests.oracle.stages import Array, row_axis
 
 EPS = 1e-30
 LARGEST_GRADIENT = 1e15
+NARROW = 64
 
 
 class CameampOracle(RateSearch):
@@ -74,23 +75,27 @@ class CameampOracle(RateSearch):
     def _initial_state(self, i: int) -> dict[str, Any]:
         shape = self.shapes[i]
         has_rows = len(shape) >= 2
-        pair = has_rows and (np.zeros(self._row_shape(i)), np.zeros(self._column_shape(i)))
+        pair: Any = has_rows and (np.zeros(self._row_shape(i)), np.zeros(self._column_shape(i)))
+        rows, columns = (pair[0].size, pair[1].size) if has_rows else (0, 0)
+        narrow = has_rows and min(rows, columns) <= NARROW
+        # Of a narrow array only the statistic along the shorter side is kept of the residuals.
+        pair_res = ((None, pair[1]) if rows > columns else (pair[0], None)) if narrow else pair
         factored_sq = has_rows and self.cfg.factored in ("second_moment", "all")
-        factored_res = has_rows and self.cfg.factored == "all"
+        factored_res = factored_sq and (narrow or self.cfg.factored == "all")
         warming = self.cfg.warmup_steps > 0
         return {
             "age": 0,
             "skipped_steps": 0,
             "exp_avg": np.zeros(shape),
             "exp_avg_sq": pair if factored_sq else np.zeros(shape),
-            "exp_avg_res": pair if factored_res else np.zeros(shape),
+            "exp_avg_res": pair_res if factored_res else np.zeros(shape),
             "s": np.zeros(shape) if self.use_torque and self.cfg.torque_decay > 0 and warming else None,
             "last_polarity": np.zeros(shape, dtype=bool) if (self.use_agreement or self.use_mask) and warming else None,
             "walk": np.zeros_like(self._walked(i, np.zeros(shape))) if self.use_search and warming else None,
             "lr_mask": np.zeros(self._row_shape(i)) if self.use_mask and has_rows else None,
-            "spatial_variance": np.zeros(self._row_shape(i)) if self.use_spatial and has_rows else None,
+            "spatial_variance": np.zeros(self._row_shape(i)) if self.use_spatial and columns > NARROW else None,
             "torque_mean": 1.0,
-            "background_scale": 0.0,
+            "background_scale": 0.0 if self.use_background and not factored_sq else None,
             **self.stages.initial_state(i, shape),
         }
 
@@ -203,10 +208,10 @@ class CameampOracle(RateSearch):
         beta3, age = self.cfg.betas[2], state["age"]
         if isinstance(state["exp_avg_res"], tuple):
             row, column = state["exp_avg_res"]
-            r = row / max(row.mean(), EPS) * column
+            r = row if column is None else column if row is None else row / max(row.mean(), EPS) * column
             state["exp_avg_res"] = (
-                beta3 * row + (1 - beta3) * self._row_mean(i, e),
-                beta3 * column + (1 - beta3) * self._column_mean(i, e),
+                None if row is None else beta3 * row + (1 - beta3) * self._row_mean(i, e),
+                None if column is None else beta3 * column + (1 - beta3) * self._column_mean(i, e),
             )
             return (r + 1 - beta3) / (2 - beta3 - self._beta_power(beta3, age - 1))
         r = state["exp_avg_res"] = beta3 * state["exp_avg_res"] + (1 - beta3) * e

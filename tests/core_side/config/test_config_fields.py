@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "agreement_floor": -0.05,
     "lr_mask_gain": 0.0,
     "optim_bits": 8,
-    "min_8bit_size": 4096,
+    "min_8bit_size": 1024,
     "percentile_clipping": 100,
     "block_size": 256,
     "block_wise": True,

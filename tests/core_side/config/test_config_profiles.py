@@ -21,7 +21,7 @@ TABLE: dict[str, dict[str, Any]] = {
     },
     "balanced": {
         "factored": "second_moment",
-        "min_8bit_size": 4096,
+        "min_8bit_size": 1024,
         "spatial_awareness": False,
         "background_regularization": False,
         "low_rank_emphasis": 1.0,

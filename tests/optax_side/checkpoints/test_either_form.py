@@ -206,7 +206,7 @@ def test_flax_reads_boxes_as_version_0_1_0_saved_them(tx: Any) -> None:
 
     def boxed_as_then(tree: Any) -> Any:
         if isinstance(tree, QuantizedArray):
-            return {"value": {"codes": tree.codes.value, "absmax": tree.absmax}}
+            return {"value": {"codes": getattr(tree.codes, "value", tree.codes), "absmax": tree.absmax}}
         state_dict = flax.serialization.to_state_dict(tree)
         return state_dict if isinstance(state_dict, dict) else {"value": state_dict}
 

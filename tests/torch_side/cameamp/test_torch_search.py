@@ -67,7 +67,7 @@ def test_a_straight_path_raises_the_rate_and_a_random_walk_does_not() -> None:
         noisy.step()
         found.append(float(noisy.param_groups[0]["automagic_log_rate_scale"]))
     # The votes of noise are about 0, and end the climb as soon as one is low.  Then its path is hardly a straight one.
-    assert found[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
+    assert found[:3] == pytest.approx([0.4, 0.8, 1.2])
     assert found[9] == pytest.approx(found[-1], abs=0.1)
 
 

@@ -125,9 +125,9 @@ def sparse(state_dict):
 
 DAMAGED = {
     "NaN scale": (state_value("exp_avg_absmax", torch.nan), "exp_avg_absmax .* nan"),
-    "infinite scale": (state_value("exp_avg_res_absmax", torch.inf), "exp_avg_res_absmax .* inf"),
+    "infinite scale": (state_value("exp_avg_sq_row_absmax", torch.inf), "exp_avg_sq_row_absmax .* inf"),
     "negative scale": (state_value("s_absmax", -1.0), "s_absmax .* -1"),
-    "negative mean square": (state_value("exp_avg_sq_row", -1.0), "exp_avg_sq_row .* -1"),
+    "negative mean square": (state_value("exp_avg_sq_col", -1.0), "exp_avg_sq_col .* -1"),
     "mask out of its limits": (state_value("lr_mask", 2.0), "lr_mask .* 2"),
     "NaN walk": (state_value("walk", torch.nan), "walk .* nan"),
     "age": (state_value("age", -3), "age .* -3"),

@@ -18,20 +18,38 @@ FACTORED = ("none", "second_moment", "all")
 @pytest.mark.parametrize("factored", FACTORED)
 @pytest.mark.parametrize("bits", [8, 32])
 def test_names_shapes_and_dtypes(factored, bits):
-    params = parameters([(8, 256), (5,)])
+    params = parameters([(8, 256), (5,), (65, 80), (300, 8)])
     optimizer = AutomagicCameAMP8bit(params, optim_bits=bits, factored=factored, torque_decay=0.5, **SMALL)
     run(optimizer, range(1, 2))
-    state = optimizer.state[params[0]]
-    element_wise = ["exp_avg", "s"] + ["exp_avg_sq"] * (factored == "none") + ["exp_avg_res"] * (factored != "all")
-    for name in element_wise:
-        assert state[name].shape == (8, 256)
+
+    def coded(name, state, shape):
+        assert state[name].shape == shape
         assert state[name].dtype == (torch.uint8 if bits == 8 else torch.float32)
         assert (name + "_absmax" in state) == (bits == 8)
         if bits == 8:
-            assert state[name + "_absmax"].shape == absmax_shape((8, 256), 256) == (8, 1)
-    for name in {"exp_avg_sq", "exp_avg_res"} - set(element_wise):
-        assert state[name + "_row"].shape == (8, 1)
-        assert state[name + "_col"].shape == (1, 256)
+            assert state[name + "_absmax"].shape == absmax_shape(shape, 256)
+
+    def plain(name, state, shape):
+        assert (state[name].shape, state[name].dtype) == (shape, torch.float32)
+        assert name + "_absmax" not in state
+
+    for p in (params[0], params[2], params[3]):
+        state, shape, narrow = optimizer.state[p], tuple(p.shape), min(p.shape) <= 64
+        element_wise = ["exp_avg", "s"] + ["exp_avg_sq"] * (factored == "none")
+        element_wise += ["exp_avg_res"] * (factored == "none" or (factored == "second_moment" and not narrow))
+        for name in element_wise:
+            coded(name, state, shape)
+        of = {"_row": (shape[0], 1), "_col": (1, shape[1])}
+        long, short = sorted(of, key=lambda part: -max(of[part]))
+        for name in {"exp_avg_sq", "exp_avg_res"} - set(element_wise):
+            plain(name + short, state, of[short])
+            if name == "exp_avg_res" and narrow:
+                assert name + long not in state
+            else:
+                (coded if narrow else plain)(name + long, state, of[long])
+        assert ("spatial_variance" in state) == (shape[1] > 64)
+        assert ("background_scale" in state) == (factored == "none")
+    state = optimizer.state[params[0]]
     assert state["last_polarity"].shape == polarity_shape((8, 256)) == (8, 32)
     assert state["lr_mask"].shape == state["spatial_variance"].shape == state["walk"].shape == (8, 1)
     assert state["age"].dtype == state["skipped_steps"].dtype == torch.int32

@@ -126,7 +126,7 @@ def test_what_stays_out() -> None:
 
 
 def test_states_in_8_bits_already_stay_so() -> None:
-    optimizer = AutomagicCameAMP8bit(parameters(SIZES), **FIELDS)
+    optimizer = AutomagicCameAMP8bit(parameters(SIZES), **FIELDS, min_8bit_size=4096)
     run(optimizer, range(3))
     quantization = ProgressiveQuantization(optimizer, 10)
     assert eight_bit_sizes(optimizer) == {10240, 5120}

@@ -9,22 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_core import StatePlan
-from automagic_core.arrays.state_forms import COMPANDED
+from automagic_core.arrays.state_forms import COMPANDED, moment_of
 from automagic_optax.cameamp.states import WARM_UP_ONLY, ArrayState, initial_state
 from automagic_optax.codec.quantized_array import QuantizedArray
-from automagic_optax.codec.stored import RowColumn
+from automagic_optax.codec.stored import moment_from, tensors_of
 
 
 def flat_fields(array: ArrayState) -> dict[str, Any]:
     """The states of one array by their flat names."""
     fields: dict[str, Any] = {}
-    for name, value in array._asdict().items():
-        if isinstance(value, QuantizedArray):
-            fields |= {name: value.codes, f"{name}_absmax": value.absmax}
-        elif isinstance(value, RowColumn):
-            fields |= {f"{name}_row": value.row, f"{name}_col": value.column}
-        elif value is not None:
-            fields[name] = value
+    for field, moment in array._asdict().items():
+        for name, value in tensors_of(moment, field).items():
+            if isinstance(value, QuantizedArray):
+                fields |= {name: value.codes, f"{name}_absmax": value.absmax}
+            elif value is not None:
+                fields[name] = value
     return fields
 
 
@@ -42,12 +41,14 @@ def array_state(states: Mapping[str, np.ndarray], plan: StatePlan, warming: bool
         gone: dict[str, Any] = dict.fromkeys(WARM_UP_ONLY)
         return array if warming else array._replace(**gone)
 
-    def held(name: str) -> Any:
+    def part(name: str) -> Any:
         if f"{name}_absmax" in states:
             codes, absmax = jnp.array(states[name]), jnp.array(states[f"{name}_absmax"])
-            return QuantizedArray(codes, absmax, name not in COMPANDED, plan.block_size)
-        if f"{name}_row" in states:
-            return RowColumn(jnp.array(states[f"{name}_row"]), jnp.array(states[f"{name}_col"]))
-        return jnp.array(states[name]) if name in states else None
+            return QuantizedArray(codes, absmax, moment_of(name) not in COMPANDED, plan.block_size)
+        return jnp.array(states[name])
 
-    return ArrayState(**{name: held(name) for name in ArrayState._fields})
+    def held(field: str) -> Any:
+        parts = {name: part(name) for name in (field, f"{field}_row", f"{field}_col") if name in states}
+        return moment_from(parts, field) if parts else None
+
+    return ArrayState(**{field: held(field) for field in ArrayState._fields})
