@@ -88,6 +88,9 @@ def _text(node: ast.expr, constants: dict[str, Any]) -> str:
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(part, constants) for part in node.values)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "join":
+        each: Any = node.args[0]  # one line for each of several values
+        return _text(each.elt, constants) if isinstance(each, ast.GeneratorExp) else HOLE
     if isinstance(node, ast.FormattedValue):
         return _text(node.value, constants)
     if isinstance(node, ast.Name) and isinstance(constants.get(node.id), (str, int)):

@@ -38,6 +38,7 @@ def f(name, n):
     warnings.warn(f"{n} at last", stacklevel=2)
     self._warn_once("key", "a sentence")
     yield "betas", "betas were changed"
+    if n: raise ValueError("\\n".join(f"no field {each}" for each in n))
     raise ValueError(f"{name}: {n}")
     raise
 """
@@ -45,6 +46,7 @@ def f(name, n):
     assert found == {
         ("… is above 3", "ValueError"),
         ("never so", "TypeError"),
+        ("no field …", "ValueError"),
         ("… at last", "warning"),
         ("a sentence", "warning"),
         ("betas were changed", "warning"),
