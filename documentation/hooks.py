@@ -72,12 +72,11 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
         block = text.startswith("\\[")
         try:
             formula = latex2mathml.converter.convert(text[2:-2], display="block" if block else "inline")
-            unknown = _UNKNOWN.search(formula)
         except Exception as error:  # of whatever kind: the reader must know which formula it was
-            formula, unknown = "", error
-        if unknown:
-            _log.warning("%s: a formula cannot be drawn (%r): %s", page.file.src_uri, unknown, text)
+            _log.warning("%s: a formula cannot be drawn (%r): %s", page.file.src_uri, error, text)
             return match[0]
+        if unknown := _UNKNOWN.search(formula):
+            _log.warning("%s: %s has no meaning in this formula: %s", page.file.src_uri, unknown[1], text)
         return f'<{tag} class="formula">{formula}</{tag}>'
 
     # A picture opens by itself: on a phone it is small.
