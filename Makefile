@@ -1,7 +1,8 @@
 # Every target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
 PYTHON ?= python3
 RUN := .venv/bin/python
-SOURCES := automagic_core automagic_torch automagic_optax parity benchmarks examples tests documentation
+SOURCES := automagic_core automagic_torch automagic_optax automagic_cameamp_improved_8bit parity benchmarks examples tests \
+	documentation
 
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from automagic_core import StatePlan
+from automagic_core import Config, StatePlan
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, STEP, with_own_keys
 from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
@@ -19,6 +19,7 @@ from automagic_torch.arrays.marks import held_marks, set_marks
 from automagic_torch.cameamp.array_step import update_batch
 from automagic_torch.cameamp.batches import agree_on_gradients, agree_on_presence, has_room, kind, new_batch
 from automagic_torch.cameamp.call import Batch, Call, OpenStep
+from automagic_torch.cameamp.compiled import checked_compiled, missing_compiler
 from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
 from automagic_torch.cameamp.groups import (
     as_group,
@@ -58,6 +59,8 @@ class AutomagicCameAMP8bit(Optimizer):
         state_device: ``"cpu"`` keeps all states in the host's memory, pinned where there is CUDA, and brings those of
             one batch at a time to the device.  A step then waits for the device at its end.  None keeps states with
             their parameters.  It is not part of the `state_dict`.
+        compiled: None compiles the step of arrays on CUDA, by `torch.compile`; True compiles it on a CPU too; False
+            never does.  See docs/algorithm.md, section 8.1.  It is not part of the `state_dict`.
         **config: any field of `automagic_core.Config`, `profile` included.
 
     Raises:
@@ -74,7 +77,7 @@ class AutomagicCameAMP8bit(Optimizer):
     reads it too, unless a scheduler keeps an entry of that name.  All other keys of a group, and other entries of
     ``optimizer.state[p]``, are saved and restored, and never read.  ``group["effective_lr"]`` is what
     `get_learning_rates` gives, as a tensor.  Arrays of one kind are computed as one batch (section 8).  Nothing in a
-    step waits for the device, except the eigenvalues of adapters, once for each batch of them.
+    step waits for the device.
     """
 
     _on_update: Callable[[Tensor, Tensor], None] | None = None
@@ -97,8 +100,11 @@ class AutomagicCameAMP8bit(Optimizer):
         *,
         layout: str = "torch",
         state_device: str | torch.device | None = None,
+        compiled: bool | None = None,
         **config: Any,
     ) -> None:
+        self.compiled = checked_compiled(compiled)
+        self._owned: dict[Tensor, Any] = {}
         self.state_device = checked_state_device(state_device)
         self._told: set[str] = set()
         self._gradients_agreed: dict[int, list[bool]] = {}
@@ -176,12 +182,15 @@ class AutomagicCameAMP8bit(Optimizer):
             self._warn_once("meta", f"nothing is trained: {lost} parameters are on the meta device; {_ON_META}")
         if is_rehearsal(opened.calls):
             return loss
+        for device in {batch.params[0].device for batch in batches}:
+            self._compiles(device)  # an error comes before anything changes
         agree_on_gradients(batches)
         for call in opened.calls:
             call.begin()
             call.clip()
             for batch in call.batches:
-                update_batch(batch, opened.energy, self._on_update)
+                update_batch(batch, opened.energy, self._on_update, compiled=self._compiles(batch.params[0].device))
+                self._owned.update(zip(batch.params, batch.states, strict=True))
             call.search(self._walks_of_absent(call))
             call.end()
             self._drop_what_only_the_warm_up_needs(call)
@@ -215,8 +224,10 @@ class AutomagicCameAMP8bit(Optimizer):
             batch = open_batches.get(key)
             if batch is None or not has_room(batch):
                 batch = open_batches[key] = new_batch(call, p, self.state_device)
+            held = self.state.get(p, {})
+            batch.in_place = batch.in_place and self._owned.get(p) is held
             # A new dict, since an earlier state_dict may hold the old one.
-            state = dict(self.state.get(p, {}))
+            state = dict(held)
             if not own_states(state):
                 self._tell_about_fallback(p, batch.plan, call)
                 state |= batch.extent.new_state(call.warming, p.device)
@@ -245,6 +256,7 @@ class AutomagicCameAMP8bit(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The usual state dict; with a process group it also has `automagic_torch.checkpoints.placeholders`."""
         self._refuse_open_step("no state can be saved")
+        self._owned.clear()
         return with_placeholders(super().state_dict(), self.param_groups, self.state_device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -264,6 +276,13 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__setstate__({"state": states, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    @property
+    def config(self) -> Config:
+        """The hyperparameters that the optimizer was made with, as a new `Config`; a group may have others."""
+        config = copy(group_config(self.defaults))
+        config.lr = self.defaults["lr"]
+        return config
 
     def get_memory_efficiency_report(self) -> dict[str, Any]:
         """`automagic_core.memory_report` of all states, and `bitsandbytes_available`.
@@ -293,7 +312,12 @@ class AutomagicCameAMP8bit(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_open_step("the optimizer cannot be copied")
         # A copy of a parameter has no marks, but the copied states need them.
-        return {**super().__getstate__(), "marks": held_marks(self.param_groups), "state_device": self.state_device}
+        return {
+            **super().__getstate__(),
+            "marks": held_marks(self.param_groups),
+            "state_device": self.state_device,
+            "compiled": self.compiled,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -311,7 +335,20 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__dict__.setdefault("_told", set())
         self.__dict__.setdefault("_gradients_agreed", {})
         self.__dict__.setdefault("state_device", None)
+        self.__dict__.setdefault("compiled", None)
+        self._owned = {}
         self.__dict__.setdefault("_stage_energy", {})
+
+    def _compiles(self, device: torch.device) -> bool:
+        """Whether the step of arrays on a device is compiled."""
+        if self.compiled is False or (self.compiled is None and device.type != "cuda"):
+            return False
+        if (lack := missing_compiler(device.type)) is None:
+            return True
+        if self.compiled:
+            raise RuntimeError(f"compiled=True: {lack}; compiled=False computes without a compiler")
+        self._warn_once("compiler", f"the step is not compiled and so several times slower: {lack}")
+        return False
 
     def _refuse_open_step(self, what: str) -> None:
         if self._open_step is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("automagic_core", "automagic_torch", "automagic_optax")
+PACKAGES = ("automagic_core", "automagic_torch", "automagic_optax", "automagic_cameamp_improved_8bit")
 PAGE, CURES = ROOT / "docs/errors.md", Path(__file__).with_name("cures.toml")
 HOLE = "…"
 NOT_MESSAGES = ("KeyError(key)", "AttributeError(")

@@ -37,7 +37,7 @@ class TorchRun:
     def __init__(self, fields: dict[str, Any]) -> None:
         self.model = torch_convnet(0)
         mark_lora(self.model)
-        self.optimizer = AutomagicCameAMP8bit(self.model.named_parameters(), layout="torch", **fields)
+        self.optimizer = AutomagicCameAMP8bit(self.model.named_parameters(), layout="torch", compiled=False, **fields)
 
     def train(self, batches: Batches) -> list[float]:
         """The loss before each step."""

@@ -25,7 +25,7 @@ FOUND_RATE: dict[str, Any] = {"lr": 1e-4, "max_lr": 1e-1, "warmup_steps": 150, "
 def torch_losses(seed: int, steps: int, device: str, fields: dict[str, Any]) -> np.ndarray:
     """The loss before each step, float64 (steps,)."""
     model = torch_model(seed).to(device)
-    optimizer = AutomagicCameAMP8bit(model.parameters(), **fields)
+    optimizer = AutomagicCameAMP8bit(model.parameters(), compiled=False, **fields)
     losses = []
     for batch in batches(seed, steps):
         loss = model.loss(batch)

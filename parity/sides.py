@@ -48,7 +48,7 @@ class TorchSide:
         self.params = [torch.nn.Parameter(torch.tensor(w).to(device, self.dtype)) for w in weights]
         for p, is_lora in zip(self.params, lora or [False] * len(self.params), strict=True):
             p._is_lora_layer = is_lora  # type: ignore[attr-defined]
-        self.optimizer = AutomagicCameAMP8bit(self.params, layout=layout, **fields)
+        self.optimizer = AutomagicCameAMP8bit(self.params, layout=layout, compiled=False, **fields)
         self.optimizer._on_update = self._keep
         self._updates: dict[int, np.ndarray] = {}
 

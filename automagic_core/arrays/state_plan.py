@@ -87,7 +87,7 @@ class StatePlan:
     @property
     def columns(self) -> int:
         """Number of elements in a row."""
-        return math.prod(self.shape[axis] for axis in self.column_axes)
+        return math.prod([self.shape[axis] for axis in self.column_axes])
 
     @property
     def row_count(self) -> int:

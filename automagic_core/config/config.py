@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from automagic_core.config.not_here import INSTEAD
 from automagic_core.config.ranges import RANGES, is_checkable
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
@@ -175,12 +176,18 @@ FIELD_NAMES: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(
 
 
 def check_names(fields: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names every unknown field and the nearest known one."""
-    for name, value in fields.items():
-        if name not in FIELD_NAMES:
-            near = difflib.get_close_matches(name, FIELD_NAMES, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown field {name} = {value!r}; {hint}valid: {', '.join(FIELD_NAMES)}")
+    """Raises a ValueError with a line for every unknown field: what to use instead, or the nearest known one."""
+    unknown = [(name, value) for name, value in fields.items() if name not in FIELD_NAMES]
+    if unknown:
+        raise ValueError("\n".join(f"unknown field {name} = {value!r}; {_hint(name)}" for name, value in unknown))
+
+
+def _hint(name: str) -> str:
+    if name in INSTEAD:
+        return INSTEAD[name]
+    near = difflib.get_close_matches(name, FIELD_NAMES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}valid: {', '.join(FIELD_NAMES)}"
 
 
 def check_field(name: str, value: Any) -> None:

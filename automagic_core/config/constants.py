@@ -38,5 +38,14 @@ NORM_HISTORY = 100
 EDGE_DECAY = 0.9
 LOW_RANK_FLOOR = 1e-2
 """δ² relative to the largest eigenvalue (section 4.4)."""
+LARGEST_SQUARINGS = 14
+"""So often is a matrix squared to find its largest eigenvalue (section 4.4)."""
+INVERSE_ROOT_STEPS = (
+    (5.621366, -13.946874, 9.779183),
+    (2.135141, -1.515973, 0.402441),
+    (1.879361, -1.254837, 0.375485),
+    (1.875, -1.25, 0.375),
+)
+"""(a, b, c) of the polynomials a + b M + c M² whose product approaches M^(-1/2) for eigenvalues in [1/101, 1]."""
 MAX_STEP = 2**31 - 1
 """Counters stay here instead of wrapping round (section 1.5)."""

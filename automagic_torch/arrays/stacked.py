@@ -47,6 +47,8 @@ def chosen(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
         ok: (arrays,) bool.
         new, old: of one shape and dtype.
     """
+    if torch.compiler.is_compiling():
+        return torch.where(spread(ok, new), new, old)
     nbytes = new.nbytes // len(new)
     if nbytes % 8 != 0 or nbytes < WORTH_WIDENING:
         return torch.where(spread(ok, new), new, old).contiguous()

@@ -34,5 +34,12 @@ def are_usable(g: Tensor) -> Tensor:
 
 def usable_or_zero(g: Tensor, ok: Tensor) -> Tensor:
     """Replaces the gradients of skipped arrays by zeros."""
-    # NaN is replaced first, since NaN · 0 is NaN.
-    return torch.nan_to_num(g, 0.0, 0.0, 0.0).mul_(spread(ok, g).float())
+    return torch.where(spread(ok, g), g, 0.0)
+
+
+def finite(x: Tensor) -> Tensor:
+    """Replaces NaN by 0 and infinities by the largest numbers; may write into x."""
+    if torch.compiler.is_compiling():  # a compiler makes no vector code of `isnan`
+        largest = torch.finfo(x.dtype).max
+        return torch.where(x == x, x, 0.0).clamp(-largest, largest)
+    return x.nan_to_num_(0.0)

@@ -2,95 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from automagic_core import MAX_STEP, Slot
-from automagic_torch.arrays.stacked import spread, stacked
-from automagic_torch.arrays.usable import usable_or_zero
+from automagic_torch.arrays.stacked import stacked
+from automagic_torch.arrays.usable import gradients, usable_or_zero
 from automagic_torch.cameamp.call import Ballot, Batch
-from automagic_torch.cameamp.equations import scale_by_cameamp
-from automagic_torch.cameamp.learning_rate import evidence, new_walk, vote
-from automagic_torch.cameamp.round_to_parameters import HALF_DTYPES, add_updates
+from automagic_torch.cameamp.new_values import Given, New, Way, new_values
+from automagic_torch.cameamp.round_to_parameters import HALF_DTYPES, written
 from automagic_torch.codec.stored import States
+from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
 
 OnUpdate = Callable[[Tensor, Tensor], None]
 
 
-def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None) -> None:
+def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, *, compiled: bool = False) -> None:
     """Updates the states and parameters of a batch, and adds its ballot to its call.
 
     Args:
         batch: the batch.
         energy: records the gradients before and after every stage.
         on_update: is called with every parameter and its update in float32, before the parameter changes.
+        compiled: by a compiled function, if the arrays are whole in this process.
     """
-    config, extent = batch.call.config, batch.extent
+    call, extent, config = batch.call, batch.extent, batch.call.config
+    compiled = compiled and type(extent) is Extent
     params = list(extent.here(batch.params))
     before = stacked(params)
     stored = {
         name: stacked(extent.states_here([state[name] for state in batch.states], before.device))
-        for name in batch.names
+        for name in sorted(batch.names)  # in one order in every process, for caches of compilers
     }
-    ok, delta, new = _step(batch, before, stored, energy)
-
-    extent.write(batch.states, stored, new, ok, batch.state_key if config.stochastic_rounding else None)
-    skipped = stored["skipped_steps"]
-    extent.replace(batch.states, "skipped_steps", skipped + (~ok & (skipped < MAX_STEP)))
-    if on_update is not None:
-        shown = torch.where(spread(ok, delta), delta, 0.0)
-        for p, update in zip(batch.params, extent.like_parameters(shown), strict=True):
-            on_update(p, update)
-    rounded = before.dtype in HALF_DTYPES and config.stochastic_rounding_params
-    add_updates(params, before, delta, ok, batch.rounding_key(Slot.parameters) if rounded else None)
-
-
-def _step(batch: Batch, before: Tensor, stored: States, energy: StageEnergy) -> tuple[Tensor, Tensor, States]:
-    """Which arrays are not skipped, their updates in float32, and the new values of their states.
-
-    This is a function of its own so that its many temporary arrays are freed on return.
-    """
-    call, extent, config = batch.call, batch.extent, batch.call.config
-    g = batch.raw_gradients()
-    ok = batch.usable(g)
-    g = usable_or_zero(g, ok)
-    w = before.float()
-    old = extent.read(stored)
-    new_age = old["age"] + (old["age"] < MAX_STEP)
-    age = new_age.float()
-
-    # No name for the inputs, so that the raw gradients are freed here.
-    g, stage_states = extent.after_stages(
-        batch.arrays, StageInputs(call.clipping_factor(g.device), g, w, old.get("edge_history"), age), energy
+    grads = stacked(extent.gradients_here(gradients(batch.params)))
+    factor = call.clipping_factor(before.device)
+    # Stages 3 and 4 are calls of libraries, of which a compiler makes nothing better.
+    raw = compiled and factor is None and not batch.arrays.changed
+    g, usable, stage_states = (grads, None, {}) if raw else _after_stages(batch, grads, before, stored, factor, energy)
+    del grads
+    way = Way(
+        arrays=batch.arrays,
+        extent=extent,
+        measures=raw and energy.measures,
+        # A compiled function is the same at the first step.
+        voting=config.votes and call.warming if compiled else call.voting,
+        searching=call.searching,
+        decays=config.weight_decay != 0,
+        rounds=config.stochastic_rounding,
+        shows=on_update is not None,
     )
-    direction = scale_by_cameamp(g, old, age, config, extent.means)
-    eta = call.rates(g.device)
-    eta_rows = eta.rows(old.get("lr_mask"), direction.kappa)
-    delta = direction.d.mul_(-eta_rows)
-    walk = None
-    if call.searching:
-        kept = old["walk"] * call.kept(g.device)
-        walk = new_walk(kept, delta, extent.means, batch.rounding_key(Slot.walk))
-        walk = torch.where(spread(ok, walk), walk, kept)
-    if config.weight_decay != 0:
-        delta.sub_((w * direction.b).mul_(eta.array * config.weight_decay))
-    # An infinite weight would become NaN if its decay is infinite or 0 · ∞.  With a finite update it stays.
-    delta.nan_to_num_(0.0)
+    rates = call.rates(before.device)
+    rounded = config.stochastic_rounding_params and before.dtype in HALF_DTYPES
+    given = Given(
+        g=g,
+        before=before,
+        stored=stored,
+        stage_states=stage_states,
+        usable=usable,
+        rates=rates,
+        decay=rates.array * config.weight_decay,
+        kept=call.kept(before.device),
+        votes=call.voting,
+        state_keys={where: batch.state_key(*where) for where in batch.random_states},
+        parameter_key=batch.rounding_key(Slot.parameters) if rounded else None,
+        walk_key=batch.rounding_key(Slot.walk),
+    )
+    run = _compiled if compiled else _eager
+    new = run(batch, way, given)
+    call.ballots.append(Ballot(batch, new.found, new.cast, new.lr_mask))
+    if new.square_norm is not None:
+        energy.unchanged(new.square_norm)
+    if new.shown is not None and on_update is not None:
+        for p, update in zip(batch.params, extent.like_parameters(new.shown), strict=True):
+            on_update(p, update)
+    if not _is_view(new.after, params):
+        written(params, new.after)
 
-    new = {"age": new_age} | stage_states | direction.states
-    cast = None
-    if "last_polarity" in stored:
-        if call.voting:
-            last_signs = extent.signs(stored["last_polarity"], g)
-            cast = vote(g, last_signs, ok & (stored["age"] >= 1), extent.means)
-        new["last_polarity"] = extent.updated_polarity(stored["last_polarity"], g)
-    found = None
-    if walk is not None:
-        new["walk"] = walk
-        found = evidence(walk, direction.mean_square, g, ok, cast, extent.means)
-    call.ballots.append(Ballot(batch, found, cast, old.get("lr_mask")))
-    return ok, delta, new
+
+def _after_stages(
+    batch: Batch, grads: Tensor, before: Tensor, stored: States, factor: Tensor | None, energy: StageEnergy
+) -> tuple[Tensor, Tensor, States]:
+    """The gradients after the stages, zeros for skipped arrays; which arrays are usable; the states of the stages."""
+    g = grads.float()
+    ok = batch.usable(g)
+    age = stored["age"] + (stored["age"] < MAX_STEP)
+    age = age.float().view(-1, *[1] * (g.ndim - 1))
+    inputs = StageInputs(factor, usable_or_zero(g, ok), before.float(), stored.get("edge_history"), age)
+    g, states = batch.extent.after_stages(batch.arrays, inputs, energy)
+    return g, ok, states
+
+
+def _eager(batch: Batch, way: Way, given: Given) -> New:
+    """The new values; those of the states replace the old ones."""
+    new = new_values(way, given)
+    for name, value in new.stored.items():
+        batch.extent.replace(batch.states, name, value)
+    return new
+
+
+def _compiled(batch: Batch, way: Way, given: Given) -> New:
+    """As `_eager`, with new states in the old ones' memory where nobody else holds it."""
+    from automagic_torch.cameamp.compiled import run_compiled
+
+    alone, here = len(batch.states) == 1, batch.extent.state_device is None
+    if alone and here and not batch.in_place:
+        given = given._replace(stored={name: x.clone() for name, x in given.stored.items()})
+    if way.shows:
+        given = given._replace(before=given.before.clone())
+    new = run_compiled(way, given)
+    for name, value in given.stored.items():
+        if not (here and batch.in_place):
+            batch.extent.replace(batch.states, name, value)
+        elif not alone:
+            torch._foreach_copy_([state[name] for state in batch.states], value.unbind())
+    return new
+
+
+def _is_view(before: Tensor, params: Sequence[Tensor]) -> bool:
+    """Whether stacked parameters share memory with the one parameter that was stacked."""
+    return len(params) == 1 and before.data_ptr() == params[0].data_ptr()

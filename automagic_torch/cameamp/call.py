@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from automagic_core import MAX_STEP, Config, Slot, StatePlan, rounding_key
 from automagic_core.arrays.group_keys import AGREEMENT, EFFECTIVE_LR, LOG_RATE_SCALE, SEARCH_KEYS, STEP
+from automagic_core.arrays.state_forms import SLOTS, coded_shapes, moment_of
 from automagic_torch.arrays.dtensors import whole
 from automagic_torch.arrays.stacked import square_norm, to_device
 from automagic_torch.arrays.usable import are_usable, gradients, raw_gradients
@@ -30,7 +32,7 @@ from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageArrays
 from automagic_torch.stages.clip_by_percentile import clipping_factor, recorded, total
-from automagic_torch.stages.energy import StageEnergy
+from automagic_torch.stages.energy import StageEnergy, stages_on
 from automagic_torch.stages.norm_history import HISTORY, POSITION
 
 
@@ -159,7 +161,7 @@ class OpenStep:
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         self.calls = [Call(group, group_config(group), min(group[STEP] + 1, MAX_STEP)) for group in groups]
-        self.energy = StageEnergy(call.config for call in self.calls)
+        self.energy = StageEnergy(stages_on(call.config for call in self.calls))
 
 
 @dataclass
@@ -181,6 +183,8 @@ class Batch:
     arrays: StageArrays
     params: list[Tensor] = field(default_factory=list)
     states: list[States] = field(default_factory=list)
+    in_place: bool = True
+    """Nobody else holds the tensors in `states`."""
     _usable: Tensor | None = None
     _square_norm: Tensor | None = None
 
@@ -222,6 +226,11 @@ class Batch:
         """The key of the random bits that the arrays share; that of the walk is the same at every step."""
         step = 0 if slot == Slot.walk else self.call.step
         return (rounding_key(step, slot, self.plan.size) + self.extent.first) % 2**32
+
+    @property
+    def random_states(self) -> list[tuple[Slot, int]]:
+        """Slot and size of all states that have random bits."""
+        return [(SLOTS[moment_of(name)], math.prod(shape)) for name, shape in coded_shapes(self.plan).items()]
 
     def state_key(self, slot: Slot, size: int) -> int:
         """The key of the random bits for states of the whole arrays that have some size."""

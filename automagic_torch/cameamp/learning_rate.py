@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ class Rates(NamedTuple):
     """ℓ in this step."""
     array: Tensor
     """η̂."""
-    min_lr: float
-    max_lr: float
+    min_lr: float | Tensor
+    max_lr: float | Tensor
 
     def rows(self, delta: Tensor | None, kappa: Tensor | float) -> Tensor:
         """ηᵢ of every row, (arrays, *`StatePlan.row_shape`); 0-d for arrays without row states.
@@ -71,7 +71,7 @@ def rates(lr: float | Tensor, log_rate_scale: Tensor, step: int, config: Config,
     return Rates(eta, ell, array, config.min_lr, config.max_lr)
 
 
-def _limited(rate: Tensor, found: Tensor, min_lr: float, max_lr: float) -> Tensor:
+def _limited(rate: Tensor, found: Tensor, min_lr: Any, max_lr: Any) -> Tensor:
     """rate · exp(found).  The limits bound what is found, never the rate that was asked for."""
     return (found.exp() * rate).clamp(rate.clamp(max=min_lr), rate.clamp(min=max_lr))
 
@@ -116,7 +116,7 @@ def vote(g: Tensor, last_signs: Tensor, took_a_step: Tensor, means: Means) -> Vo
     return Vote(rows, row_weight, total, array, counts, plan.size)
 
 
-def new_walk(walk: Tensor, delta: Tensor, means: Means, key: int) -> Tensor:
+def new_walk(walk: Tensor, delta: Tensor, means: Means, key: int | Tensor) -> Tensor:
     """The walk after this step.
 
     Args:

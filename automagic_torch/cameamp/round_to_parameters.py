@@ -22,18 +22,27 @@ def add_updates(params: list[Tensor], before: Tensor, delta: Tensor, ok: Tensor,
         ok: (arrays,) bool; where it is False, an array keeps every bit.
         key: the key of the random bits that round half-precision parameters; None rounds to nearest.
     """
-    # A float64 parameter in float32 would change even when delta is 0.
-    new = before + delta.double() if before.dtype == torch.float64 else before.float() + delta
-    if before.dtype in HALF_DTYPES:
-        new = new.to(before.dtype) if key is None else stochastically_rounded(new, before.dtype, key)
-    new = chosen(ok, new, before)
+    written(params, updated(before, delta, ok, key))
+
+
+def written(params: list[Tensor], new: Tensor) -> None:
+    """Writes stacked values into parameters."""
     if len(params) == 1:
         params[0].copy_(new.squeeze(0))
     else:
         torch._foreach_copy_(params, new.unbind())
 
 
-def stochastically_rounded(x: Tensor, dtype: torch.dtype, key: int) -> Tensor:
+def updated(before: Tensor, delta: Tensor, ok: Tensor, key: int | Tensor | None) -> Tensor:
+    """Stacked parameters after their updates; arguments as for `add_updates`."""
+    # A float64 parameter in float32 would change even when delta is 0.
+    new = before + delta.double() if before.dtype == torch.float64 else before.float() + delta
+    if before.dtype in HALF_DTYPES:
+        new = new.to(before.dtype) if key is None else stochastically_rounded(new, before.dtype, key)
+    return chosen(ok, new, before)
+
+
+def stochastically_rounded(x: Tensor, dtype: torch.dtype, key: int | Tensor) -> Tensor:
     """Rounds to one of the two neighbours in `dtype`, right on average.
 
     Args:

@@ -30,6 +30,9 @@ def pack(bits: Tensor) -> Tensor:
     """
     missing = -bits.shape[-1] % 8
     bits = pad(bits, (0, missing)) if missing else bits.contiguous()
+    if torch.compiler.is_compiling():  # a compiler does not fuse views of other widths
+        bytes_ = bits.view(*bits.shape[:-1], -1, 8).int() << torch.arange(8, dtype=torch.int32, device=bits.device)
+        return bytes_.sum(-1).to(torch.uint8)
     # >> copies the sign bit into higher bits; the conversion to uint8 drops them.
     return (bits.view(torch.int64) * _GATHER >> 56).to(torch.uint8)
 
@@ -41,7 +44,10 @@ def updated(packed: Tensor, g: Tensor) -> Tensor:
         packed: uint8, (arrays, *`automagic_core.polarity_shape`).
         g: finite float32, (arrays, *shape).
     """
-    signs = g.view(*packed.shape[:-1], -1).sign().to(torch.int8).view(torch.uint8)
+    g = g.view(*packed.shape[:-1], -1)
+    if torch.compiler.is_compiling():
+        return pack((g < 0).to(torch.uint8)) | (packed & ~pack((g != 0).to(torch.uint8)))
+    signs = g.sign().to(torch.int8).view(torch.uint8)
     # −1 is a byte of ones, so >> 7 gives 1 for negative elements.
     return pack(signs >> 7) | (packed & ~pack(signs & 1))
 
@@ -56,5 +62,8 @@ def unpack_signs(packed: Tensor, length: int) -> Tensor:
     Returns:
         float32, (*packed.shape[:-1], length).
     """
+    if torch.compiler.is_compiling():
+        bits = (packed[..., None].int() >> torch.arange(8, dtype=torch.int32, device=packed.device)) & 1
+        return (1 - 2 * bits).float().view(*packed.shape[:-1], -1)[..., :length]
     signs = _signs(packed.device).index_select(0, packed.reshape(-1).int())
     return signs.view(*packed.shape[:-1], -1)[..., :length]

@@ -1,7 +1,8 @@
 """The 8-bit codec: codes and one absmax per block instead of float32 (docs/algorithm.md, section 3).
 
 bitsandbytes finds the nearest codes and reads codes.  This module adds what bitsandbytes lacks: companding, stochastic
-rounding, blocks of zeros, and one block for a whole array.
+rounding, blocks of zeros, and one block for a whole array.  In a compiled function codes are looked up in tables, so
+that a compiler can make one loop of all that is done with them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn.functional import pad
 
 from automagic_core import absmax_shape, codebook_midpoints, dynamic_codebook
 from automagic_core.config.constants import MIN_ABSMAX
+from automagic_torch.codec.nearest import codes_of, tables
 from automagic_torch.codec.random_bits import random_unit
 
 try:
@@ -56,10 +58,15 @@ class QuantizedTensor:
 
     def read(self) -> Tensor:
         """Reads the arrays as float32 in the shape of `codes`, a new tensor."""
-        codebook = _codebook(not self.companded, self.codes.device)
         width = self.block_size or self.codes[0].numel()
         codes = _whole_blocks(self.codes, width)
         absmax = self.absmax.reshape(-1)
+        if torch.compiler.is_compiling():
+            codebook = tables(not self.companded, codes.device).codebook
+            values = codebook[codes.view(len(codes), -1, width).int()] * absmax.view(len(codes), -1, 1)
+            values = _without_padding(values, self.codes)
+            return values * values if self.companded else values
+        codebook = _codebook(not self.companded, self.codes.device)
         if self.block_size is None:
             values = codebook.index_select(0, codes.reshape(-1).int()).view(-1, width).mul_(absmax[:, None])
         else:
@@ -68,7 +75,7 @@ class QuantizedTensor:
         return values.mul_(values) if self.companded else values
 
     @classmethod
-    def write(cls, x: Tensor, companded: bool, block_size: int | None, key: int | None) -> QuantizedTensor:
+    def write(cls, x: Tensor, companded: bool, block_size: int | None, key: int | Tensor | None) -> QuantizedTensor:
         """Stores arrays.
 
         Args:
@@ -80,23 +87,43 @@ class QuantizedTensor:
         width = block_size or x[0].numel()
         values = _whole_blocks(x.sqrt() if companded else x.contiguous(), width)
         signed = not companded
-        if block_size is None:
-            codes, absmax = _nearest_one_block(values, signed)
+        r = None if key is None else random_unit(key, values[0].numel(), x.device)
+        if torch.compiler.is_compiling():
+            blocks = values.view(len(values), -1, width)
+            codes, absmax, is_zero = _by_tables(blocks, signed, None if r is None else r.view(-1, width))
         else:
-            codes, absmax = _nearest_by_bitsandbytes(values, signed, block_size)
-        is_zero = absmax < MIN_ABSMAX
-        if key is not None:
-            inverse = absmax.reciprocal().masked_fill_(is_zero, 0.0)
-            y = values.view(-1, width) * inverse[:, None]
-            r = random_unit(key, values[0].numel(), x.device)
-            codes = _moved_to_neighbour(y.view_as(values), codes, _codebook(signed, x.device), r)
-        codes = codes.view(-1, width) * (~is_zero).view(torch.uint8)[:, None]
+            codes, absmax, is_zero = _by_bitsandbytes(values, signed, block_size, r)
         return cls(
             codes=_without_padding(codes, x),
             absmax=absmax.masked_fill(is_zero, 0.0).view(len(x), *absmax_shape(shape, block_size)),
             companded=companded,
             block_size=block_size,
         )
+
+
+def _by_tables(values: Tensor, signed: bool, r: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, the absmax, and which blocks are zeros; the last axis of `values` is a block."""
+    absmax = values.abs().amax(-1)
+    is_zero = absmax < MIN_ABSMAX
+    y = values * torch.where(is_zero, 0.0, absmax.reciprocal())[..., None]
+    codes = codes_of(y, signed, r)
+    return torch.where(is_zero[..., None], 0, codes).to(torch.uint8), absmax, is_zero
+
+
+def _by_bitsandbytes(
+    values: Tensor, signed: bool, block_size: int | None, r: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_by_tables`, with one array in every row of `values`."""
+    if block_size is None:
+        codes, absmax = _nearest_one_block(values, signed)
+    else:
+        codes, absmax = _nearest_by_bitsandbytes(values, signed, block_size)
+    is_zero = absmax < MIN_ABSMAX
+    if r is not None:
+        inverse = absmax.reciprocal().masked_fill_(is_zero, 0.0)
+        y = values.view(len(absmax), -1) * inverse[:, None]
+        codes = _moved_to_neighbour(y.view_as(values), codes, _codebook(signed, values.device), r)
+    return codes.view(len(absmax), -1) * (~is_zero).view(torch.uint8)[:, None], absmax, is_zero
 
 
 def _nearest_by_bitsandbytes(values: Tensor, signed: bool, block_size: int) -> tuple[Tensor, Tensor]:

@@ -32,11 +32,11 @@ def mix32(x: Tensor) -> Tensor:
     return x.bitwise_xor_(_shifted(x, 16))
 
 
-def random_unit(key: int, count: int, device: torch.device) -> Tensor:
+def random_unit(key: int | Tensor, count: int, device: torch.device) -> Tensor:
     """Random numbers r in [0, 1) with 24 bits, for the first `count` elements in row-major order.
 
     Args:
-        key: `automagic_core.rounding_key` of the step, the slot and the array's size.
+        key: `automagic_core.rounding_key` of the step, the slot and the array's size, or its bits as 0-d int32.
         count: how many numbers, at most 2³¹ − 1.
         device: the device of the numbers.
 
@@ -46,7 +46,7 @@ def random_unit(key: int, count: int, device: torch.device) -> Tensor:
     return _shifted(_bits(key, count, device), 8).float().mul_(2.0**-24)
 
 
-def signs(key: int, count: int, device: torch.device) -> Tensor:
+def signs(key: int | Tensor, count: int, device: torch.device) -> Tensor:
     """The signs of the walk, −1 or 1, for the first `count` elements (section 5.8): float32 of shape (count,).
 
     Args:
@@ -56,6 +56,11 @@ def signs(key: int, count: int, device: torch.device) -> Tensor:
     return (_bits(key, count, device) >> 31).bitwise_or_(1).float()
 
 
-def _bits(key: int, count: int, device: torch.device) -> Tensor:
-    signed_key = key - 2**32 if key >= 2**31 else key
-    return mix32(torch.arange(count, dtype=torch.int32, device=device).add_(signed_key))
+def signed_key(key: int) -> int:
+    """The number of int32 with the bits of a key."""
+    return key - 2**32 if key >= 2**31 else key
+
+
+def _bits(key: int | Tensor, count: int, device: torch.device) -> Tensor:
+    added = key if isinstance(key, Tensor) else signed_key(key)
+    return mix32(torch.arange(count, dtype=torch.int32, device=device).add_(added))

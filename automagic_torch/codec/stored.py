@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from automagic_core.arrays.state_forms import COMPANDED, SCALARS, SLOTS, coded_s
 from automagic_torch.codec.quantized_tensor import QuantizedTensor
 
 States = dict[str, Tensor]
-Key = Callable[[Slot, int], int]
-"""Gives the key of the random bits of a slot for whole, unsharded tensors of some size: section 3.7."""
+Key = Callable[[Slot, int], Any]
+"""Gives the key of the random bits of a slot for whole, unsharded tensors of some size: section 3.7.  In a compiled
+function a key is a tensor."""
 
 
 class Form(NamedTuple):
@@ -79,7 +80,7 @@ def encoded_states(new: States, plan: StatePlan, key: Key | None) -> States:
     for name, value in new.items():
         if name in coded:
             moment = moment_of(name)
-            bits = key and key(SLOTS[moment], math.prod(coded[name]))
+            bits = None if key is None else key(SLOTS[moment], math.prod(coded[name]))
             quantized = QuantizedTensor.write(value, moment in COMPANDED, plan.block_size, bits)
             encoded[name], encoded[name + "_absmax"] = quantized.codes, quantized.absmax
         else:

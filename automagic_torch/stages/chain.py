@@ -32,6 +32,12 @@ class StageArrays(NamedTuple):
         """Whether stage 4 works on the arrays."""
         return self.lora and self.config.encourages_low_rank
 
+    @property
+    def changed(self) -> bool:
+        """Whether stage 2, 3 or 4 works on the arrays."""
+        frequencies = self.config.suppresses_frequencies and self.plan.spatial_axes is not None
+        return self.plan.has_edge_history or frequencies or self.low_rank
+
 
 class StageInputs(NamedTuple):
     """The tensors with which the stages compute, for a batch.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import Layout
-from automagic_core.config.constants import LOW_RANK_FLOOR
+from automagic_core.config.constants import INVERSE_ROOT_STEPS, LARGEST_SQUARINGS, LOW_RANK_FLOOR
 from automagic_torch.arrays.axes import array_shape, rows_come_last
 from automagic_torch.arrays.stacked import chosen
 
@@ -23,8 +23,8 @@ def encourage_low_rank(
 ) -> Tensor:
     """Strengthens g along the strong singular directions of w, and adds a pull that shrinks the weak ones.
 
-    Everything is computed in float64, a batch at once: float32 is not exact enough for the strongest directions, whose
-    factors may be as small as 1 / n² of the others.  On CUDA `torch.linalg.eigh` waits for the device once.
+    What is formed of W Wᵀ is float64, a batch at once: float32 is not exact enough for the strongest directions, whose
+    factors may be as small as 1 / n² of the others.  Nothing waits for a device.
 
     Args:
         g: gradient of a 2-D array, finite float32, or with `batched` of such arrays stacked along a leading axis.
@@ -49,42 +49,58 @@ def encourage_low_rank(
         g, w = g[None], w[None]
     transposed = shape[1] < shape[0] or (shape[0] == shape[1] and rows_come_last(layout, embedding))
 
-    W = w.to(torch.float64, copy=True)
+    W, gradient = w.double(), g.double()
     gram = W.mT @ W if transposed else W @ W.mT
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     usable = trace.isfinite() & (trace > 0)
-    # `eigh` accepts zeros but no NaN.
-    values, Q = torch.linalg.eigh(torch.where(usable[:, None, None], gram, 0.0))
-    weak, M, norm = tail(values, Q)
-    kept = torch.eye(len(Q[0]), dtype=Q.dtype, device=Q.device) + (emphasis - 1) * _rebuilt(1 - weak, Q)
-
-    # These are the largest arrays, so their memory is reused: T becomes the result, and g replaces W.
-    result = W @ M if transposed else M @ W
-    gradient = W.copy_(g)
-    result.mul_((strength * _norms(gradient) / norm)[:, None, None])
-    result.baddbmm_(gradient, kept) if transposed else result.baddbmm_(kept, gradient)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    weak, F, norm = functions_of(torch.where(usable[:, None, None], gram, identity))
+    pull = F * (strength * _norms(gradient) / norm)[:, None, None]
+    T = W @ pull if transposed else pull @ W
+    kept = emphasis * identity - (emphasis - 1) * weak
+    result = torch.baddbmm(T, gradient, kept) if transposed else torch.baddbmm(T, kept, gradient)
     result = chosen(usable, result.float(), g)
     return result if batched else result[0]
 
 
-def tail(values: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrix M that gives T = M W.
+def functions_of(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The functions of G = W Wᵀ, shorter side first, of which the stage is made (section 4.4).
 
     Args:
-        values, Q: eigenvalues and eigenvectors of W Wᵀ, shorter side first: float64, (arrays, side[, side]).
+        gram: float64, (arrays, side, side), finite and not zero.
 
     Returns:
-        ωᵢ; the symmetric M = Q diag(ωᵢ / √(λᵢ + δ²)) Qᵀ; and ‖T‖ for every array.
+        Ω, whose eigenvalues are ωᵢ; F, with which T = F W up to a factor; and ‖F W‖ for every array.
     """
-    values = values.clamp(min=0.0)
-    weak = 1 / (1 + (values / values.mean(-1, keepdim=True)).square())
-    factors = weak / (values + LOW_RANK_FLOOR * values.amax(-1, keepdim=True)).sqrt()
-    return weak, _rebuilt(factors, Q), (factors.square() * values).sum(-1).sqrt()
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    K = gram * (len(identity) / _trace(gram))
+    L = torch.linalg.cholesky_ex(identity + K @ K).L
+    half = torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False)
+    weak = half.mT @ half
+
+    power = K / len(identity)
+    for _ in range(LARGEST_SQUARINGS):
+        power = power @ power
+        power = power / _trace(power)
+    largest = (power * K).sum((-2, -1), keepdim=True)
+    scale = (1 + LOW_RANK_FLOOR) * largest
+    F = weak * scale.rsqrt() @ inverse_root((K + LOW_RANK_FLOOR * largest * identity) / scale)
+    return weak, F, ((F @ gram) * F).sum((-2, -1)).clamp(min=0).sqrt()
 
 
-def _rebuilt(values: Tensor, Q: Tensor) -> Tensor:
-    """Q diag(values) Qᵀ."""
-    return (Q * values.unsqueeze(-2)) @ Q.mT
+def inverse_root(M: Tensor) -> Tensor:
+    """M^(-1/2) of symmetric matrices with eigenvalues in [1/101, 1]."""
+    identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    X = identity
+    for a, b, c in INVERSE_ROOT_STEPS:
+        N = a * identity + b * M + c * (M @ M)
+        X = X @ N
+        M = N @ M @ N
+    return X
+
+
+def _trace(x: Tensor) -> Tensor:
+    return x.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
 
 
 def _norms(x: Tensor) -> Tensor:

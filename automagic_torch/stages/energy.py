@@ -18,14 +18,22 @@ class StageEnergy:
     All arrays count, also those that a stage leaves alone.  Nothing waits for a device.
     """
 
-    def __init__(self, configs: Iterable[Config]) -> None:
-        switches = zip(*map(_switches, configs), strict=True)
-        self._before: dict[str, list[Tensor]] = {
-            stage: [] for stage, on in zip(STAGES, switches, strict=False) if any(on)
-        }
+    def __init__(self, stages: Iterable[str]) -> None:
+        self._before: dict[str, list[Tensor]] = {stage: [] for stage in stages}
         self._after: dict[str, list[Tensor]] = {name: [] for name in self._before}
         self._now: Tensor | None = None
         self._square_norm: Callable[[Tensor], Tensor] = square_norm
+
+    def unchanged(self, square_norm: Tensor) -> None:
+        """Records gradients with a known Σ g², 0-d, which all stages leave alone."""
+        self._now = square_norm
+        for stage in self._before:
+            self._record(stage, square_norm, square_norm)
+
+    @property
+    def measures(self) -> bool:
+        """Whether any stage is on."""
+        return bool(self._before)
 
     def begin(self, g: Tensor, square_norm: Callable[[Tensor], Tensor]) -> None:
         """Records the gradients before the stages, zeros for skipped arrays; `square_norm` forms their Σ g²."""
@@ -57,6 +65,13 @@ class StageEnergy:
             torch.stack([_together(values[name]) for name in names]).sum(1) for values in (self._before, self._after)
         )
         return dict(zip(names, zip(before, after, strict=True), strict=True))
+
+
+def stages_on(configs: Iterable[Config]) -> tuple[str, ...]:
+    """The stages that are on in any group."""
+    return tuple(
+        stage for stage, on in zip(STAGES, zip(*map(_switches, configs), strict=True), strict=False) if any(on)
+    )
 
 
 def _switches(config: Config) -> tuple[bool, ...]:

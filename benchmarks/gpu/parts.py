@@ -91,13 +91,13 @@ def _tests(name: str, files: tuple[str, ...], seconds: float, *, workers: int = 
 STAGES: tuple[tuple[Part, ...], ...] = (
     (_own("facts", 60),),
     (
-        _tests("cuda", CUDA_TESTS, 90),
+        _tests("cuda", CUDA_TESTS, 145),
         _parity("codec", ("codec",), 130),
         *_shared_parity("teacher", 3, 150),
         *_shared_parity("stages", 4, 150),
         _tests("moved to the device", MOVED_TESTS, 140, workers=6, moved=True),
     ),
-    (_own("torch_speed", 100),),
+    (_own("torch_speed", 200),),
     (_own("jax_speed", 130),),
     (_own("places", 40),),
     (_own("float64_sums", 60),),

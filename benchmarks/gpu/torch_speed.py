@@ -23,8 +23,8 @@ def _other(module: str, name: str, **arguments: Any) -> Make:
 
 
 def _ours(**fields: Any) -> Make:
-    """Ours after its warm-up, unless fields say otherwise."""
-    return lambda params: AutomagicCameAMP8bit(params, **{"lr": 1e-4, "force_8bit": True, "warmup_steps": 2, **fields})
+    """Ours after its warm-up, unless fields say otherwise; compiled on a GPU."""
+    return lambda params: AutomagicCameAMP8bit(params, **{"lr": 1e-4, "force_8bit": True, "warmup_steps": 0, **fields})
 
 
 def contestants(device: str) -> dict[str, Make]:
@@ -34,9 +34,10 @@ def contestants(device: str) -> dict[str, Make]:
     return {
         "AdamW fused": reference,
         "bitsandbytes AdamW8bit": _other("bitsandbytes.optim", "AdamW8bit"),
-        "ours, balanced": _ours(),
         "ours, balanced, stages off": _ours(**STAGES_OFF),
+        "ours, balanced": _ours(),
         "ours, memory_optimized": _ours(profile="memory_optimized"),
+        "ours, balanced, stages off, eager": _ours(compiled=False, **STAGES_OFF),
         "ours, quality_optimized": _ours(profile="quality_optimized"),
         "ours, balanced, warming up": _ours(warmup_steps=100_000),
         "flashoptim FlashAdamW": _other("flashoptim", "FlashAdamW", master_weight_bits=None),

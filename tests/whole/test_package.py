@@ -1,4 +1,4 @@
-"""The wheel: it builds, carries the three packages with py.typed, and nothing else."""
+"""The wheel: it builds, carries the four packages with py.typed, and nothing else."""
 
 import shutil
 import subprocess
@@ -7,12 +7,13 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("automagic_core", "automagic_torch", "automagic_optax", "automagic_cameamp_improved_8bit")
 
 
 def test_the_wheel_builds_and_carries_py_typed(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("automagic_core", "automagic_torch", "automagic_optax"):
+    for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -23,7 +24,7 @@ def test_the_wheel_builds_and_carries_py_typed(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert packages == {"automagic_core", "automagic_torch", "automagic_optax"}
+    assert packages == set(PACKAGES)
     for package in packages:
         assert f"{package}/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -23,6 +23,7 @@ MAY_SEE = {
     "automagic_core": set(),
     "automagic_torch": {"automagic_core"},
     "automagic_optax": {"automagic_core"},
+    "automagic_cameamp_improved_8bit": {"automagic_torch"},
     "parity": {"automagic_core", "automagic_torch", "automagic_optax"},
 }
 

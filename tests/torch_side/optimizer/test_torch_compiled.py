@@ -1,0 +1,157 @@
+"""`compiled=True`: the compiled step beside the eager one (docs/algorithm.md, section 8.1)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from automagic_torch import AutomagicCameAMP8bit
+from automagic_torch.cameamp import compiled as programs
+from automagic_torch.codec.nearest import codes_of, prepare_tables
+from tests.torch_side.torch_helpers import SMALL, parameters, run, same, set_gradients, snapshot
+
+FIELDS: dict[str, Any] = SMALL | {"warmup_steps": 3, "optim_bits": 32}
+
+
+def both(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32, **fields: Any
+) -> list[AutomagicCameAMP8bit]:
+    return [
+        AutomagicCameAMP8bit(parameters(shapes, dtype), compiled=compiled, **(FIELDS | fields))
+        for compiled in (False, True)
+    ]
+
+
+def params_of(optimizer: AutomagicCameAMP8bit) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def assert_close(eager: AutomagicCameAMP8bit, compiled: AutomagicCameAMP8bit, codes_apart: float = 0.0) -> None:
+    """Parity's bounds: 2e-6 of an array; the eager codec on a CPU rounds by bitsandbytes' grid."""
+    for p, q in zip(params_of(eager), params_of(compiled), strict=True):
+        torch.testing.assert_close(p.float(), q.float(), rtol=2e-6, atol=2e-6 * p.abs().max().item())
+        assert eager.state[p].keys() == compiled.state[q].keys()
+        for name, a in eager.state[p].items():
+            b = compiled.state[q][name]
+            assert a.dtype == b.dtype
+            assert a.shape == b.shape
+            if a.dtype == torch.uint8:
+                assert ((a.int() - b.int()).abs() > 0).float().mean() <= codes_apart, name
+            else:
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6 * max(1e-3, a.abs().max().item()))
+
+
+def compilations() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_a_compiled_step_is_the_eager_one_and_compiles_once() -> None:
+    torch._dynamo.utils.counters.clear()
+    # Small states in 8 bits, so that the grid of bitsandbytes is not in the way: values of one size.
+    eager, compiled = both([(4, 16)] * 3, torque=False, warmup_steps=0, spatial_awareness=False)
+    for optimizer in (eager, compiled):
+        run(optimizer, range(1, 3))
+        # Another rate, another weight decay, fewer arrays: nothing is compiled again.
+        optimizer.param_groups[0]["lr"] = 3e-4
+        optimizer.param_groups[0]["weight_decay"] = 0.1
+        set_gradients(params_of(optimizer), 3)
+        params_of(optimizer)[1].grad = None
+        optimizer.step()
+        set_gradients(params_of(optimizer), 4)
+        params_of(optimizer)[0].grad[0, 0] = torch.nan
+        optimizer.step()
+    assert_close(eager, compiled)
+    assert compiled.state[params_of(compiled)[0]]["skipped_steps"] == 1
+    assert compilations() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("factored", "more"),
+    [
+        ("second_moment", {"percentile_clipping": 90, "torque_decay": 0.9}),
+        ("all", {"stochastic_rounding": False}),
+        ("none", {"block_wise": False, "search_gain": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_form_of_state(factored: str, more: dict[str, Any], dtype: torch.dtype) -> None:
+    shapes = [(16, 128), (16, 128), (4, 3, 5, 5), (70, 66), (40,), ()]
+    eager, compiled = both(shapes, dtype, optim_bits=32, factored=factored, spatial_scope="all", **more)
+    for number in range(1, 6):  # through the end of the warm-up
+        for optimizer in (eager, compiled):
+            run(optimizer, range(number, number + 1))
+        if dtype == torch.float32:
+            assert_close(eager, compiled)
+    # From the same states one step in 8 bits.
+    assert all(bool(torch.isfinite(p).all()) for p in params_of(compiled))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factored", ["second_moment", "none", "all"])
+def test_states_in_8_bits(factored: str) -> None:
+    eager, compiled = both([(70, 128), (70, 128)], optim_bits=8, min_8bit_size=16, factored=factored)
+    for optimizer in (eager, compiled):
+        run(optimizer, range(1, 3))
+    # bitsandbytes' grid on a CPU shifts codes of small values by one in a hundred elements (section 3.8).
+    assert_close(eager, compiled, codes_apart=0.03)
+
+
+def test_tables_give_the_nearest_code_at_every_border() -> None:
+    from automagic_core import codebook_midpoints, dynamic_codebook
+    from automagic_core.codec import numpy_codec
+
+    prepare_tables(torch.device("cpu"))
+    for signed in (True, False):
+        middle, values = (torch.from_numpy(f(signed).copy()) for f in (codebook_midpoints, dynamic_codebook))
+        borders = torch.cat([middle, values])
+        y = torch.cat([borders, *(torch.nextafter(borders, torch.full_like(borders, to)) for to in (-2.0, 2.0))])
+        y = torch.cat([y, torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 0.2])
+        y = y.clamp(-1.0 if signed else 0.0, 1.0)
+        assert torch.equal(codes_of(y, signed, None), torch.from_numpy(numpy_codec._nearest(y.numpy(), signed)).int())
+        r = torch.rand(len(y), generator=torch.Generator().manual_seed(1))
+        nearest = numpy_codec._nearest(y.numpy(), signed)
+        moved = numpy_codec._moved_to_neighbour(y.numpy(), nearest, signed, r.numpy())
+        assert torch.equal(codes_of(y, signed, r), torch.from_numpy(moved).int())
+
+
+def test_an_earlier_state_dict_keeps_its_values() -> None:
+    _, optimizer = both([(4, 16)] * 3, torque=False, warmup_steps=0, spatial_awareness=False)
+    run(optimizer, range(1, 3))
+    held = optimizer.state_dict()
+    values = copy.deepcopy(held)
+    run(optimizer, range(3, 5))
+    assert same(held["state"], values["state"])
+    _, other = both([(4, 16)] * 3, torque=False, warmup_steps=0, spatial_awareness=False)
+    other.load_state_dict(held)
+    run(other, range(3, 4))
+    assert same(held["state"], values["state"])
+    # In place from the second step on.
+    tensor = optimizer.state[params_of(optimizer)[0]]["exp_avg"]
+    run(optimizer, range(5, 6))
+    assert optimizer.state[params_of(optimizer)[0]]["exp_avg"] is tensor
+
+
+def test_a_missing_compiler_is_named_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs.missing_compiler.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    eager, optimizer = both([(4, 16)])
+    before = snapshot(optimizer)
+    set_gradients(params_of(optimizer), 1)
+    try:
+        with pytest.raises(RuntimeError, match="C\\+\\+ compiler"):
+            optimizer.step()
+    finally:
+        programs.missing_compiler.cache_clear()
+    assert same(snapshot(optimizer)[0], before[0])
+    run(eager, range(1, 2))
+
+
+@pytest.mark.parametrize("value", ["yes", 1, 0.0])
+def test_compiled_is_checked(value: Any) -> None:
+    with pytest.raises(ValueError, match="compiled"):
+        AutomagicCameAMP8bit(parameters([(4,)]), compiled=value)
