@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from automagic_torch.arrays.dtensors import is_dtensor
-from automagic_torch.cameamp.array_step import update_batch
 from automagic_torch.cameamp.call import OpenStep
 from automagic_torch.cameamp.groups import group_config, parameter_name, refuse_gradients
 from automagic_torch.optimizer import AutomagicCameAMP8bit
+from automagic_torch.steps.array_step import update_batch
 
 
 def release_gradients(optimizer: AutomagicCameAMP8bit) -> GradientRelease:

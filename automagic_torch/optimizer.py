@@ -16,10 +16,8 @@ from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, 
 from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.arrays.marks import held_marks, set_marks
-from automagic_torch.cameamp.array_step import update_batch
 from automagic_torch.cameamp.batches import agree_on_gradients, agree_on_presence, has_room, kind, new_batch
 from automagic_torch.cameamp.call import Batch, Call, OpenStep
-from automagic_torch.cameamp.compiled import checked_compiled, missing_compiler
 from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
 from automagic_torch.cameamp.groups import (
     as_group,
@@ -41,6 +39,8 @@ from automagic_torch.checkpoints.earlier import add_forms, add_search
 from automagic_torch.checkpoints.loading import checked_state
 from automagic_torch.checkpoints.placeholders import with_placeholders
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
+from automagic_torch.steps.array_step import update_batch
+from automagic_torch.steps.compiled import checked_compiled, missing_compiler
 from automagic_torch.watching.memory_table import efficiency_report
 from automagic_torch.watching.metrics import metrics
 

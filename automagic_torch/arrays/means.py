@@ -5,9 +5,12 @@ Statistics keep their reduced axes with length 1, so that they broadcast against
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from automagic_core import StatePlan
+from automagic_core import Decay, StatePlan
+from automagic_torch.arrays.averages import ema
 from automagic_torch.arrays.stacked import square_norm
 
 
@@ -33,9 +36,17 @@ class Means:
         """Mean of each array, (arrays, 1, …, 1); a new tensor."""
         return _over_all(x)
 
-    def of_rows(self, *statistics: Tensor) -> list[Tensor]:
-        """Mean of row statistics over each array."""
-        return [_over_all(R) for R in statistics]
+    def squares(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of every row and of every column of squared gradients."""
+        return self.rows(q), self.columns(q)
+
+    def averaged(self, name: str, decay: Decay, old: Tensor, value: Tensor) -> Tensor:
+        """The moving average of a statistic that only the next step uses."""
+        return ema(decay, old, value)
+
+    def of_rows(self, **statistics: Tensor) -> list[Tensor]:
+        """Mean of row statistics over each array, which are named after their states."""
+        return [_over_all(R) for R in statistics.values()]
 
     def of_columns(self, C: Tensor) -> Tensor:
         """Mean of a column statistic over each array."""
@@ -62,6 +73,34 @@ class Means:
     def _row_axis(self) -> int:
         assert self.plan.row_axis is not None, "only arrays with rows are factored"
         return self.plan.row_axis + 1
+
+
+class SlabMeans(Means):
+    """Means of arrays of which a slab of rows is at hand.
+
+    Means over rows are whole.  Means over columns and arrays are the slab's share of them: shares are to be added up.
+    """
+
+    def __init__(self, plan: StatePlan, share: int, known: Mapping[str, Tensor]) -> None:
+        """Of slabs with a plan, `share` of which are an array, whose means are known."""
+        super().__init__(plan)
+        self._share = share
+        self._known = known
+
+    def columns(self, x: Tensor) -> Tensor:
+        return super().columns(x) / self._share
+
+    def arrays(self, x: Tensor) -> Tensor:
+        return _over_all(x) / self._share
+
+    def squares(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rows(q), self._known["columns"]
+
+    def averaged(self, name: str, decay: Decay, old: Tensor, value: Tensor) -> Tensor:
+        return value if name.endswith("_col") else ema(decay, old, value)
+
+    def of_rows(self, **statistics: Tensor) -> list[Tensor]:
+        return [self._known[name] for name in statistics]
 
 
 def _over_all(x: Tensor) -> Tensor:

@@ -99,12 +99,13 @@ def second_moment(g: Tensor, old: States, correction: Tensor, means: Means, beta
     """Averages q = g² + 10⁻³⁰ (section 5.1); `correction` is 1 − β₂ᵃ."""
     q = g.square()
     if means.plan.factored_sq:
+        of_rows, of_columns = means.squares(q)
         # The mean of q + 10⁻³⁰ is the mean of q, plus 10⁻³⁰.
-        of_rows = means.rows(q) + SQUARE_FLOOR
+        of_rows = of_rows + SQUARE_FLOOR
         R = ema(beta, old["exp_avg_sq_row"], of_rows)
-        C = ema(beta, old["exp_avg_sq_col"], means.columns(q) + SQUARE_FLOOR)
+        C = ema(beta, old["exp_avg_sq_col"], of_columns + SQUARE_FLOOR)
         # The clamp matters only for a β₂ so close to 1 that R begins below the normal numbers of float32.
-        mean, mean_square = means.of_rows(R, of_rows)
+        mean, mean_square = means.of_rows(exp_avg_sq_row=R, squares=of_rows)
         mean = mean.clamp(min=torch.finfo(R.dtype).tiny)
         # R / mean R comes first: the product R · C may underflow.
         v_hat = (R / mean / correction) * C
@@ -134,11 +135,13 @@ def confidence(u: Tensor, m_hat: Tensor, old: States, age: Tensor, means: Means,
         statistics = {name: old[name] for name in averaged if name in old}
         r, *others = statistics.values()
         if others:
-            (mean,) = means.of_rows(r)
+            (mean,) = means.of_rows(exp_avg_res_row=r)
             r = r / mean.clamp(min=SQUARE_FLOOR) * others[0]
         # The denominator is 2 − β − βᵃ⁻¹, without cancellation.
         r_hat = (r + beta.complement).div_(beta.complement + one_minus_power(beta, age - 1))
-        return r_hat, {name: ema(beta, before, averaged[name](e)) for name, before in statistics.items()}
+        return r_hat, {
+            name: means.averaged(name, beta, before, averaged[name](e)) for name, before in statistics.items()
+        }
     r = ema(beta, old["exp_avg_res"], e)
     r_hat = (r + beta.complement).div_(beta.complement + one_minus_power(beta, age))
     return r_hat, {"exp_avg_res": r}
@@ -161,7 +164,7 @@ def torque(d: Tensor, u: Tensor, old: States, gamma: float, means: Means) -> tup
 def spatial_factor(d: Tensor, old: States, means: Means) -> tuple[Tensor, States]:
     """κ of every row, from the variances of earlier steps, and the new variances (section 5.5)."""
     variance = old["spatial_variance"]
-    (mean,) = means.of_rows(variance)
+    (mean,) = means.of_rows(spatial_variance=variance)
     kappa = (mean / variance.clamp(min=SPATIAL_FLOOR)).sqrt_().clamp_(*SPATIAL_LIMITS)
     kappa.masked_fill_(mean == 0, 1.0)
     return kappa, {"spatial_variance": ema(decay(SPATIAL_DECAY), variance, means.row_variances(d))}
@@ -171,7 +174,7 @@ def background(root: Tensor, old: States, new: States, correction: Tensor, means
     """b and the new states; `correction` is 1 − β₂ᵃ (section 5.7)."""
     if means.plan.factored_sq:
         R, C = new["exp_avg_sq_row"], new["exp_avg_sq_col"]
-        mean_root, mean_square = means.of_rows(R.sqrt(), R)
+        mean_root, mean_square = means.of_rows(root=R.sqrt(), exp_avg_sq_row=R)
         mean = mean_root * means.of_columns(C.sqrt()) / (mean_square * correction).sqrt_()
         states: States = {}
     else:

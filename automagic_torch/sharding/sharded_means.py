@@ -41,10 +41,11 @@ class ShardedMeans(Means):
         (total,) = summed([_sum(x)], self.split)
         return total / self.plan.size
 
-    def of_rows(self, *statistics: Tensor) -> list[Tensor]:
+    def of_rows(self, **statistics: Tensor) -> list[Tensor]:
         if not self._rows_are_split:
-            return super().of_rows(*statistics)
-        return [total / self.plan.shape[0] for total in summed([_sum(R) for R in statistics], self.split)]
+            return super().of_rows(**statistics)
+        sums = summed([_sum(R) for R in statistics.values()], self.split)
+        return [total / self.plan.shape[0] for total in sums]
 
     def of_columns(self, C: Tensor) -> Tensor:
         if self._rows_are_split:

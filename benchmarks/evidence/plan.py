@@ -27,6 +27,7 @@ from benchmarks.evidence.variants import (
     TUNED,
     VARIANTS,
     Variant,
+    seeds_of,
 )
 
 
@@ -122,10 +123,10 @@ def plan(losses: Losses, places: Places, known: bool = True) -> list[Spec]:
 
     def tuned(job: str, variant: Variant) -> Iterator[Spec]:
         yield from search(losses, job, variant.name, places[job].rate)
-        yield from (Spec(job, variant.name, lr, seed) for lr in best(job, variant) for seed in SEEDS)
+        yield from (Spec(job, variant.name, lr, seed) for lr in best(job, variant) for seed in seeds_of(job))
 
     def started(job: str, variant: Variant) -> Iterator[Spec]:
-        return (Spec(job, variant.name, lr, seed) for lr in variant.starts for seed in SEEDS)
+        return (Spec(job, variant.name, lr, seed) for lr in variant.starts for seed in seeds_of(job))
 
     def as_meant(job: str, variant: Variant) -> Iterator[Spec]:
         return tuned(job, variant) if variant.tuned else started(job, variant)

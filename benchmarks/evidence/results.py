@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.evidence.plan import Places, Spec, best_rate
 from benchmarks.evidence.statistics import Summary, summary
 from benchmarks.evidence.store import Record, losses
-from benchmarks.evidence.variants import LADDER, PARTS, PLAIN, SEEDS, STAGED, START, TUNED, VARIANTS
+from benchmarks.evidence.variants import LADDER, PARTS, PLAIN, SEEDS, STAGED, START, TUNED, VARIANTS, seeds_of
 
 AT_TUNED_RATE = {v.name for v in (*PARTS, PLAIN, *(variant for pair in STAGED.values() for variant in pair))}
 """Variants that run at the rate of another."""
@@ -48,9 +48,10 @@ class Results:
         return {seed: final_loss(record, which) for seed, record in found.items() if seed in seeds}
 
     def loss(self, job: str, variant: str, lr: float | None = None, which: str = "loss") -> Summary | None:
-        """Over `SEEDS`, of the last or (`which` "best") the lowest loss; None while a seed is missing."""
-        found = self.losses_by_seed(job, variant, lr, which)
-        return summary([found[seed] for seed in SEEDS]) if found.keys() >= set(SEEDS) else None
+        """Over `seeds_of` the job, of the last or (`which` "best") the lowest loss; None while a seed is missing."""
+        seeds = seeds_of(job)
+        found = self.losses_by_seed(job, variant, lr, which, seeds)
+        return summary([found[seed] for seed in seeds]) if found.keys() == set(seeds) else None
 
     def measured(self, job: str, variant: str, name: str) -> dict[int, float]:
         """One of `measures.measures`, by seed; runs that diverged have none."""

@@ -17,7 +17,7 @@ from benchmarks.evidence.running import Runner
 from benchmarks.evidence.stages import WHITE_NOISE_EDGES, WHITE_NOISE_SHARE
 from benchmarks.evidence.statistics import interval
 from benchmarks.evidence.store import Store, losses, settings_of
-from benchmarks.evidence.variants import JAX, LADDER, PAIRED_SEEDS, SEEDS, STARTS, VARIANTS
+from benchmarks.evidence.variants import JAX, LADDER, PAIRED_SEEDS, SEEDS, STARTS, VARIANTS, seeds_of
 from tests.whole.evidence_records import PLACES, full_set, record
 
 
@@ -42,9 +42,9 @@ class TestPlan:
         done = full_set(bowl)
         for job, place in PLACES.items():
             assert best_rate(losses(done), job, "adamw", place.rate) == 3e-3
-            assert {s.seed for s in done if s[:3] == (job, "adamw", 3e-3)} == set(SEEDS)
+            assert {s.seed for s in done if s[:3] == (job, "adamw", 3e-3)} == set(seeds_of(job))
             for lr in STARTS:
-                assert {s.seed for s in done if s[:3] == (job, "balanced", lr)} >= set(SEEDS)
+                assert {s.seed for s in done if s[:3] == (job, "balanced", lr)} >= set(seeds_of(job))
             here = {s.variant for s in done if s.job == job}
             assert {"prodigy", "d-adaptation", "schedule-free", "mechanic", "dog", "tuned"} <= here
             assert {"prodigy-schedule-free", "automagic-v3", "cautious-adamw"} <= here or place.framework == JAX

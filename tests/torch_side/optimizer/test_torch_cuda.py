@@ -30,8 +30,11 @@ def step(params, optimizer, number):
 
 @pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
 def test_a_step_never_waits_for_the_device(factored):
+    twin = on_the_device(factored)
+    for number in range(1, 7):  # compiles every form of batch
+        step(*twin, number)
     params, optimizer = on_the_device(factored)
-    step(params, optimizer, 1)  # copies the codebooks
+    step(params, optimizer, 1)
     assert optimizer.state[params[0]]["exp_avg"].dtype == torch.uint8
     for number in range(2, 7):  # through the end of the warm-up
         generator = torch.Generator("cuda").manual_seed(number)
@@ -81,6 +84,7 @@ def test_adapters_wait_for_nothing(compiled):
         p._is_lora_layer = True
     optimizer = AutomagicCameAMP8bit(params, compiled=compiled, **FIELDS)
     step(params, optimizer, 1)
+    step(params, optimizer, 2)
     for p in params:
         p.grad = torch.randn_like(p)
     torch.cuda.set_sync_debug_mode("error")

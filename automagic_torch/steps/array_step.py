@@ -11,12 +11,13 @@ from automagic_core import MAX_STEP, Slot
 from automagic_torch.arrays.stacked import stacked
 from automagic_torch.arrays.usable import gradients, usable_or_zero
 from automagic_torch.cameamp.call import Ballot, Batch
-from automagic_torch.cameamp.new_values import Given, New, Way, new_values
 from automagic_torch.cameamp.round_to_parameters import HALF_DTYPES, written
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
+from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way, new_values
+from automagic_torch.steps.slabs import is_cut, rows_of_slab, run_in_slabs, slab_size
 
 OnUpdate = Callable[[Tensor, Tensor], None]
 
@@ -70,9 +71,9 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, 
         state_keys={where: batch.state_key(*where) for where in batch.random_states},
         parameter_key=batch.rounding_key(Slot.parameters) if rounded else None,
         walk_key=batch.rounding_key(Slot.walk),
+        known={},
     )
-    run = _compiled if compiled else _eager
-    new = run(batch, way, given)
+    new = _run(batch, way, given, compiled)
     call.ballots.append(Ballot(batch, new.found, new.cast, new.lr_mask))
     if new.square_norm is not None:
         energy.unchanged(new.square_norm)
@@ -96,24 +97,42 @@ def _after_stages(
     return g, ok, states
 
 
-def _eager(batch: Batch, way: Way, given: Given) -> New:
+def _run(batch: Batch, way: Way, given: Given, compiled: bool) -> New:
     """The new values; those of the states replace the old ones."""
+    rows = None
+    if type(batch.extent) is Extent and len(batch.states) == 1 and is_cut(given.stored) and not way.shows:
+        rows = rows_of_slab(batch.plan, slab_size(given.before.device.type, compiled))
+    if not compiled and rows is None:
+        new = new_values(way, given)
+        for name, value in new.stored.items():
+            batch.extent.replace(batch.states, name, value)
+        return new
+    run: Callable[[Way, Given], New] = _written_back
+    if compiled:
+        from automagic_torch.steps.compiled import run_compiled as run
+    if rows is not None:
+        return _in_place(batch, way, given, lambda way, given: run_in_slabs(way, given, rows, run))
+    return _in_place(batch, way, given, run)
+
+
+def _written_back(way: Way, given: Given) -> New:
+    """Eager `new_values` of a slab, which writes into what it is given."""
     new = new_values(way, given)
+    given.before.copy_(new.after)
     for name, value in new.stored.items():
-        batch.extent.replace(batch.states, name, value)
+        if name not in OF_ARRAYS:
+            given.stored[name].copy_(value)
     return new
 
 
-def _compiled(batch: Batch, way: Way, given: Given) -> New:
-    """As `_eager`, with new states in the old ones' memory where nobody else holds it."""
-    from automagic_torch.cameamp.compiled import run_compiled
-
+def _in_place(batch: Batch, way: Way, given: Given, run: Callable[[Way, Given], New]) -> New:
+    """Runs what writes new states into the old ones' memory, or into copies where somebody else holds it."""
     alone, here = len(batch.states) == 1, batch.extent.state_device is None
     if alone and here and not batch.in_place:
         given = given._replace(stored={name: x.clone() for name, x in given.stored.items()})
     if way.shows:
         given = given._replace(before=given.before.clone())
-    new = run_compiled(way, given)
+    new = run(way, given)
     for name, value in given.stored.items():
         if not (here and batch.in_place):
             batch.extent.replace(batch.states, name, value)

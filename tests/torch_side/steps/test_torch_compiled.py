@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from automagic_torch import AutomagicCameAMP8bit
-from automagic_torch.cameamp import compiled as programs
 from automagic_torch.codec.nearest import codes_of, prepare_tables
+from automagic_torch.steps import compiled as programs
 from tests.torch_side.torch_helpers import SMALL, parameters, run, same, set_gradients, snapshot
 
 FIELDS: dict[str, Any] = SMALL | {"warmup_steps": 3, "optim_bits": 32}

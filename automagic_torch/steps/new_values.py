@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import MAX_STEP, Slot
+from automagic_torch.arrays.means import SlabMeans
 from automagic_torch.arrays.stacked import chosen, spread
 from automagic_torch.arrays.usable import are_usable, finite, usable_or_zero
 from automagic_torch.cameamp.equations import scale_by_cameamp
@@ -17,6 +18,9 @@ from automagic_torch.cameamp.round_to_parameters import updated
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageArrays
+
+OF_ARRAYS = ("exp_avg_sq_col", "exp_avg_res_col", "age", "skipped_steps", "torque_mean", "background_scale")
+"""States that slabs of an array share."""
 
 
 class Way(NamedTuple):
@@ -34,6 +38,8 @@ class Way(NamedTuple):
     """States are rounded stochastically."""
     shows: bool
     """The updates are asked for."""
+    share: int = 1
+    """The arrays are this many slabs of rows each, of which one is at hand: `automagic_torch.steps.slabs`."""
 
 
 class Given(NamedTuple):
@@ -62,6 +68,8 @@ class Given(NamedTuple):
     """That of the parameters; None if they are not rounded stochastically."""
     walk_key: int | Tensor
     """That of the signs of the walk."""
+    known: Mapping[str, Tensor]
+    """What a slab must know of its whole array."""
 
 
 class New(NamedTuple):
@@ -86,7 +94,10 @@ def new_values(way: Way, given: Given) -> New:
     extent, stored, before = way.extent, given.stored, given.before
     ok, delta, new, new_of_search = _moved(way, given)
     key = (lambda slot, size: given.state_keys[slot, size]) if way.rounds else None
-    after_step = {name: chosen(ok, value, stored[name]) for name, value in extent.encoded(new, key).items()}
+    after_step = {
+        name: value if way.share > 1 and name in OF_ARRAYS else chosen(ok, value, stored[name])
+        for name, value in extent.encoded(new, key).items()
+    }
     skipped = stored["skipped_steps"]
     after_step["skipped_steps"] = skipped + (~ok & (skipped < MAX_STEP))
     shown = torch.where(spread(ok, delta), delta, 0.0) if way.shows else None
@@ -112,7 +123,8 @@ def _moved(
     new_age = old["age"] + (old["age"] < MAX_STEP)
     age = new_age.float()
 
-    direction = scale_by_cameamp(g, old, age, config, extent.means)
+    means = extent.means if way.share == 1 else SlabMeans(extent.plan, way.share, given.known)
+    direction = scale_by_cameamp(g, old, age, config, means)
     eta_rows = given.rates.rows(old.get("lr_mask"), direction.kappa)
     delta = direction.d.mul_(-eta_rows)
     walk = None

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from automagic_core import Config
-from automagic_torch.cameamp.new_values import Given, New, Way, new_values
 from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.codec.random_bits import signed_key
+from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
+from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way, new_values
 
 Program = Callable[[Given], tuple[Any, ...]]
 _NOT_COMPUTED_WITH = (
@@ -95,7 +96,8 @@ def run_compiled(way: Way, given: Given) -> New:
             torch._dynamo.mark_dynamic(x, 0)
         if given.usable is not None:
             torch._dynamo.mark_dynamic(given.usable, 0)
-    return New(given.before, given.stored, *program(given))
+    shares, *others = program(given)
+    return New(given.before, shares if way.share > 1 else given.stored, *others)
 
 
 _programs: dict[Hashable, Program] = {}
@@ -109,9 +111,13 @@ def _new_program(way: Way, device: torch.device) -> Program:
     def program(given: Given) -> tuple[Any, ...]:
         new = new_values(way, given)
         given.before.copy_(new.after)
+        shares: States = {}
         for name, value in new.stored.items():
-            given.stored[name].copy_(value)
-        return tuple(new[2:])
+            if way.share > 1 and name in OF_ARRAYS:
+                shares[name] = value
+            else:
+                given.stored[name].copy_(value)
+        return shares, *new[2:]
 
     # Code of its own, since torch counts how often it compiles one code and stops at a limit.
     name = f"step_of_{'x'.join(map(str, way.arrays.plan.shape)) or 'scalars'}"

@@ -1,0 +1,131 @@
+"""Computes a large array in slabs of rows that stay in the cache (docs/algorithm.md, section 8)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from automagic_core import MAX_STEP, StatePlan, decay
+from automagic_core.config.constants import GRADIENT_LIMIT, SQUARE_FLOOR
+from automagic_torch.arrays.averages import ema
+from automagic_torch.arrays.stacked import chosen
+from automagic_torch.codec.stored import States
+from automagic_torch.sharding.extent import Extent
+from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way
+
+SLAB = {"eager": 2**17, "compiled": 2**19, "other": 2**25}
+"""About so many elements has a slab, in eager and in compiled code on a CPU and on other devices.
+
+On a CPU what is computed for each element then fits in the cache, and a call of the compiled function takes little
+beside its work.  On other devices slabs only bound the temporary memory.
+"""
+
+
+def slab_size(device_type: str, compiled: bool) -> int:
+    """About how many elements a slab has."""
+    return SLAB[("compiled" if compiled else "eager") if device_type == "cpu" else "other"]
+
+
+@lru_cache(maxsize=4096)
+def rows_of_slab(plan: StatePlan, limit: int) -> int | None:
+    """How many rows a slab of at most `limit` elements has, a divisor of all; None: the array is computed whole."""
+    # The mean of an elementwise second moment (section 5.1) is not known before its slabs are computed.
+    if plan.row_axis != 0 or not plan.factored_sq or plan.narrow or plan.block_size is None or plan.size < 4 * limit:
+        return None
+    rows, width = plan.shape[0], plan.size // plan.shape[0]
+    fitting = [n for n in range(1, limit // width + 1) if rows % n == 0 and n * width % plan.block_size == 0]
+    return fitting[-1] if fitting and fitting[-1] * width >= limit // 8 else None
+
+
+def is_cut(stored: States) -> bool:
+    """Whether arrays with these states can be cut: those that vote or walk are computed as a whole."""
+    return not any(name in stored for name in ("last_polarity", "walk", "lr_mask"))
+
+
+def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], New]) -> New:
+    """One step of one array, whose new parameters and states are written into `given`.
+
+    Args:
+        way, given: as for `new_values`; nothing is voted, walked or shown.
+        rows: of a slab.
+        run: `new_values` for a slab, which writes into what it is given and returns the states of `OF_ARRAYS`.
+    """
+    plan, stored, config = way.extent.plan, given.stored, way.arrays.config
+    starts = range(0, plan.shape[0], rows)
+    width = plan.size // plan.shape[0]
+    g = torch.split(given.g, rows, 1)
+    squares = [_squares(part.float()) for part in g]
+    ok = given.usable
+    if ok is None:
+        ok = torch.stack([largest for largest, _, _ in squares]).amax(0) <= GRADIENT_LIMIT
+    row_means = torch.cat([of_rows for _, of_rows, _ in squares], 1)
+    column_means = torch.stack([of_columns for _, _, of_columns in squares]).sum(0) / plan.shape[0]
+
+    slab_plan = dataclasses.replace(plan, shape=(rows, *plan.shape[1:]), row_shape=(rows, *plan.row_shape[1:]))
+    arrays = way.arrays._replace(plan=slab_plan)
+    slab_way = way._replace(arrays=arrays, extent=Extent(slab_plan), measures=False, share=len(starts))
+    known = _known(stored, row_means, column_means, decay(config.betas[1]))
+    cut = {name: _cut(x, plan, rows) for name, x in stored.items() if name not in OF_ARRAYS}
+    whole = {name: x for name, x in stored.items() if name in OF_ARRAYS}
+    before = torch.split(given.before, rows, 1)
+    found: list[States] = []
+    for index in range(len(starts)):
+        first = starts[index] * width
+        keys = {(slot, slab_plan.size): (key + first) % 2**32 for (slot, _), key in given.state_keys.items()}
+        slab = given._replace(
+            g=g[index],
+            before=before[index],
+            stored=whole | {name: parts[index] for name, parts in cut.items()},
+            stage_states={},
+            usable=ok,
+            state_keys=keys,
+            parameter_key=None if given.parameter_key is None else (given.parameter_key + first) % 2**32,
+            known=known,
+        )
+        found.append(run(slab_way, slab).stored)
+
+    new: States = {"age": found[0]["age"]} | {name: x for name, x in found[0].items() if name == "exp_avg_sq_col"}
+    for name in ("torque_mean", "background_scale", "exp_avg_res_col"):
+        if name in found[0]:
+            new[name] = torch.stack([shares[name] for shares in found]).sum(0)
+    if "exp_avg_res_col" in new:
+        new["exp_avg_res_col"] = ema(decay(config.betas[2]), stored["exp_avg_res_col"], new["exp_avg_res_col"])
+    new |= given.stage_states
+    for name, value in new.items():
+        stored[name].copy_(chosen(ok, value, stored[name]))
+    skipped = stored["skipped_steps"]
+    skipped.add_(~ok & (skipped < MAX_STEP))
+    square_norm = torch.where(ok, row_means.sum() * width, 0.0).squeeze() if way.measures else None
+    return New(given.before, stored, None, None, None, square_norm, None)
+
+
+def _squares(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest magnitude, the mean square of every row, and the sum of squares of every column."""
+    across = tuple(range(2, g.ndim))
+    q = g.square()
+    return g.abs().amax().view(1), q.mean(across, keepdim=True), q.sum(1, keepdim=True)
+
+
+def _known(stored: States, row_means: Tensor, column_means: Tensor, beta: object) -> States:
+    """What a slab must know of the whole array."""
+    known = {"columns": column_means}
+    for name in ("exp_avg_res_row", "spatial_variance"):
+        if name in stored:
+            known[name] = _mean(stored[name])
+    if "exp_avg_sq_row" in stored:
+        R = ema(beta, stored["exp_avg_sq_row"], row_means + SQUARE_FLOOR)  # type: ignore[arg-type]
+        known |= {"exp_avg_sq_row": _mean(R), "squares": _mean(row_means + SQUARE_FLOOR), "root": _mean(R.sqrt())}
+    return known
+
+
+def _mean(R: Tensor) -> Tensor:
+    return R.mean(tuple(range(1, R.ndim)), keepdim=True)
+
+
+def _cut(x: Tensor, plan: StatePlan, rows: int) -> list[Tensor]:
+    """The slabs of a stored state: along its first axis, which counts rows, or blocks in their order."""
+    return list(torch.split(x, x.shape[1] * rows // plan.shape[0], 1))
