@@ -102,17 +102,14 @@ def page() -> str:
     """The page.
 
     Raises:
-        ValueError: a message belongs to no section or has no cure, or a cure belongs to no message.
+        ValueError: a message has no cure, or a cure belongs to no message.
     """
     sections = tomllib.loads(CURES.read_text())["section"]
     rows: dict[str, list[str]] = {section["title"]: [] for section in sections}
     used: set[tuple[str, str]] = set()
     faults = []
     for text, kind, path in messages():
-        section = next((each for each in sections if any(part in path for part in each["files"])), None)
-        if section is None:
-            faults.append(f"no section has the file of a message: {path}: {text}")
-            continue
+        section = max(sections, key=lambda each: max(len(part) if part in path else -1 for part in each["files"]))
         part = next((part for part in section["cures"] if part in text), None)
         if part is None and "valid:" not in text:
             faults.append(f"no cure: {path}: {text}")
