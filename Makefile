@@ -1,12 +1,14 @@
 # Every target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
 PYTHON ?= python3
 RUN := .venv/bin/python
-SOURCES := automagic_core automagic_torch automagic_optax automagic_cameamp_improved_8bit parity benchmarks examples tests
+SOURCES := automagic_core automagic_torch automagic_optax automagic_cameamp_improved_8bit parity benchmarks examples tests \
+	documentation
 
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak gpu gpu-wheels clean
+.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check docs-pages gpu \
+	gpu-wheels clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
@@ -81,6 +83,23 @@ evidence: .venv/evidence  ## training runs on 17 jobs, up to four hours, goes on
 soak: .venv/installed  ## long runs, kills and random cases, under an hour, goes on where it stopped; docs/reliability.md
 	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.soak $(OPTIONS)
 
+# A third environment: the site reads the sources without importing them, so it needs neither torch nor jax.
+.venv-docs/installed: constraints-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-docs.txt
+	touch $@
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv-docs/installed  ## the site, into out/site, without network; a broken link or an undocumented name ends it
+	.venv-docs/bin/python -m mkdocs build --quiet --strict
+
+docs-check: docs  ## every page in a headless browser, light and dark, wide and narrow; screenshots in out/site-check
+	.venv-docs/bin/python -m documentation.check_site
+
+docs-pages: .venv/installed  ## what the site has that code makes: docs/errors.md and the pictures of docs/pictures
+	$(RUN) -m documentation.errors
+	$(RUN) -m documentation.pictures
+
 # Another machine's Python, which brings torch, jax and flax with CUDA; nothing is installed into it.
 GPU_PYTHON ?= python3
 
@@ -91,4 +110,4 @@ gpu-wheels:  ## the optimizers that `make gpu` compares with, into .whl; needs a
 	$(PYTHON) -m benchmarks.gpu.wheels .whl
 
 clean:
-	rm -rf .venv .venv-integrations out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs .venv-integrations out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

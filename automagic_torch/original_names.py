@@ -7,6 +7,7 @@ from typing import Any
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 
 Automagic_CameAMP_Improved_8Bit = AutomagicCameAMP8bit
+"""The original's name of `AutomagicCameAMP8bit`."""
 
 
 def create_improved_8bit_optimizer(params: Any, profile: str | None = None, **overrides: Any) -> AutomagicCameAMP8bit:

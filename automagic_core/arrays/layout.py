@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from automagic_core.codec.blocks import Shape
 
 Layout = Literal["torch", "flax"]
+"""What the axes of an array mean (docs/algorithm.md, section 1.1)."""
 
 
 def check_layout(layout: str) -> None:

@@ -172,6 +172,7 @@ class Config:
 
 
 FIELD_NAMES: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Config))
+"""The names of all fields of `Config`, in their order (docs/algorithm.md, section 7.1)."""
 
 
 def check_names(fields: Mapping[str, Any]) -> None:

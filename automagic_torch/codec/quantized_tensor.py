@@ -23,6 +23,7 @@ try:
     from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
 
     BITSANDBYTES_AVAILABLE = True
+    """bitsandbytes can be imported, so states can have 8 bits; otherwise they have 32."""
 except ImportError:
     BITSANDBYTES_AVAILABLE = False
 
