@@ -10,7 +10,7 @@ TORQUE_MEAN_FLOOR = 0.05
 SEARCH_START = 1e-5
 """The search begins at the lower of this rate and η₀ (section 5.8)."""
 CLIMB = 0.4
-"""What one step of the climb adds to ℓ."""
+"""What one step of the climb adds to ℓ, or as much as lifts the rate to `SEARCH_START`."""
 CLIMB_STEPS = 5
 """From this step on the climb may end; the first votes are of few arrays.  The steps before it give the first norm."""
 AGREEMENT_DECAY = 0.5

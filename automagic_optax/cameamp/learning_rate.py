@@ -222,7 +222,9 @@ def searched(
             may_end = step >= constants.CLIMB_STEPS
             peak = jnp.where(climbing & counts & may_end, jnp.maximum(peak, agreement), peak)
             climbs = (square > 1) & (~may_end | ((agreement > 0) & (agreement >= peak * f32(0.5))))
-            rise = jnp.where(climbing, jnp.where(climbs, f32(constants.CLIMB), f32(0)), rise)
+            below = f32(math.log(constants.SEARCH_START)) - jnp.log(jnp.maximum(rates.array(), f32(_LEAST)))
+            higher = jnp.maximum(below, f32(constants.CLIMB))
+            rise = jnp.where(climbing, jnp.where(climbs, higher, f32(0)), rise)
             peak = jnp.where(climbing & counts & may_end & (agreement != 0) & ~climbs, f32(-1), peak)
         # A search has no ramp, so η is η₀.
         limit = jnp.log(_float32(config.max_lr) / jnp.maximum(rates.eta, _float32(config.min_lr)))

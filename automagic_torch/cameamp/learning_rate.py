@@ -229,7 +229,8 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
             climbs = climbs & (agreement > 0) & (agreement >= peak / 2)
             peak = torch.where(climbing & (agreement != 0) & ~climbs, -1.0, peak)
         # Not `torch.where` of two numbers, which has the default dtype.
-        rise = torch.where(climbing, CLIMB * climbs.float(), rise)
+        higher = (math.log(SEARCH_START) - rates.array.log()).clamp(min=CLIMB)
+        rise = torch.where(climbing, torch.where(climbs, higher, 0.0), rise)
     limit = (config.max_lr / rates.eta.clamp(min=config.min_lr)).log()
     return Search(ell + torch.minimum(rise, (limit - ell).clamp(min=0.0)), energy, agreement, peak, first, norm)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
@@ -79,6 +80,9 @@ def single_threaded() -> None:
     """Makes the processes that are begun later compute on one thread."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
-    # XLA's newer code generator for CPUs would take most of the time of a run in JAX.
-    flags = "--xla_cpu_multi_thread_eigen=false --xla_cpu_use_fusion_emitters=false"
+    flags = "--xla_cpu_multi_thread_eigen=false"
+    if version("jaxlib") < "0.11":
+        # XLA's newer code generator for CPUs would take most of the time of a run in JAX.  Later versions have no other
+        # and end at a flag that they do not know.
+        flags += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"

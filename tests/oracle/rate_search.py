@@ -99,7 +99,7 @@ class RateSearch:
                 self.peak_agreement = max(self.peak_agreement, self.agreement)
             agrees = self.agreement > 0 and self.agreement >= self.peak_agreement / 2
             if straightness > 1 and (agrees or not may_end):
-                rise = 0.4
+                rise = max(0.4, math.log(1e-5 / float(array_rate)))
             elif may_end and self.agreement != 0:
                 self.peak_agreement = -1.0
         elif (
