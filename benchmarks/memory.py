@@ -6,6 +6,7 @@ moments.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,6 +96,46 @@ def main() -> None:
         results.console().print(table)
         every.append({"model": name, "parameters": size, "arrays": len(model), "percent_of_adam": rows})
     results.write(results.FOLDER / "memory.json", {"models": every})
+    picture(every)
+
+
+def picture(every: list[dict[str, Any]]) -> None:
+    """Bars in percent of Adam's states, into docs/memory.png: ours as counted here, the others as counted on a GPU."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    gpu = json.loads((results.FOLDER / "gpu.json").read_text())["parts"]["torch_speed"]["found"]["rows"]
+    held = {row["name"]: row["state_bytes"] for row in gpu if row["case"] == "100 M"}
+    ours = {(found["model"], row["profile"]): row["PyTorch"] for found in every for row in found["percent_of_adam"]}
+    bars = {
+        "Adam": 100.0,
+        **{
+            title: 100 * held[name] / (8 * 100_000_000)
+            for title, name in (
+                ("AdamW8bit, bitsandbytes", "bitsandbytes AdamW8bit"),
+                ("FlashAdamW, FlashOptim", "flashoptim FlashAdamW"),
+            )
+        },
+        **{
+            f"ours, {profile}": ours["transformer", profile]
+            for profile in ("quality_optimized", "balanced", "memory_optimized")
+        },
+        "ours, balanced, on adapters of rank 16": ours["adapters of rank 16, width 768", "balanced"],
+    }
+    figure, axes = pyplot.subplots(figsize=(7.5, 2.8))
+    colours = ["#2a78d6" if name.startswith("ours") else "#9aa3ad" for name in bars]
+    drawn = axes.barh(list(bars), list(bars.values()), color=colours)
+    axes.bar_label(drawn, fmt="%.0f %%", padding=4)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 112)
+    axes.set_xticks([])
+    axes.set_title("What an optimizer keeps, in percent of Adam's states", loc="left")
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig("docs/memory.png", dpi=110)
 
 
 if __name__ == "__main__":
