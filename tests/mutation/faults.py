@@ -50,8 +50,8 @@ FAULTS = (
     Fault(
         "a transposed residual is rounded again with the signed codebook",
         CORE,
-        "signed = state not in COMPANDED",
-        'signed = state != "exp_avg_sq"',
+        "coded, absmax = encode(stored, moment_of(name) not in COMPANDED,",
+        'coded, absmax = encode(stored, moment_of(name) != "exp_avg_sq",',
         ("test_layout_change",),
     ),
     Fault(
@@ -64,8 +64,8 @@ FAULTS = (
     Fault(
         "the second moment decays with the residual's β",
         TORCH,
-        "second_moment(g, old, correction2, means, beta2)",
-        "second_moment(g, old, correction2, means, beta3)",
+        "second_moment(g, old, age, correction2, means, beta2)",
+        "second_moment(g, old, age, correction2, means, beta3)",
         ("test_torch_oracle",),
     ),
     Fault(
@@ -92,9 +92,8 @@ FAULTS = (
     Fault(
         "a skipped array ages",
         TORCH,
-        'extent.replace(batch.states, "skipped_steps", skipped + (~ok & (skipped < MAX_STEP)))',
-        'extent.replace(batch.states, "skipped_steps", skipped + (~ok & (skipped < MAX_STEP)))\n'
-        '    extent.replace(batch.states, "age", new["age"])',
+        'after_step["skipped_steps"] = skipped + (~ok & (skipped < MAX_STEP))',
+        'after_step["skipped_steps"] = skipped + (~ok & (skipped < MAX_STEP))\n    after_step["age"] = new["age"]',
         ("test_torch_oracle", "test_torch_citizenship"),
     ),
     Fault(
@@ -142,8 +141,9 @@ FAULTS = (
     Fault(
         "the mean over rows is that of one process",
         TORCH,
-        "return [total / self.plan.shape[0] for total in summed([_sum(R) for R in statistics], self.split)]",
-        "return [_sum(R) / R.shape[1] for R in statistics]",
+        "sums = summed([_sum(R) for R in statistics.values()], self.split)\n"
+        "        return [total / self.plan.shape[0] for total in sums]",
+        "return [_sum(R) / R.shape[1] for R in statistics.values()]",
         ("test_torch_processes",),
     ),
     Fault(

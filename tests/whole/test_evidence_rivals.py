@@ -102,11 +102,11 @@ class TestSwaps:
 
     def test_without_confidence_the_direction_is_the_momentum(self):
         g = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0]])  # of rank one: the factored v is exact
-        found = self.direction([g, 2 * g], ("no-confidence",))
-        v = (0.99 * 0.01 + 0.01 * 4) / (1 - 0.99**2)
-        m = (0.9 * 0.1 + 0.1 * 2 / v**0.5) / (1 - 0.9**2)
+        found = self.direction([g, g / 2], ("no-confidence",))
+        v = (0.99 * 0.01 + 0.01 / 4) / (1 - 0.99**2)
+        m = (0.9 * 0.1 + 0.1 / 2 / v**0.5) / (1 - 0.9**2)
         torch.testing.assert_close(found, torch.full((2, 3), m / (1 + 0.01) ** 0.5), rtol=1e-5, atol=0)
-        assert (self.direction([g, 2 * g], ()) - found).abs().min() > 1e-3
+        assert (self.direction([g, g / 2], ()) - found).abs().min() > 1e-3
 
     def test_the_package_is_as_before(self):
         g = [torch.ones(2, 3), 2 * torch.ones(2, 3)]
@@ -204,7 +204,7 @@ def test_a_run_in_flax(name):
     assert first["loss"] < first["curve"][0][1]
     assert first["parameters"] == sum(2 * (rows + columns) for rows, columns in LAYERS_OF_16)
     if name == "balanced":
-        assert first["found_rate"] > start
+        assert first["found_rate"] > 1.5e-5  # it begins at 1e-5, and four steps are the search
     if name == "dog":  # the start, the average and two numbers for the tree
         assert first["state_bytes"] >= first["adam_bytes"]
 
