@@ -84,8 +84,9 @@ def gradients(shapes: Sequence[tuple[int, ...]], seed: int, steps: int, absent: 
 
     The relative error of one number has no bound where it crosses zero.  So the gradients of arrays of up to five
     elements drift, which keeps their momentum away from zero, and alternate about the drift, which does the same for
-    the residual u − m̂.  The first element begins long: alone and only growing it would have u = ±1 and no residual.  Larger arrays have elements that turn round (votes disagree), zeros, now and then far larger
-    gradients (which meet the clip), and for some steps a row without any gradient.
+    the residual u − m̂.  The first element begins long: alone and only growing it would have u = ±1 and no residual.
+    Larger arrays have elements that turn round (votes disagree), zeros, now and then far larger gradients (which meet
+    the clip), and for some steps a row without any gradient.
     """
     rng = np.random.default_rng(seed)
     drifts = [rng.choice([-1.0, 1.0], shape) * rng.uniform(0.7, 1.5, shape) for shape in shapes]
