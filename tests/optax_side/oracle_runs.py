@@ -241,7 +241,7 @@ def worst_errors(recorded: Run, **changes: Any) -> dict[str, float]:
             note("update", np.zeros_like(theirs) if g is None and ours is None else ours, theirs)
         for name, ours in step.search._asdict().items():
             # A logarithm crosses zero, where its relative error has no bound.  Its factor does not.
-            linear = np.exp if name == "log_rate_scale" else np.asarray
+            linear: Callable[[Any], Any] = np.exp if name == "log_rate_scale" else np.asarray
             note(name, linear(ours), linear(getattr(oracle, name)))
         for ours, theirs in zip(step.states, oracle.state, strict=True):
             assert changes or set(ours) == set(theirs)
