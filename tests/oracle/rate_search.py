@@ -73,7 +73,7 @@ class RateSearch:
             self.gradient_norm = self.first_norm
         else:
             self.gradient_norm = 0.5 * self.gradient_norm + 0.5 * norm
-        return self.first_norm == 0 or self.gradient_norm <= 2 * self.first_norm
+        return "calm" in self.disable or self.first_norm == 0 or self.gradient_norm <= 2 * self.first_norm
 
     def _search(self, taking_part: dict[int, Array], base_lr: float) -> None:
         """The rate climbs while gradients agree; then it rises while the path is straighter than a random walk."""

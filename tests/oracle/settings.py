@@ -48,7 +48,7 @@ STAGES_OFF: dict[str, Any] = {
 
 # What `disable` knows of sections 5 and 6, and of section 4.
 FEATURES = {"update_clip", "confidence", "torque", "torque_mean", "search", "agreement", "lr_mask", "max_lr", "growth"}
-FEATURES |= {"spatial", "background", "weight_decay", "warmup_ramp", "bias_correction", "nonfinite"}
+FEATURES |= {"spatial", "background", "weight_decay", "warmup_ramp", "bias_correction", "nonfinite", "calm"}
 STAGES = {"clip", "edges", "frequencies", "low_rank"}
 
 

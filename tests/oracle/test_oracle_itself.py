@@ -236,7 +236,7 @@ def test_rates_and_spatial_factor() -> None:
 
 
 def test_every_switch_changes_the_updates() -> None:
-    def run(disable: frozenset[str], **off: Any) -> np.ndarray:
+    def run(disable: frozenset[str], growth: float = 1, **off: Any) -> np.ndarray:
         rng = np.random.default_rng(1)
         fields: dict[str, Any] = {"lr": 1.4e-5, "max_lr": 1.5e-5, "warmup_steps": 5, "weight_decay": 1.0}
         fields |= {"lr_mask_gain": 0.2, "straightness": 1.45, "search_gain": 0.3, "agreement_floor": -0.08}
@@ -245,16 +245,17 @@ def test_every_switch_changes_the_updates() -> None:
         w = [rng.normal(size=(6, 70)), rng.normal(size=4)]
         updates = []
         for t in range(8):
-            g = [rng.normal(size=x.shape) ** 3 + 0.5 for x in w]
+            g = [growth**t * (rng.normal(size=x.shape) ** 3 + 0.5) for x in w]
             if t == 4:
                 g[1][0] = np.inf
             updates += [np.concatenate([x.ravel() for x in oracle.step_(g, w)])]
         return np.array(updates)
 
-    full, without_search = run(frozenset()), run(frozenset(), search_gain=0)
+    # A search does not ramp.  Clipped gradients do not grow, and in a climb they may.
+    others: dict[str, dict[str, Any]] = {"warmup_ramp": {"search_gain": 0}, "calm": {"growth": 1.6, "max_lr": 1}}
+    others["calm"] |= {"percentile_clipping": 100, "warmup_steps": 9, "straightness": 0.1, "agreement_floor": -1.0}
+    usual = run(frozenset())
     for name in sorted(FEATURES | STAGES):
-        ramps = name == "warmup_ramp"  # which a search does not
-        other, full = (
-            (run(frozenset({name}), search_gain=0), without_search) if ramps else (run(frozenset({name})), full)
-        )
+        fields = others.get(name, {})
+        other, full = run(frozenset({name}), **fields), run(frozenset(), **fields) if fields else usual
         assert np.abs(other - full).max() > 1e-3 * np.abs(full).max(), name

@@ -13,8 +13,8 @@ from automagic_torch import AutomagicCameAMP8bit
 
 pytestmark = pytest.mark.compiled_quickly
 SHAPES = {
-    "layer.kernel": (24, 16),
-    "layer.lora_A": (4, 16),
+    "layer.kernel": (24, 65),  # the fewest columns that have spatial variances
+    "layer.lora_A": (4, 65),
     "layer.lora_B": (24, 4),
     "bias": (6,),
 }
@@ -25,6 +25,7 @@ STEPS = 8
 def gradients(step):
     rng = np.random.default_rng(step)
     grads = {name: (0.3 + rng.standard_normal(shape)).astype(np.float32) for name, shape in SHAPES.items()}
+    grads["layer.kernel"][1] = 0  # a row that does not vary has twice the rate of others
     if step == 3:
         grads["layer.kernel"][0, 0] = np.inf
     return grads
