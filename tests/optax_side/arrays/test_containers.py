@@ -294,7 +294,7 @@ def test_specs_that_libraries_derive(name: str, way: str) -> None:
     container, specs_of = WAYS[way]
     state = jax.eval_shape(TRANSFORMATIONS[name].init, wrapped(numbers(0), container))
     specs = jax.tree.broadcast(specs_of(state), state, is_leaf=lambda x: isinstance(x, P))
-    split = set()
+    split: dict[Any, set[int]] = {}
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(state),
         jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)),
@@ -303,5 +303,8 @@ def test_specs_that_libraries_derive(name: str, way: str) -> None:
     for (path, x), spec in pairs:
         part = NamedSharding(MESH, spec).shard_shape(x.shape)  # raises what jit(out_shardings=...) raises
         if ".codes" in jax.tree_util.keystr(path):
-            split.add((x.shape, math.prod(x.shape) // math.prod(part)))
-    assert split == {((16, 256), 8)}, "codes are split as their parameter"
+            split.setdefault(x.shape, set()).add(math.prod(x.shape) // math.prod(part))
+    assert split.pop((16, 256)) == {8}, "codes are split as their parameter"
+    # Codes of a long statistic are bare: a rule for their parameter's path may split them, names of its axes must not.
+    statistics = {} if name == "quantize_state" else {(1, 256): {4 if way == "eformer" else 1}}
+    assert split == statistics
