@@ -1,7 +1,7 @@
 """Transposes the states of one array to another layout (docs/algorithm.md, section 11.2).
 
 Float32 states, sign bits and scalars stay exact.  The blocks of an 8-bit state follow the order in memory.  Where that
-order changes, the state is read, transposed and rounded again.
+order changes, a state of more than one block is read, transposed and rounded again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from automagic_core.arrays.axes import keeps_memory_order, transposed_shape
+from automagic_core.arrays.axes import keeps_memory_order
 from automagic_core.arrays.coded import as_stored, codes, value
 from automagic_core.arrays.parts import elements, in_parts, part_shapes
 from automagic_core.arrays.state_forms import ROW_STATES, SLOTS, moment_of
@@ -103,15 +103,15 @@ def _transposed(x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 def _transposed_parts(
     states: Mapping[str, np.ndarray], moment: str, plan: StatePlan, axes: Sequence[int], rounding: Rounding
 ) -> Parts:
-    """The parts of a moment whose rows stay rows; where the order in memory stays, so does every bit."""
+    """The parts of a moment whose rows stay rows; every bit stays where the blocks do."""
     result: Parts = {}
     for state, part in plan.parts(moment).items():
         if not part.coded:
             result[state] = {state: _transposed(states[state], axes)}, None
-        elif keeps_memory_order(part.shape, axes):
-            shape = transposed_shape(part.shape, axes)
-            absmax = states[f"{state}_absmax"].reshape(absmax_shape(shape, plan.block_size))
-            result[state] = {state: states[state].reshape(shape), f"{state}_absmax": absmax}, None
+        elif states[f"{state}_absmax"].size == 1 or keeps_memory_order(part.shape, axes):
+            moved = _transposed(states[state], axes)
+            absmax = states[f"{state}_absmax"].reshape(absmax_shape(moved.shape, plan.block_size))
+            result[state] = {state: moved, f"{state}_absmax": absmax}, None
         else:
             stored = _transposed(as_stored(states, state, plan.block_size), axes)
             result[state] = _rounded(stored, state, plan.block_size, rounding)

@@ -17,7 +17,8 @@ from tests.optax_side.arrays.test_containers import CONTAINERS
 
 pytestmark = pytest.mark.compiled_quickly
 FIELDS = {"force_8bit": True, "min_8bit_size": 512, "warmup_steps": 4, "torque_decay": 0.5}
-SHAPES = {"layer.kernel": (40, 48), "layer.bias": (40,), "head.kernel": (8, 40)}
+SHAPES = {"layer.kernel": (72, 80), "layer.bias": (72,), "head.kernel": (8, 40), "adapter.kernel": (8, 80)}
+# A narrow array in 32 bits, and one whose long statistic has 8.
 
 
 def torch_run(steps, named=True, **fields):
@@ -29,7 +30,7 @@ def torch_run(steps, named=True, **fields):
             p.grad = torch.randn(p.shape)
         optimizer.step()
     tree = {"layer": {"kernel": params["layer.kernel"], "bias": params["layer.bias"]}}
-    tree["head"] = {"kernel": params["head.kernel"]}
+    tree |= {module: {"kernel": params[f"{module}.kernel"]} for module in ("head", "adapter")}
     return optimizer, jax.tree.map(lambda p: jnp.asarray(p.detach().numpy()), tree)
 
 
@@ -67,6 +68,8 @@ def test_the_state_has_the_structure_of_init():
     assert jax.tree.structure(state) == jax.tree.structure(carried)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), carried)
     assert isinstance(cameamp(carried).exp_avg["layer"]["kernel"], QuantizedArray)
+    assert isinstance(cameamp(carried).exp_avg_sq["adapter"]["kernel"].column, QuantizedArray)
+    assert cameamp(carried).exp_avg_res["adapter"]["kernel"].column is None
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -91,13 +94,18 @@ def test_leaves_are_found_by_name_by_position_and_on_request():
     optimizer, params = torch_run(2)
     by_name = from_torch_state(optimizer.state_dict(), params)
     unnamed, _ = torch_run(2, named=False)
-    as_list = [params["layer"]["kernel"], params["layer"]["bias"], params["head"]["kernel"]]
+    as_list = [
+        params["layer"]["kernel"],
+        params["layer"]["bias"],
+        params["head"]["kernel"],
+        params["adapter"]["kernel"],
+    ]
     by_position = from_torch_state(unnamed.state_dict(), as_list)
     np.testing.assert_array_equal(
         cameamp(by_name).exp_avg_res["layer"]["kernel"].codes, cameamp(by_position).exp_avg_res[0].codes
     )
     np.testing.assert_array_equal(cameamp(by_name).exp_avg["head"]["kernel"], cameamp(by_position).exp_avg[2])
-    names = {"layer": {"kernel": 0, "bias": 1}, "head": {"kernel": 2}}
+    names = {"layer": {"kernel": 0, "bias": 1}, "head": {"kernel": 2}, "adapter": {"kernel": 3}}
     on_request = from_torch_state(unnamed.state_dict(), params, names=names)
     for a, b in zip(jax.tree.leaves(by_name), jax.tree.leaves(on_request), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -117,16 +125,22 @@ def _with(change):
 
 
 MISFITS = {
-    r"layer\.kernel has exp_avg of shape \(40, 48\) and uint8; expected \(40, 48\) and float32": lambda s: s["state"][
+    r"layer\.kernel has exp_avg of shape \(72, 80\) and uint8; expected \(72, 80\) and float32": lambda s: s["state"][
         0
     ].pop("exp_avg_absmax"),
     r"layer\.bias lacks age": lambda s: s["state"][1].pop("age"),
-    r"head\.kernel has unknown entries: exp_avg_res_row": lambda s: s["state"][2].update(
-        exp_avg_res_row=torch.zeros(1)
+    # A narrow array has one statistic of the residual, and its long one of the second moment has codes.
+    r"head\.kernel has unknown entries: exp_avg_res_col": lambda s: s["state"][2].update(
+        exp_avg_res_col=torch.zeros(1, 40)
     ),
-    r"layer\.kernel has exp_avg of shape \(40, 48\) and float32; expected \(40, 48\) and uint8": lambda s: s["state"][
+    r"head\.kernel lacks exp_avg_res_row": lambda s: s["state"][2].pop("exp_avg_res_row"),
+    r"adapter\.kernel lacks exp_avg_sq_col_absmax": lambda s: s["state"][3].pop("exp_avg_sq_col_absmax"),
+    r"adapter\.kernel has exp_avg_sq_col of shape \(1, 80\) and float32": lambda s: s["state"][3].update(
+        exp_avg_sq_col=torch.zeros(1, 80)
+    ),
+    r"layer\.kernel has exp_avg of shape \(72, 80\) and float32; expected \(72, 80\) and uint8": lambda s: s["state"][
         0
-    ].update(exp_avg=torch.zeros(40, 48)),
+    ].update(exp_avg=torch.zeros(72, 80)),
     r"layer\.kernel has walk of shape \(3, 1\)": lambda s: s["state"][0].update(walk=torch.zeros(3, 1)),
     "lacks betas": lambda s: s["param_groups"][0].pop("automagic_betas"),
     "2 parameter groups": lambda s: s["param_groups"].append(s["param_groups"][0]),

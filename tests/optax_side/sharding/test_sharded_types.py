@@ -39,9 +39,10 @@ def described(mesh: AbstractMesh, shape: tuple[int, ...], spec: P) -> jax.ShapeD
 def test_the_types_of_new_states_without_any_device() -> None:
     mesh = AbstractMesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     params = {
-        "kernel": described(mesh, (64, 1024), P("data", "model")),
+        "kernel": described(mesh, (128, 1024), P("data", "model")),
         "cut": described(mesh, (64, 768), P(None, ("data", "model"))),
         "bytes": described(mesh, (8, 516), P("data", "model")),
+        "down": described(mesh, (1024, 8), P("data", "model")),
     }
     with jax.sharding.use_abstract_mesh(mesh):
         state = find_state(jax.eval_shape(automagic_8bit(1e-4).init, params))
@@ -57,6 +58,11 @@ def test_the_types_of_new_states_without_any_device() -> None:
     # Three blocks over eight devices, and 64.5 bytes over two.
     assert specs(state.exp_avg["cut"]) == [(None, ("data", "model")), (None, None)]
     assert specs(state.last_polarity["bytes"]) == [("data", None)]
+    # Narrow: codes and absmax of the long statistic, as those of any 8-bit state, and the short statistic.
+    assert specs(state.exp_avg_sq["cut"]) == [(None, ("data", "model")), (None, None), (None, None)]
+    assert specs(state.exp_avg_res["cut"]) == [(None, None)]
+    assert specs(state.exp_avg_sq["down"]) == [(None, "model"), ("data", None), ("data",)]
+    assert specs(state.exp_avg_res["down"]) == [(None, "model")]
     # The same from specs alone, without a mesh.
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in params.items()}
     found = find_state(state_specs(automagic_8bit(1e-4), shapes, {name: x.sharding.spec for name, x in params.items()}))
@@ -65,6 +71,7 @@ def test_the_types_of_new_states_without_any_device() -> None:
         (None, "model"),
     ]
     assert tuple(found.last_polarity["bytes"]) == ("data", None)
+    assert [tuple(spec) for spec in jax.tree.leaves(found.exp_avg_sq["down"])] == specs(state.exp_avg_sq["down"])
 
 
 def test_arrays_split_differently_are_not_alike() -> None:
