@@ -152,7 +152,7 @@ def quantize_state(
             return flat, [pure(new[i]) for i in positions]
 
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((updates, state, params))):
-            results = in_turn(inner_update, moments.shapes(), moments)
+            results = in_turn(inner_update, moments.shapes(), moments, moments)
         else:
             results, values = inner_update([moments.read(i) for i in range(len(positions))])
             for i, value in enumerate(values):

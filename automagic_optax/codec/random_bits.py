@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,31 +34,52 @@ def element_index(shape: tuple[int, ...]) -> jax.Array:
     return index
 
 
-def random_unit(step: jax.Array | int, slot: int, shape: tuple[int, ...]) -> jax.Array:
+class Chunk(NamedTuple):
+    """Where a chunk of an array lies: `start`, the index of its first element, and `size`, that of the whole array."""
+
+    start: jax.Array
+    size: int
+
+
+def random_unit(
+    step: jax.Array | int, slot: int | jax.Array, shape: tuple[int, ...], chunk: Chunk | None = None
+) -> jax.Array:
     """A random number r in [0, 1) with 24 bits for each element.
 
     Args:
         step: t ≥ 1, an integer scalar.
-        slot: one of `automagic_core.Slot`.
-        shape: shape of the whole array.
+        slot: one of `automagic_core.Slot`, or another number ≥ 5; traced where it is one of several.
+        shape: shape of the whole array, or of its chunk.
+        chunk: which chunk; None for the whole array.
 
     Returns:
         float32 array of the given shape.
     """
-    salt = np.uint32((int(slot) * SLOT_MULTIPLIER + math.prod(shape)) % 2**32)
+    size = math.prod(shape) if chunk is None else chunk.size
+    salt: Any = np.uint32(size % 2**32)
+    if isinstance(slot, int):
+        salt = np.uint32((int(slot) * SLOT_MULTIPLIER + size) % 2**32)
+    else:
+        salt = slot.astype(jnp.uint32) * np.uint32(SLOT_MULTIPLIER) + salt
     key = mix32(jnp.asarray(step).astype(jnp.uint32) * np.uint32(STEP_MULTIPLIER) + salt)
-    bits = mix32(element_index(shape) + key)
+    bits = mix32(_index(shape, chunk) + key)
     return (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)
 
 
-def walk_signs(shape: tuple[int, ...]) -> jax.Array:
+def walk_signs(shape: tuple[int, ...], chunk: Chunk | None = None) -> jax.Array:
     """The signs σ of the walk, −1 or 1, the same at every step (`docs/algorithm.md`, section 5.8).
 
     Args:
-        shape: shape of the whole array.
+        shape, chunk: as for `random_unit`.
 
     Returns:
         float32 array of the given shape.
     """
-    bits = mix32(element_index(shape) + np.uint32(rounding_key(0, Slot.walk, math.prod(shape))))
+    size = math.prod(shape) if chunk is None else chunk.size
+    bits = mix32(_index(shape, chunk) + np.uint32(rounding_key(0, Slot.walk, size)))
     return jnp.where(bits >> 31 == 0, np.float32(1), np.float32(-1))
+
+
+def _index(shape: tuple[int, ...], chunk: Chunk | None) -> jax.Array:
+    index = element_index(shape)
+    return index if chunk is None else index + chunk.start.astype(jnp.uint32)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from automagic_optax.codec.quantized_array import QuantizedArray, RoundingRule, exact_rule, quantize
-from automagic_optax.codec.random_bits import random_unit
+from automagic_optax.codec.random_bits import Chunk, random_unit, walk_signs
 
 Stored = jax.Array | QuantizedArray
 
@@ -74,20 +74,26 @@ class Writer(NamedTuple):
         step: t, for the random bits.
         stochastic: round stochastically, else to nearest.
         rule: how a normalized value becomes a code.
+        chunk: which chunk of an array its values are; None for whole arrays.
     """
 
     step: jax.Array
     stochastic: bool
     rule: RoundingRule = exact_rule
+    chunk: Chunk | None = None
 
-    def signed(self, value: jax.Array, like: Stored, slot: int) -> Stored:
+    def signs(self, shape: tuple[int, ...]) -> jax.Array:
+        """The signs of the walk."""
+        return walk_signs(shape, self.chunk)
+
+    def signed(self, value: jax.Array, like: Stored, slot: int | jax.Array) -> Stored:
         """Stores a signed state in the form of `like`, with the random bits of `slot`."""
         if not isinstance(like, QuantizedArray):
             return value
-        random = random_unit(self.step, slot, value.shape) if self.stochastic else None
+        random = random_unit(self.step, slot, value.shape, self.chunk) if self.stochastic else None
         return quantize(value, signed=like.signed, block_size=like.block_size, random=random, rule=self.rule)
 
-    def nonnegative(self, value: jax.Array | Statistics, like: StoredMoment, slot: int) -> StoredMoment:
+    def nonnegative(self, value: jax.Array | Statistics, like: StoredMoment, slot: int | jax.Array) -> StoredMoment:
         """Stores a non-negative state in the form of `like`."""
         if isinstance(value, Statistics):
             assert isinstance(like, RowColumn)
@@ -95,6 +101,6 @@ class Writer(NamedTuple):
         assert not isinstance(like, RowColumn)
         return self.root(value, like, slot)
 
-    def root(self, value: jax.Array, like: Stored | None, slot: int) -> Stored:
+    def root(self, value: jax.Array, like: Stored | None, slot: int | jax.Array) -> Stored:
         """As `nonnegative`, for one tensor."""
         return self.signed(jnp.sqrt(value), like, slot) if isinstance(like, QuantizedArray) else value

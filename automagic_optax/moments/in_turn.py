@@ -7,11 +7,13 @@ states that were read for it, and stores them.  Then the next part begins.  The 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import jax
 from jax.extend.core import ClosedJaxpr, Literal, Var
+
+from automagic_optax.moments.units import Unit, find_unit
 
 
 class States(Protocol):
@@ -24,8 +26,26 @@ class States(Protocol):
         """Stores the new values of a state that was read before."""
 
 
+class Together(Protocol):
+    """How states are computed together."""
+
+    def batches(self, units: list[Unit], form: Hashable) -> list[list[Unit]]:
+        """Which units of one form are computed together, and chunk by chunk; the others are computed one by one."""
+
+    def together(self, units: list[Unit], inputs: list[list[Any]]) -> list[jax.Array]:
+        """Computes units of one form, stores their states, and returns their updates.
+
+        Args:
+            units: they do the same on arrays of one shape.
+            inputs: for each, the values of its `inputs`.
+        """
+
+
 def in_turn(
-    function: Callable[[list[Any]], tuple[list[Any], list[Any]]], shapes: Sequence[Any], states: States
+    function: Callable[[list[Any]], tuple[list[Any], list[Any]]],
+    shapes: Sequence[Any],
+    states: States,
+    together: Together | None = None,
 ) -> list[Any]:
     """Calls `function` on the values of stored states and stores their new values.
 
@@ -33,6 +53,7 @@ def in_turn(
         function: from the states' values to results and the states' new values; it is traced.
         shapes: shape and dtype of each state's values.
         states: reads and writes the states.  Every state is read once and then written once.
+        together: computes the units of parameters that work element by element, if there is one.
 
     Returns:
         The results, as if all states had been read, `function` called, and all written.
@@ -42,11 +63,16 @@ def in_turn(
     if closed.effects:  # prints and callbacks must keep their order
         parts.compute(range(len(closed.jaxpr.eqns)))
     split = len(closed.jaxpr.outvars) - len(shapes)
+    targets = closed.jaxpr.outvars[:split]
+    if together is not None and not closed.effects:
+        parts.compute_units(targets, together)
     results = []
-    for target in closed.jaxpr.outvars[:split]:
+    for target in targets:
         results.append(parts.value(target))
         parts.write_what_was_read()
-    for state in closed.jaxpr.invars:  # also those on which no result depends
+    for position, state in enumerate(closed.jaxpr.invars):  # also those on which no result depends
+        if position in parts.done:
+            continue
         parts.value(state)
         parts.write_what_was_read()
     return results
@@ -61,6 +87,7 @@ class _Parts:
         self.position = {v: i for i, v in enumerate(self.jaxpr.invars)}
         self.producer = {v: i for i, equation in enumerate(self.jaxpr.eqns) for v in equation.outvars}
         self.read: list[int] = []
+        self.done: set[int] = set()
         self.targets = self.jaxpr.outvars[len(self.jaxpr.outvars) - len(self.position) :]
 
     def value(self, target: Any) -> Any:
@@ -99,6 +126,24 @@ class _Parts:
             debug_info=self.jaxpr.debug_info.with_unknown_names(),
         )
         self.values |= zip(made, jax.core.eval_jaxpr(part, [], *(self.values[v] for v in needed)), strict=True)
+
+    def compute_units(self, targets: Sequence[Any], together: Together) -> None:
+        """Computes what works element by element, together where it is the same for several parameters."""
+        by_form: dict[Hashable, list[Unit]] = {}
+        taken: set[int] = set()
+        for target in targets:
+            unit = find_unit(self.jaxpr, target, self.values, self.position, self.targets)
+            if unit is not None and not taken & {*unit.states}:
+                taken |= {*unit.states}
+                by_form.setdefault(unit.form(self.position), []).append(unit)
+        for form, units in by_form.items():
+            for batch in together.batches(units, form):
+                for unit in batch:
+                    self.compute([i for i in unit.ahead if self.jaxpr.eqns[i].outvars[0] not in self.values], ())
+                inputs = [[self.values[v] for v in unit.inputs] for unit in batch]
+                for unit, update in zip(batch, together.together(batch, inputs), strict=True):
+                    self.values[unit.target] = update
+                    self.done.update(unit.states)
 
     def write_what_was_read(self) -> None:
         """Stores the new values of all states that were read.  Computing them may read further states."""

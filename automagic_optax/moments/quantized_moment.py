@@ -55,7 +55,7 @@ def first_moment(value: jax.Array, signed: bool, block_size: int) -> QuantizedMo
 
 
 def write_moment(
-    value: jax.Array, old: QuantizedMoment, old_value: jax.Array | None, writer: Writer, slot: int
+    value: jax.Array, old: QuantizedMoment, old_value: jax.Array | None, writer: Writer, slot: int | jax.Array
 ) -> QuantizedMoment:
     """Stores a state's new values.
 
