@@ -1,7 +1,7 @@
 """Computes large arrays, and batches, a chunk at a time, so that what is computed stays in the cache of a CPU core.
 
 Whole arrays at once, XLA's CPU backend stores every value that two kernels share: 12 bytes a parameter for Adam in 8
-bits, 28 for `scale_by_cameamp`.  In chunks these are below 0.2 bytes, and a step takes a third to a quarter of the time
+bits.  In chunks these are below 0.2 bytes, and a step takes less than half the time
 (docs/performance.md).  Other backends keep values in registers, and a mesh cuts arrays in its own way: both compute
 whole arrays.
 """
