@@ -9,69 +9,28 @@ lie below the bin and where the next one is.  The signed codebook is symmetric a
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automagic_core import codebook_midpoints, dynamic_codebook
-
-_LOWEST = np.float32(2.0**-24)
-"""All thresholds lie above this, so all smaller values share the first bin."""
-_COUNT_SHIFT = 17
-"""A bin's word: from this bit on the count; below it where in the bin the next threshold is, at most 2¹⁶."""
-
-
-class _Tables(NamedTuple):
-    dropped_bits: int  # how many bits of a float32 do not count for its bin
-    first_bin: int
-    bins: np.ndarray  # int32 (bins,): the words
-    nearest: np.ndarray  # float32 (half steps,): the nearest value's magnitude
-    gap: np.ndarray  # float32 (half steps,): between the two values around |y|
-    top: int  # the largest distance from zero, in codes
+from automagic_core.codec.half_steps import COUNT_SHIFT, HalfSteps, half_steps
 
 
 @cache
-def _tables(signed: bool) -> _Tables:
-    zero = 127 if signed else 0
-    dropped = 16 if signed else 15
-    values, midpoints = dynamic_codebook(signed)[zero:], codebook_midpoints(signed)[zero:]
-    # A tie goes to the even code.  Where that is the lower one, the border is the next float32.
-    ties_up = (zero + np.arange(len(midpoints)) + 1) % 2 == 0
-    thresholds = np.empty(2 * len(midpoints), np.float32)
-    thresholds[0::2] = np.where(ties_up, midpoints, np.nextafter(midpoints, np.float32(2)))
-    thresholds[1::2] = values[1:]
-
-    first_bin, last_bin = (int(x.view(np.uint32)) >> dropped for x in (_LOWEST, np.float32(1)))
-    edges = (np.arange(first_bin, last_bin + 1, dtype=np.uint32) << np.uint32(dropped)).view(np.float32)
-    edges[0] = 0
-    below = np.searchsorted(thresholds, edges, side="right")
-    inside = np.append(np.searchsorted(thresholds, edges[1:], side="left"), len(thresholds)) - below
-    if inside.max() > 1:
-        raise AssertionError("a bin holds two thresholds: the search needs more bits of the mantissa")
-    following = np.append(thresholds, np.float32(np.inf))[below].view(np.uint32)
-    place = np.where(inside > 0, following & np.uint32((1 << dropped) - 1), np.uint32(1 << dropped))
-
-    lower = np.arange(len(thresholds) + 1) // 2
-    upper = np.minimum(lower + 1, len(values) - 1)
-    return _Tables(
-        dropped_bits=dropped,
-        first_bin=first_bin,
-        bins=((below.astype(np.uint32) << np.uint32(_COUNT_SHIFT)) | place).astype(np.int32),
-        nearest=values[(np.arange(len(thresholds) + 1) + 1) // 2],
-        gap=np.where(upper > lower, np.abs(values[upper] - values[lower]), np.float32(1)),  # the top has no error
-        top=len(values) - 1,
-    )
+def _tables(signed: bool) -> HalfSteps:
+    tables = half_steps(signed)
+    # The top has no error, so any gap does; an infinite one would alarm `jax_debug_infs`.
+    return tables._replace(gap=np.where(np.isfinite(tables.gap), tables.gap, np.float32(1)))
 
 
-def _half_steps(magnitude: jax.Array, tables: _Tables) -> jax.Array:
+def _half_steps(magnitude: jax.Array, tables: HalfSteps) -> jax.Array:
     """How many thresholds are ≤ the magnitude.  Even: it is at or above its nearest value; odd: below."""
     bits = jax.lax.bitcast_convert_type(magnitude, jnp.int32)
     index = jnp.clip((bits >> tables.dropped_bits) - tables.first_bin, 0, len(tables.bins) - 1)
     word = take(tables.bins, index)
     place = bits & ((1 << tables.dropped_bits) - 1)
-    return (word >> _COUNT_SHIFT) + (place >= (word & ((1 << _COUNT_SHIFT) - 1))).astype(jnp.int32)
+    return (word >> COUNT_SHIFT) + (place >= (word & ((1 << COUNT_SHIFT) - 1))).astype(jnp.int32)
 
 
 def _code(distance: jax.Array, y: jax.Array, signed: bool) -> jax.Array:

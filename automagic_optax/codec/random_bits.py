@@ -66,17 +66,16 @@ def random_unit(
     return (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)
 
 
-def walk_signs(shape: tuple[int, ...], chunk: Chunk | None = None) -> jax.Array:
+def walk_signs(shape: tuple[int, ...]) -> jax.Array:
     """The signs σ of the walk, −1 or 1, the same at every step (`docs/algorithm.md`, section 5.8).
 
     Args:
-        shape, chunk: as for `random_unit`.
+        shape: shape of the whole array.
 
     Returns:
         float32 array of the given shape.
     """
-    size = math.prod(shape) if chunk is None else chunk.size
-    bits = mix32(_index(shape, chunk) + np.uint32(rounding_key(0, Slot.walk, size)))
+    bits = mix32(element_index(shape) + np.uint32(rounding_key(0, Slot.walk, math.prod(shape))))
     return jnp.where(bits >> 31 == 0, np.float32(1), np.float32(-1))
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from automagic_optax.arrays.means import float32_sums
 from automagic_optax.sharding.placement import devices_of
 
 CHUNK = 2**16
@@ -92,7 +91,7 @@ def in_chunks(
         return jax.tree.leaves(results), sums
 
     def inside(index: Any, chunk: Any) -> tuple[Any, Sums]:
-        with set_xla_metadata(inlineable="true"), float32_sums():
+        with set_xla_metadata(inlineable="true"):
             return function(index, chunk)
 
     def put(held: list[jax.Array], results: list[jax.Array], index: Any) -> list[jax.Array]:
