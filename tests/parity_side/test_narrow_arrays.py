@@ -18,13 +18,16 @@ from automagic_torch.codec import quantized_tensor
 from parity.rules import rounding_rule
 from tests.oracle.settings import STAGES_OFF
 
-pytestmark = pytest.mark.skipif(not quantized_tensor.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")
+pytestmark = [
+    pytest.mark.compiled_quickly,
+    pytest.mark.skipif(not quantized_tensor.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes"),
+]
 # Blocks that end with the statistic, that do not, and a convolution; one that is not narrow.
 SHAPES = ((4, 512), (600, 8), (16, 8, 3, 3), (65, 66))
 FIELDS: dict[str, Any] = {"lr": 1e-3, "warmup_steps": 0, "min_8bit_size": 1024, "force_8bit": True, **STAGES_OFF}
 
 
-@pytest.mark.parametrize("factored", ["second_moment", "all"])
+@pytest.mark.parametrize("factored", ["second_moment", pytest.param("all", marks=pytest.mark.slow)])
 def test_codes_of_the_long_statistic(factored: str) -> None:
     rng = np.random.default_rng(0)
     weights = [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES]

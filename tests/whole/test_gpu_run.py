@@ -69,7 +69,8 @@ def test_a_wheel_without_some_files_can_still_be_installed(tmp_path):
     assert (tmp_path / "site" / "some" / "lib_b.so").read_bytes() == b"b"
 
 
-@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), "meta"])
+@pytest.mark.slow  # each imports torch in a process of its own
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_the_plugin_moves_what_tests_make(device):
     program = """
 import torch

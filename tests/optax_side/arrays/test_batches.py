@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,9 +27,9 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "SMALLEST_BATCH", 2)
 
 
-def leaves() -> list[Any]:
+def leaves(shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[Any]:
     rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in SHAPES]
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
 def test_arrays_of_one_shape_dtype_and_kind_are_together() -> None:
@@ -87,14 +88,15 @@ def test_the_whole_optimizer_gives_what_it_gives_one_by_one(monkeypatch: pytest.
         factored="none",
         lora=lambda path, leaf: 96 in leaf.shape,
     )
-    params = leaves()
+    shapes = SHAPES[:7]
+    params = leaves(shapes)
     state = tx.init(params)
     together, alone = (jax.jit(lambda *arguments: tx.update(*arguments)) for _ in range(2))
     rng = np.random.default_rng(1)
     for step in range(5):
         # An overall size that falls and rises, so that stage 1 clips.
         size = (1.0, 0.5, 2.0, 0.7, 3.0)[step]
-        grads = [jnp.asarray(size * rng.standard_normal(shape), jnp.float32) for shape in SHAPES]
+        grads = [jnp.asarray(size * rng.standard_normal(shape), jnp.float32) for shape in shapes]
         if step in (1, 3):
             for i in (4, 6):
                 grads[i] = grads[i].at[0].set(jnp.nan)
@@ -105,7 +107,7 @@ def test_the_whole_optimizer_gives_what_it_gives_one_by_one(monkeypatch: pytest.
             found = alone(grads, state, params)
         _assert_close(found, expected)
         params, state = [w + u for w, u in zip(params, expected[0], strict=True)], expected[1]
-    assert [int(n) for n in find_state(state).skipped_steps] == [2 * (i in (4, 6)) for i in range(len(SHAPES))]
+    assert [int(n) for n in find_state(state).skipped_steps] == [2 * (i in (4, 6)) for i in range(len(shapes))]
 
 
 def _assert_close(ours: Any, theirs: Any) -> None:

@@ -78,7 +78,15 @@ CONTAINERS: dict[str, Callable[[Any, tuple[str, ...]], Any]] = {
     "Variable": lambda x, names: nnx.Param(x, names=names),
     "box in a Variable": lambda x, names: nnx.Param(nn.Partitioned(x, names)),
 }
-ON = {"torque_decay": 0.9, "min_8bit_size": 1024, "percentile_clipping": 50, "warmup_steps": 2}
+# Without the two stages that take longest to compile and hold nothing that a container could change.
+ON = {
+    "edge_suppression": False,
+    "frequency_penalty": 0.0,
+    "torque_decay": 0.9,
+    "min_8bit_size": 1024,
+    "percentile_clipping": 50,
+    "warmup_steps": 2,
+}
 TRANSFORMATIONS = {
     "automagic_8bit": automagic_8bit(1e-3, **ON),
     "quantize_state": quantize_state(optax.adamw(1e-3), min_8bit_size=1024),

@@ -7,6 +7,7 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from automagic_optax import automagic_8bit, suppress_high_frequencies
 
@@ -35,6 +36,7 @@ def test_each_fft_needs_the_one_before() -> None:
     assert sorted(len(needed(fft) & set(ffts)) for fft in ffts) == list(range(len(ffts)))
 
 
+@pytest.mark.slow
 def test_one_array_in_memory_at_a_time() -> None:
     # With all stages on; each array has more elements than a batch takes.
     tx = automagic_8bit(1e-3, percentile_clipping=95)

@@ -34,7 +34,8 @@ ocp = pytest.importorskip("orbax.checkpoint")
 
 pytestmark = pytest.mark.compiled_quickly
 TX = optax.chain(
-    optax.clip_by_global_norm(1.0), automagic_8bit(1e-3, warmup_steps=2, torque_decay=0.9, min_8bit_size=64)
+    optax.clip_by_global_norm(1.0),
+    automagic_8bit(1e-3, frequency_penalty=0.0, warmup_steps=2, torque_decay=0.9, min_8bit_size=64),
 )
 PARAMS = {"kernel": jnp.ones((4, 64)), "bias": jnp.ones(4)}
 
@@ -136,8 +137,14 @@ def test_equinox(tmp_path: Path) -> None:
         assert_same_bits(loaded, state)
 
 
-@pytest.mark.parametrize("pure", [False, True])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "pure"),
+    [
+        ("whole", False),
+        ("finished", True),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("whole", True), ("finished", False))),
+    ],
+)
 def test_a_state_of_nnx(form: str, pure: bool, tmp_path: Path) -> None:
     def made() -> tuple[nnx.Linear, nnx.Optimizer]:
         model = nnx.Linear(4, 64, rngs=nnx.Rngs(0))
@@ -188,9 +195,9 @@ def test_flax_with_a_target_of_another_form() -> None:
     whole = flax.serialization.to_state_dict(trained("whole"))
     assert_same_bits(flax.serialization.from_state_dict(finish_warmup(TX.init(PARAMS)), whole), trained("finished"))
     # A version with fewer fields saved a file without them.
-    del whole["1"]["4"]["skipped_steps"]
+    del whole["1"]["3"]["skipped_steps"]
     assert_same_bits(flax.serialization.from_state_dict(TX.init(PARAMS), whole), trained("whole"))
-    whole["1"]["4"]["of a later version"] = 0
+    whole["1"]["3"]["of a later version"] = 0
     with pytest.raises(ValueError, match="of a later version"):
         flax.serialization.from_state_dict(TX.init(PARAMS), whole)
     without_torque = scale_by_cameamp(1e-3).init(PARAMS)

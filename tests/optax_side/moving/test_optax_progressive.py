@@ -97,6 +97,7 @@ def test_rules_that_hold_in_the_last_phase() -> None:
     assert len(quantized_leaves(state)) == 4
 
 
+@pytest.mark.slow
 def test_in_nnx() -> None:
     class Model(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:

@@ -31,8 +31,11 @@ def loss(params: dict[str, jax.Array]) -> jax.Array:
     "fields",
     [
         # With the search the first rates are 1e-5, whatever the one asked for.
-        {"percentile_clipping": 50, "torque_decay": 0.9, "rank_penalty_strength": 0.2, "search_gain": 0.0},
-        pytest.param({"profile": "memory_optimized"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"percentile_clipping": 50, "torque_decay": 0.9, "rank_penalty_strength": 0.2, "search_gain": 0.0},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"profile": "memory_optimized", "search_gain": 0.0}, marks=pytest.mark.slow),
         pytest.param({"factored": "none", "search_gain": 0.0}, marks=pytest.mark.slow),
     ],
     ids=["everything", "memory_optimized", "elementwise"],

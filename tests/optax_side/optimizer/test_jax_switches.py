@@ -19,8 +19,15 @@ from automagic_optax import (
 )
 
 pytestmark = pytest.mark.compiled_quickly
-# Those for promotion only raise while a program is traced, each with a message of its own: one run has both.
+# What only raises, each with a message of its own: one run of `make test` has all of them.
+RAISING: dict[str, Any] = {
+    "jax_debug_nans": True,
+    "jax_numpy_rank_promotion": "raise",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_transfer_guard": "disallow",
+}
 SWITCHES: dict[str, dict[str, Any]] = {
+    "all that raise": RAISING,
     "jax_debug_nans": {"jax_debug_nans": True},
     "jax_debug_infs": {"jax_debug_infs": True},
     "promotion": {"jax_numpy_rank_promotion": "raise", "jax_numpy_dtype_promotion": "strict"},
@@ -79,8 +86,8 @@ def runs(tx: Any, switch: str, jitted: bool, dtype: Any, whole: bool = False) ->
     assert (new["conv"] != params["conv"]).any()
 
 
-# Slow by themselves, or much like another one.
-SLOW = ("jax_debug_infs", "jax_check_tracer_leaks", "jax_disable_jit")
+# Slow by themselves, much like another one, or in the run of all.
+SLOW = set(SWITCHES) - {"all that raise", "jax_enable_x64"}
 
 
 @pytest.mark.parametrize("switch", [pytest.param(s, marks=pytest.mark.slow if s in SLOW else ()) for s in SWITCHES])
@@ -88,7 +95,8 @@ def test_compiled_and_eager(switch: str) -> None:
     runs(TRANSFORMATIONS["everything"], switch, True, jnp.bfloat16)
     if switch != "jax_disable_jit":
         runs(TRANSFORMATIONS["quantize_state"], switch, True, jnp.float32)
-    if switch != "jax_enable_x64":  # programs of its own, operation by operation: test_stage_composition has some
+    # Operation by operation only what no other test has so: those that raise, and x64 (test_stage_composition).
+    if switch not in ("all that raise", "jax_enable_x64"):
         runs(TRANSFORMATIONS["memory_optimized"], switch, False, jnp.bfloat16)
 
 
@@ -99,6 +107,8 @@ def test_compiled_and_eager(switch: str) -> None:
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_the_whole_matrix(switch: str, name: str, jitted: bool, dtype: Any) -> None:
     with_sgd = name.startswith(("clip", "suppress", "encourage"))
+    if switch == "all that raise":
+        pytest.skip("test_compiled_and_eager has it, and each of the switches is below")
     if (switch, jitted) in OPTAX_FAILS and (with_sgd or name == "injected"):
         pytest.skip("what optax does around ours fails by itself")
     runs(TRANSFORMATIONS[name], switch, jitted, dtype, whole=True)

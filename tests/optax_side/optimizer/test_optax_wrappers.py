@@ -32,7 +32,7 @@ def mean(*trees: Any) -> Any:
     return jax.tree.map(lambda *x: sum(x) / len(x), *trees)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_multi_steps_is_one_step_on_the_mean_gradient(dtype: str) -> None:
     names = ("scale", "dense") if dtype == "float32" else ("scale",)
 

@@ -110,10 +110,17 @@ SPECTRA = ("rank one", "exactly rank one", "half the rank", "repeated values", "
 
 
 SIZES = ((1, 1), (1, 7), (2, 3), (7, 5), (64, 64), (64, 96), (300, 256))
+QUICK = ((1, 1), (2, 3), (7, 5), (64, 96))
 
 
 # The layout decides about ties alone.
-@pytest.mark.parametrize(("layout", "shape"), [("torch", (64, 64)), *(("flax", shape) for shape in SIZES)])
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        pytest.param(layout, shape, marks=() if shape in QUICK else pytest.mark.slow)
+        for layout, shape in (("torch", (64, 64)), *(("flax", shape) for shape in SIZES))
+    ],
+)
 def test_low_rank_is_a_float64_decomposition(shape: tuple[int, int], layout: Any) -> None:
     rng = np.random.default_rng(0)
     weights = [weight_of(kind, shape, rng) for kind in (*SPECTRA, "zero")]

@@ -101,6 +101,8 @@ ONCE = {
     "no spatial, no background": "none",
     "no warm-up": "none",
     "low limit": "all",
+    "zero and extreme betas": "second_moment",
+    "flax layout": "all",
 }
 
 
