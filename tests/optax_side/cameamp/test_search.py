@@ -53,6 +53,26 @@ def test_resumed_in_its_midst_it_finds_the_same(steps: int) -> None:
     assert_same_bits(whole, again)
 
 
+def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
+    """Three in four gradients keep their signs, so the path stays straight and the agreement above its floor."""
+    tx = automagic_8bit(1e-5, **{**FIELDS, "warmup_steps": 100, "max_lr": 1.0}, optim_bits=32)
+    weights = jnp.zeros((64, 64))
+    direction = jnp.asarray(np.random.default_rng(0).standard_normal(weights.shape), jnp.float32)
+    turning = np.arange(64) % 8 < 3
+    state, update, seen = tx.init(weights), jax.jit(tx.update), []
+    for t in range(60):
+        before = search(state)[3]
+        turned = bool(t >= 10 and t % 2)
+        updates, state = update(jnp.where(turning & turned, -direction, direction), state, weights)
+        weights += updates
+        seen.append((search(state)[2], before, search(state)[3]))
+    ended = next(t for t, (_, _, after) in enumerate(seen) if after < 0)
+    agreement, peak, _ = seen[ended]
+    assert 10 < ended < 59
+    assert 0.05 < agreement < peak / 2
+    assert all(a >= before / 2 for a, before, _ in seen[5:ended])
+
+
 def test_after_the_warm_up_and_without_a_walk_it_rests() -> None:
     half, weights = go_on(TX.init(params()), params(), range(CLIMBING))
     without, _ = go_on(finish_warmup(half), weights, range(CLIMBING, 7))

@@ -84,6 +84,26 @@ def test_gradients_that_alternate_stop_a_search_that_the_walk_alone_would_go_on_
     assert before == taken(optimizer, range(15, 30), drift)
 
 
+def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
+    """Three in four gradients keep their signs, so the path stays straight and the agreement above its floor."""
+    (p,) = parameters([(64, 64)])
+    optimizer = AutomagicCameAMP8bit([p], **FIELDS)
+    (group,) = optimizer.param_groups
+    direction = torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    turning = torch.arange(64) % 8 < 3
+    seen = []
+    for t in range(60):
+        p.grad = torch.where(turning & (t >= 10) & (t % 2 == 1), -direction, direction)
+        before = float(group["automagic_peak_agreement"])
+        optimizer.step()
+        seen.append((float(group["automagic_agreement"]), before, float(group["automagic_peak_agreement"])))
+    ended = next(t for t, (_, _, after) in enumerate(seen) if after < 0)
+    agreement, peak, _ = seen[ended]
+    assert 10 < ended < 59
+    assert group["automagic_agreement_floor"] < agreement < peak / 2
+    assert all(a >= before / 2 for a, before, _ in seen[5:ended])
+
+
 def test_the_rate_that_was_found_never_falls_and_a_scheduled_one_is_never_limited() -> None:
     optimizer = made(lr=1e-3, max_lr=1e-2)
     (group,) = optimizer.param_groups
