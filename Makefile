@@ -2,13 +2,13 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 SOURCES := automagic_core automagic_torch automagic_optax automagic_cameamp_improved_8bit parity benchmarks examples tests \
-	documentation
+	documentation release
 
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check docs-pages gpu \
-	gpu-wheels clean
+.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check docs-pages dist-check support \
+	gpu gpu-wheels clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
@@ -99,6 +99,12 @@ docs-check: docs  ## every page in a headless browser, light and dark, wide and 
 docs-pages: .venv/installed  ## what the site has that code makes: docs/errors.md and the pictures of docs/pictures
 	$(RUN) -m documentation.errors
 	$(RUN) -m documentation.pictures
+
+dist-check: .venv/installed  ## builds wheel and sdist, reads them, installs each with each extra; ten minutes
+	$(RUN) -m release.dist_check $(OPTIONS)
+
+support: .venv/installed  ## which versions of Python and of libraries work; half an hour, writes docs/support.md
+	nice -n 5 $(RUN) -m release.support $(OPTIONS)
 
 # Another machine's Python, which brings torch, jax and flax with CUDA; nothing is installed into it.
 GPU_PYTHON ?= python3
