@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from release.environments import FIRST_STEPS, ROOT, ReleaseError, empty_environment, install, run
 
 PACKAGES = ("automagic_core", "automagic_torch", "automagic_optax", "automagic_cameamp_improved_8bit")
-BESIDE = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+BESIDE = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
 """What an sdist holds beside the packages; setuptools adds PKG-INFO, setup.cfg and a folder `.egg-info`."""
 
 _TYPED = {f"{package}/py.typed" for package in PACKAGES}
@@ -48,10 +48,10 @@ def main() -> None:
     print("All of it holds.")
 
 
-def built(folder: Path, *options: str) -> tuple[Path, Path]:
-    """(wheel, sdist); the wheel is built from the unpacked sdist."""
+def built(folder: Path, *options: str, source: Path = ROOT) -> tuple[Path, Path]:
+    """(wheel, sdist) in folder/dist; the wheel is built from the unpacked sdist."""
     print("building the sdist, and from it the wheel", flush=True)
-    run("the build", [sys.executable, "-m", "build", *options, "--outdir", folder / "dist", ROOT], folder)
+    run("the build", [sys.executable, "-m", "build", *options, "--outdir", folder / "dist", source], folder)
     (wheel,), (sdist,) = (sorted((folder / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
     return wheel, sdist
 
@@ -98,14 +98,16 @@ def _check_metadata(archive: Path, text: bytes, project: dict[str, Any]) -> None
     told = {
         "version": (str(metadata.version), project["version"]),
         "licence": (metadata.license_expression, project["license"]),
-        "Python": (str(metadata.requires_python), project["requires-python"]),
-        "classifiers": (metadata.classifiers, project["classifiers"]),
-        "extras": (set(metadata.provides_extra or ()), set(project["optional-dependencies"])),
+        "version of Python": (str(metadata.requires_python), project["requires-python"]),
+        "list of classifiers": (metadata.classifiers, project["classifiers"]),
+        "list of extras": (set(metadata.provides_extra or ()), set(project["optional-dependencies"])),
         "README": (metadata.description, (ROOT / project["readme"]).read_text()),
     }
     for field, (found, due) in told.items():
         if found != due:
-            raise ReleaseError(f"{archive.name} tells another {field} than pyproject.toml: {found!r}, not {due!r}")
+            raise ReleaseError(
+                f"the {field} of {archive.name} is {found!s:.200}, not {due!s:.200} as in pyproject.toml"
+            )
 
 
 def check_installed(archive: Path, extra: str, project: dict[str, Any], folder: Path) -> None:

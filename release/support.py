@@ -77,8 +77,8 @@ ROWS = (
 HEADER = """# Versions tried
 
 `make support` wrote this page on {date}, on Linux. For every row it made an empty environment, installed the wheel of
-version {version} and these versions, and took steps in each framework on a CPU. Then it ran tests: the codec code by code,
-steps against the oracle in float64, state files there and back.
+version {version} and these versions, and took steps in each framework on a CPU. Then it ran tests: the codec code by
+code, steps against the oracle in float64, state files there and back.
 
 | Python | {columns} | passed | failed |
 |---|{rules}|---|---|
@@ -120,7 +120,7 @@ def main() -> None:
                 print(f"    {told}", flush=True)
                 versions, passed, failed = {"python": row.python, **row.versions}, 0, 1
             print(f"    {passed} tests passed, {failed} failed ({time.monotonic() - start:.0f} s)", flush=True)
-            cells = [versions[name] if name in versions else "–" for name in ("python", *COLUMNS)]
+            cells = [versions.get(name, "–") for name in ("python", *COLUMNS)]
             lines.append(f"| {' | '.join(cells)} | {passed} | {failed} |\n")
             faults += failed
     page.write_text(text(lines, sorted(left_out), wheel.name.split("-")[1]))
@@ -144,20 +144,10 @@ def tried(row: Row, python: Path, wheel: Path, folder: Path) -> tuple[dict[str, 
     results = folder / "results.xml"
     results.unlink(missing_ok=True)
     tests = [path for needs, paths in TESTS.items() if _has(row, needs.split(" and ")) for path in paths]
-    command: list[str | Path] = [
-        inside,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow",
-        f"--junitxml={results}",
-        *tests,
-    ]
+    pytest: list[str | Path] = [inside, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow"]
     told = ""
     try:
-        run(f"a test with {row}", command, ROOT)
+        run(f"a test with {row}", [*pytest, f"--junitxml={results}", *tests], ROOT)
     except ReleaseError as error:
         told = str(error)
     if not results.exists():
