@@ -33,8 +33,9 @@ PAGE = ROOT / "docs" / "support.md"
 GPU = ROOT / "benchmarks" / "results" / "gpu.json"
 COLUMNS = ("torch", "bitsandbytes", "jax", "optax", "flax", "numpy", "safetensors")
 TESTS = {
-    "numpy": ["tests/core_side/codec", "tests/core_side/moving/test_state_file.py"],
+    "numpy": ["tests/core_side/codec/test_random_bits_core.py", "tests/core_side/moving/test_state_file.py"],
     "torch": [
+        "tests/core_side/codec/test_codebook_table.py",
         "tests/torch_side/codec/test_torch_codec.py",
         "tests/torch_side/cameamp/test_torch_oracle.py",
         "tests/torch_side/moving/test_convert_command.py",
