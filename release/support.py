@@ -86,9 +86,9 @@ code, steps against the oracle in float64, state files there and back.
 """
 
 FOOTER = """
-{left_out}The last row is what `make gpu` found on {gpu_date} on one {device}
-([its file](../benchmarks/results/gpu.json)): so many of its comparisons of the two frameworks kept the bounds that hold
-on a CPU. The others were up to {worst:.1e} apart ([what that means](performance.md)).
+{left_out}The last row is what `make gpu` found on {gpu_date} on one {device} (`benchmarks/results/gpu.json`):
+so many of its comparisons of the two frameworks kept the bounds that hold on a CPU. The others were up to {worst:.1e}
+apart ([what that means](performance.md)).
 
 What is not in the table was not tried: no earlier torch, no PyTorch with Python 3.13, no Windows and no macOS.
 pyproject.toml allows {bounds}.
