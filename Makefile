@@ -7,8 +7,8 @@ SOURCES := automagic_core automagic_torch automagic_optax automagic_cameamp_impr
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check docs-pages dist-check support \
-	gpu gpu-wheels clean
+.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check docs-pages \
+	dist-check support gpu gpu-wheels clean
 
 # In three steps, each with a line of its own: with --quiet pip says nothing while it downloads, without it too much.
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
