@@ -88,7 +88,7 @@ def main() -> None:
     for (name, (losses, size)), colour in zip(found.items(), ("#2b5fa5", "#c8452d"), strict=True):
         smooth = np.convolve(losses, np.ones(10) / 10, "valid")
         curves.semilogy(smooth, "-" if "quant" not in name else "--", color=colour, label=name)
-        bars.bar_label(bars.bar(name, size / 1e3, color=colour), fmt="%.0f kB")
+        bars.bar_label(bars.bar(name.replace("(", "(\n"), size / 1e3, color=colour), fmt="%.0f kB")
     curves.set(title="Loss on the digits 5 to 9, a mean over 10 steps", xlabel="step")
     curves.legend(frameon=False)
     bars.set(title="State of the optimizer", ylabel="kB")

@@ -68,7 +68,7 @@ def main() -> None:
         found.semilogy(rate, color=colour)
     curves.set(title=f"Loss on {len(HELD_OUT)} digits held out", xlabel="step")
     found.axvline(WARM_UP, color="black", linewidth=0.8, linestyle=":")
-    found.set(title="The rate that each run found (dotted: the search ends)", xlabel="step")
+    found.set(title="The rate that each run found", xlabel="step")
     figure.legend(title="weight_decay", loc="outside right upper", frameon=False)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=85)
