@@ -21,17 +21,17 @@ STEPS, TO_JAX, TO_TORCH, BATCH = 300, 80, 200, 256
 FIELDS: dict[str, Any] = {"profile": "balanced", "max_lr": 1.0, "warmup_steps": 120}
 PICTURE = Path("out/examples/both_frameworks.png")
 DIGITS = load_digits()
-X, Y = (DIGITS.data / 16).astype(np.float32), DIGITS.target
 
 
 def rate(step: Any) -> Any:
-    """Falls to 0 in a straight line; what the search finds is a factor on it."""
+    """Falls to 0; what the search finds is a factor on it."""
     return 1e-5 * (1 - step / STEPS)
 
 
-def chosen(step: int) -> np.ndarray:
-    """The batch of a step, the same in both frameworks."""
-    return np.random.default_rng(step).integers(len(X), size=BATCH)
+def batch_of(step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and digits, the same in both frameworks."""
+    chosen = np.random.default_rng(step).integers(len(DIGITS.data), size=BATCH)
+    return (DIGITS.data[chosen] / 16).astype(np.float32), DIGITS.target[chosen]
 
 
 class InTorch:
@@ -47,9 +47,8 @@ class InTorch:
         losses = []
         for step in steps:
             self.optimizer.param_groups[0]["lr"] = rate(step)
-            batch = chosen(step)
-            scores = self.model(torch.from_numpy(X[batch]))
-            loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(Y[batch]))
+            x, y = map(torch.from_numpy, batch_of(step))
+            loss = torch.nn.functional.cross_entropy(self.model(x), y)
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -59,8 +58,7 @@ class InTorch:
 
 def forward(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """The same classifier in JAX, on PyTorch's arrays, which are (out, in)."""
-    hidden = jax.nn.relu(x @ params["0.weight"].T + params["0.bias"])
-    scores = hidden @ params["2.weight"].T + params["2.bias"]
+    scores = jax.nn.relu(x @ params["0.weight"].T + params["0.bias"]) @ params["2.weight"].T + params["2.bias"]
     return optax.softmax_cross_entropy_with_integer_labels(scores, y).mean()
 
 
@@ -75,8 +73,8 @@ def train_in_jax(params: Any, state: Any, steps: range) -> tuple[Any, Any, list[
         return optax.apply_updates(params, updates), state, loss
 
     losses = []
-    for batch in map(chosen, steps):
-        params, state, loss = step(params, state, X[batch], Y[batch])
+    for x, y in map(batch_of, steps):
+        params, state, loss = step(params, state, x, y)
         losses.append(float(loss))
     return params, state, losses
 
@@ -89,12 +87,11 @@ def main() -> None:
 
     params = {name: jnp.array(p.detach().numpy()) for name, p in run.model.named_parameters()}
     state = from_torch_state(run.optimizer.state_dict(), params)
-    params, state, more = train_in_jax(params, state, range(TO_JAX, TO_TORCH))
-    losses += more
+    params, state, in_jax = train_in_jax(params, state, range(TO_JAX, TO_TORCH))
 
     run.model.load_state_dict({name: torch.tensor(np.asarray(array)) for name, array in params.items()})
     run.optimizer.load_state_dict(to_torch_state(state, params, like=run.optimizer.state_dict()))
-    losses += run.train(range(TO_TORCH, STEPS))
+    losses += in_jax + run.train(range(TO_TORCH, STEPS))
 
     alone = InTorch().train(range(STEPS))
 
@@ -111,10 +108,10 @@ def main() -> None:
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=85)
-    end = [float(np.mean(each[-50:])) for each in (losses, alone)]
+    both, one = (float(np.mean(each[-50:])) for each in (losses, alone))
     print(
-        f"Seen: the mean loss of the last 50 steps is {end[0]:.5f}, and {end[1]:.5f} where PyTorch trained alone: "
-        f"{abs(end[0] / end[1] - 1):.2%} apart. Picture: {PICTURE}"
+        f"Seen: the mean loss of the last 50 steps is {both:.5f}, and {one:.5f} where PyTorch trained alone: "
+        f"{abs(both / one - 1):.2%} apart. Picture: {PICTURE}"
     )
 
 

@@ -32,7 +32,7 @@ def docstrings(package: str) -> list[str]:
     found: dict[str, None] = {}
     for path in sorted(Path(sysconfig.get_paths()["stdlib"], package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 text = ast.get_docstring(node) or ""
                 found |= {text: None} if len(text.split()) >= 5 else {}
     return random.Random(0).sample(list(found), min(TEXTS, len(found)))
@@ -73,7 +73,6 @@ def main() -> None:
             tempfile.mkdtemp(),
             max_steps=STEPS,
             per_device_train_batch_size=16,
-            per_device_eval_batch_size=64,
             lr_scheduler_type="cosine",
             logging_steps=5,
             save_strategy="no",
@@ -111,7 +110,8 @@ def main() -> None:
     figure.savefig(PICTURE, dpi=85)
     found = max(record["effective_lr/0"] for record in log)
     print(
-        f"Seen: the search went from a rate of 1e-05 to {found:.1e}, and of {len(held_out)} texts held out {after:.0%} are named rightly, {before:.0%} before. Picture: {PICTURE}"
+        f"Seen: the search went from a rate of 1e-05 to {found:.1e}, and {after:.0%} of {len(held_out)} texts held out "
+        f"are named rightly, {before:.0%} before. Picture: {PICTURE}"
     )
 
 
