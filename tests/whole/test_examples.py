@@ -33,7 +33,7 @@ def test_an_example_is_one_short_file_that_says_what_it_does(script: Path) -> No
 
 
 def test_the_page_shows_what_make_examples_runs() -> None:
-    assert runner.SCRIPTS == [script.stem for script in SCRIPTS]
+    assert [script.stem for script in SCRIPTS] == runner.SCRIPTS
     commands = re.findall(r"^python -m examples\.(\w+)$", PAGE, re.MULTILINE)
     assert sorted(commands) == sorted([runner.DEMO, *runner.SCRIPTS])
     shown = re.findall(r"\]\(pictures/(gallery-[\w-]+\.png)\)", PAGE)
