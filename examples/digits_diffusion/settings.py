@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from automagic_core import Config
-
 
 class Settings(NamedTuple):
     """Chosen so that everything, compilation included, takes minutes on two CPU cores."""
@@ -24,7 +22,7 @@ class Settings(NamedTuple):
     warmup_steps: int = 40  # of AdamW
     search_steps: int = 160  # of this optimizer: 40 % of the run
     weight_decay: float = 5e-4
-    starting_rate: float = Config().lr  # the default, far too low: the search has to find the rate
+    starting_rate: float = 1e-6  # the default of `lr`, far too low: the search has to find the rate
     max_rate: float = 1.0  # far above any good rate, so that it is not the limit that stops the search
     adamw_rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from automagic_core import Config
 from examples import __main__ as runner
+from examples.digits_diffusion.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/gallery.md").read_text()
@@ -42,3 +44,7 @@ def test_the_page_shows_what_make_examples_runs() -> None:
     assert all((ROOT / "docs/pictures" / name).stat().st_size < 80_000 for name in shown)
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^examples:.*\n\t.* -m examples( |$)", makefile, re.MULTILINE)
+
+
+def test_the_demo_starts_where_the_optimizer_does() -> None:
+    assert Settings().starting_rate == Config().lr
