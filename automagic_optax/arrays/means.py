@@ -1,4 +1,4 @@
-"""Sums in float64, so that every mesh gives the same result (`docs/algorithm.md`, section 1.6).
+"""Sums, means and moving averages; sums in float64, so that every mesh gives the same result (section 1.6).
 
 A float32 sum depends on the order of its terms, and each mesh has an order of its own.  A sum formed in float64 and
 rounded once at the end does not.
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from automagic_core import Decay
 from automagic_optax.sharding.placement import devices_of
 
-_WITH_FLOAT64 = ("cpu", "gpu", "cuda", "rocm")
+WITH_FLOAT64 = ("cpu", "gpu", "cuda", "rocm")
 """Backends that have float64.  The others sum in float32, and two meshes may differ by some 10⁻⁷."""
 
 
@@ -26,7 +27,7 @@ def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
         x: float32 array.
         axes: non-negative, ascending; they keep length 1.  None sums over all axes and gives a scalar.
     """
-    if jax.default_backend() not in _WITH_FLOAT64:
+    if jax.default_backend() not in WITH_FLOAT64:
         return jnp.sum(x, axis=axes if axes is None else tuple(axes), keepdims=axes is not None)
     # One of the sums over rows and over columns is formed of −x.  This saves memory: otherwise XLA shares one float64
     # copy of the array between both sums, and stores it.
@@ -74,3 +75,13 @@ def accurate_mean(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     """The mean over some axes, formed like `accurate_sum`."""
     count = x.size if axes is None else math.prod(x.shape[axis] for axis in axes)
     return accurate_sum(x, axes) / np.float32(count)
+
+
+def ema(decay: Decay, old: jax.Array, value: jax.Array) -> jax.Array:
+    """β · old + (1 − β) · value, an exponential moving average."""
+    return np.float32(decay.beta) * old + np.float32(decay.complement) * value
+
+
+def one_minus_power(decay: Decay, age: jax.Array) -> jax.Array:
+    """1 − β^age for a float32 scalar `age`, from constants formed in float64 (section 1.5)."""
+    return -jnp.expm1(age * np.float32(decay.log))

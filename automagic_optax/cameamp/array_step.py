@@ -12,8 +12,7 @@ import numpy as np
 
 from automagic_core import MAX_STEP, Config, Decay, Slot, StatePlan, decay
 from automagic_core.config import constants
-from automagic_optax.arrays.averages import ema, one_minus_power
-from automagic_optax.arrays.means import quotient
+from automagic_optax.arrays.means import ema, one_minus_power, quotient
 from automagic_optax.arrays.usable import is_usable
 from automagic_optax.cameamp import equations
 from automagic_optax.cameamp.learning_rate import Evidence, Rates, count_array, evidence, new_walk

@@ -14,8 +14,7 @@ import numpy as np
 
 from automagic_core import Decay, StatePlan
 from automagic_core.config import constants
-from automagic_optax.arrays.averages import ema, one_minus_power
-from automagic_optax.arrays.means import accurate_mean, quotient
+from automagic_optax.arrays.means import accurate_mean, ema, one_minus_power, quotient
 from automagic_optax.codec.stored import Statistics
 
 f32 = np.float32
