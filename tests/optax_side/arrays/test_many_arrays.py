@@ -49,7 +49,8 @@ def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
         # eigenvalues, in a function for two shapes that differ in which side is the short one.
         assert found["lapack_dpotrf_ffi"] == shapes
         assert [n for name, n in found.items() if "syevd" in name or "gesdd" in name] == [shapes // 2]
-        assert 0 < found["reduce"] <= 60 * shapes
+        # Sums in float32 take one axis after another.
+        assert 0 < found["reduce"] <= 64 * shapes
         # Ten arrays of a shape are taken out of their batch by one function, 20 slices of each.
         assert found["dynamic_slice"] <= 10 * 20 * shapes
     grown = {name for name in more if more[name] != many[name]}
