@@ -69,18 +69,21 @@ class Batched:
                 found[position] = one
         return found
 
-    def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    def map(
+        self, function: Callable[..., Any], *columns: Sequence[Any], batch: Callable[..., Any] | None = None
+    ) -> list[Any]:
         """`function(array, *values)` on every array, one call for each batch.
 
         Args:
             function: of one array and its entry of each column.
             columns: sequences with one tree for each leaf.
+            batch: the same on several arrays, with a leading axis on all; by default it is made of `function`.
 
         Returns:
             One result for each batch, stacked like its arrays.
         """
         pairs = zip(self.arrays, self.positions, strict=True)
-        return [_apply(function, array, positions, columns) for array, positions in pairs]
+        return [_apply(function, array, positions, columns, batch) for array, positions in pairs]
 
     def map_in_turn(self, function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
         """`map`, but each batch waits for the one before.
@@ -108,10 +111,18 @@ class Batched:
         return results
 
 
-def _apply(function: Callable[..., Any], array: jax.Array, positions: Sequence[int], columns: Sequence[Any]) -> Any:
+def _apply(
+    function: Callable[..., Any],
+    array: jax.Array,
+    positions: Sequence[int],
+    columns: Sequence[Any],
+    batch: Callable[..., Any] | None = None,
+) -> Any:
     """Calls the function on one batch."""
     entries = [tuple(column[position] for column in columns) for position in positions]
-    return function(array, *entries[0]) if len(positions) == 1 else jax.vmap(function)(array, *stack(entries))
+    return (
+        function(array, *entries[0]) if len(positions) == 1 else (batch or jax.vmap(function))(array, *stack(entries))
+    )
 
 
 def in_batches(leaves: Sequence[Any], kinds: Sequence[Hashable], apart: Sequence[Hashable] | None = None) -> Batched:

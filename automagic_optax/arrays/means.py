@@ -1,22 +1,37 @@
-"""Sums in float64, so that every mesh gives the same result (`docs/algorithm.md`, section 1.6).
+"""Sums, means and moving averages; sums in float64, so that every mesh gives the same result (section 1.6).
 
 A float32 sum depends on the order of its terms, and each mesh has an order of its own.  A sum formed in float64 and
-rounded once at the end does not.
+rounded once at the end does not.  Chunks of a large array have one order, and sum in float32 (`in_chunks`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from automagic_core import Decay
 from automagic_optax.sharding.placement import devices_of
 
-_WITH_FLOAT64 = ("cpu", "gpu", "cuda", "rocm")
+WITH_FLOAT64 = ("cpu", "gpu", "cuda", "rocm")
 """Backends that have float64.  The others sum in float32, and two meshes may differ by some 10⁻⁷."""
+
+_FLOAT32: contextvars.ContextVar[bool] = contextvars.ContextVar("_FLOAT32", default=False)
+
+
+@contextlib.contextmanager
+def float32_sums() -> Iterator[None]:
+    """Inside of it sums are float32: in chunks on a single device, where the order is always the same."""
+    token = _FLOAT32.set(True)
+    try:
+        yield
+    finally:
+        _FLOAT32.reset(token)
 
 
 def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
@@ -26,8 +41,8 @@ def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
         x: float32 array.
         axes: non-negative, ascending; they keep length 1.  None sums over all axes and gives a scalar.
     """
-    if jax.default_backend() not in _WITH_FLOAT64:
-        return jnp.sum(x, axis=axes if axes is None else tuple(axes), keepdims=axes is not None)
+    if _FLOAT32.get() or jax.default_backend() not in WITH_FLOAT64:
+        return _float32_sum(x, axes)
     # One of the sums over rows and over columns is formed of −x.  This saves memory: otherwise XLA shares one float64
     # copy of the array between both sums, and stores it.
     negated = axes is not None and x.ndim - 1 not in axes
@@ -36,6 +51,13 @@ def accurate_sum(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
         total = jnp.sum(exact, axis=axes if axes is None else tuple(axes), keepdims=axes is not None)
         total = jax.lax.convert_element_type(total, np.float32)
     return -total if negated else total
+
+
+def _float32_sum(x: jax.Array, axes: Sequence[int] | None) -> jax.Array:
+    """One axis after another, the last first: the error grows with the root of the longest axis, not of the size."""
+    for axis in reversed(range(x.ndim) if axes is None else axes):
+        x = jnp.sum(x, axis=axis, keepdims=axes is not None)
+    return x
 
 
 def accurate_total(parts: Sequence[jax.Array]) -> jax.Array:
@@ -74,3 +96,13 @@ def accurate_mean(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     """The mean over some axes, formed like `accurate_sum`."""
     count = x.size if axes is None else math.prod(x.shape[axis] for axis in axes)
     return accurate_sum(x, axes) / np.float32(count)
+
+
+def ema(decay: Decay, old: jax.Array, value: jax.Array) -> jax.Array:
+    """β · old + (1 − β) · value, an exponential moving average."""
+    return np.float32(decay.beta) * old + np.float32(decay.complement) * value
+
+
+def one_minus_power(decay: Decay, age: jax.Array) -> jax.Array:
+    """1 − β^age for a float32 scalar `age`, from constants formed in float64 (section 1.5)."""
+    return -jnp.expm1(age * np.float32(decay.log))

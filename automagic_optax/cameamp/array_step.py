@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 
-from automagic_core import MAX_STEP, Config, Decay, Slot, StatePlan, decay
-from automagic_core.config import constants
-from automagic_optax.arrays.averages import ema, one_minus_power
-from automagic_optax.arrays.means import quotient
+from automagic_core import MAX_STEP, StatePlan
+from automagic_optax.arrays.in_chunks import chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.arrays.usable import is_usable
 from automagic_optax.cameamp import equations
-from automagic_optax.cameamp.learning_rate import Evidence, Rates, count_array, evidence, new_walk
+from automagic_optax.cameamp.known_before import Known, Shared, known, look
+from automagic_optax.cameamp.learning_rate import Evidence
+from automagic_optax.cameamp.one_pass import (
+    Pass,
+    elements,
+    elementwise_states,
+    finished,
+    held,
+)
 from automagic_optax.cameamp.states import ArrayState
-from automagic_optax.codec.polarity import pack_bits, unpack_bits
-from automagic_optax.codec.stored import Writer, read_nonnegative, read_signed
-from automagic_optax.sharding.placement import devices_of
-
-f32 = np.float32
-_SPATIAL: Decay = decay(constants.SPATIAL_DECAY)
-
-
-class Shared(NamedTuple):
-    """What all arrays share in one step.
-
-    Attributes:
-        config: the hyperparameters.
-        weight_decay: a number or a traced scalar.
-        warming: boolean scalar, t ≤ `warmup_steps`.
-        rates: the learning rates.
-        keep: what is kept of every walk, 0 or 1.
-        writer: stores the states.
-        gradient_limit: an array with a gradient element above this in magnitude is skipped.
-    """
-
-    config: Config
-    weight_decay: Any
-    warming: jax.Array
-    rates: Rates
-    keep: jax.Array
-    writer: Writer
-    gradient_limit: float
+from automagic_optax.codec.quantized_array import QuantizedArray
+from automagic_optax.codec.random_bits import Chunk
+from automagic_optax.codec.stored import Statistics
 
 
 class ArrayStep(NamedTuple):
@@ -65,7 +46,7 @@ class ArrayStep(NamedTuple):
 
 
 def step_array(
-    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: jax.Array
+    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: Any
 ) -> ArrayStep:
     """The step of one array; if its gradient is unusable, the array is skipped (section 6.2).
 
@@ -81,140 +62,233 @@ def step_array(
         shared: what all arrays share.
         skipped: how many arrays were skipped so far in this call.
     """
+    plan = held(plan, old, shared.config)
+    cut = _cut(plan, g) if runs_in_chunks(g) else None
+    if cut is not None:
+        return _step_in_chunks(g, w, old, plan, decayed, shared, cut, skipped)
     usable = is_usable(g, shared.gradient_limit)
 
-    def take(g: jax.Array, w: jax.Array, old: ArrayState, skipped: jax.Array) -> ArrayStep:
-        return _take_step(g, w, old, plan, decayed, shared)._replace(skipped=skipped)
+    def take(g: jax.Array, w: jax.Array, old: ArrayState, skipped: Any) -> ArrayStep:
+        states = elementwise_states(old, plan)
+        now = known(old, look(g, states, plan), plan, shared)
+        found = elements(g, w, states, now, plan, decayed, shared)
+        return ArrayStep(found.update, *finished(found, old, now, plan, shared), skipped)
 
-    def skip(g: jax.Array, w: jax.Array, old: ArrayState, skipped: jax.Array) -> ArrayStep:
-        return _skip_step(g, old, _zeros(take, g, w, old, skipped).evidence)._replace(skipped=skipped + 1)
+    if not runs_in_chunks(g):
+        return _with_skips(usable, take(g, w, old, skipped), old)
+    # The branch is a border: what one array needs is not computed before the last one is done.
+    taken: ArrayStep = lax.cond(
+        usable,
+        take,
+        lambda *operands: _with_skips(jnp.zeros([], bool), _zeros(take, *operands), operands[2]),
+        *(g, w, old, skipped),
+    )
+    return taken
 
-    operands = (g, w, old, skipped)
-    if jax.default_backend() != "cpu" or devices_of(g) > 1:
-        # An accelerator would wait for the host at each branch, so both sides are computed and one is selected.  On a
-        # mesh of CPU devices, sums inside a branch and sums outside could block each other for ever.
-        return _select(usable, take(*operands), skip(*operands))
-    if isinstance(usable, jax.core.Tracer):
-        step: ArrayStep = jax.lax.cond(usable, take, skip, *operands)
-        return step
-    return take(*operands) if usable else skip(*operands)  # outside jit, cond compiles at each call
+
+def _zeros(step: Any, *operands: Any) -> ArrayStep:
+    zeros: ArrayStep = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, *operands))
+    return ArrayStep(*zeros[:3], operands[3])
 
 
 def step_batch(
-    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: jax.Array
+    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: Any
 ) -> ArrayStep:
     """The steps of one batch: `step_array` with a leading axis on all but `skipped`."""
+    none = jnp.zeros([], jnp.int32)
 
-    def one(g: jax.Array, w: jax.Array, old: ArrayState) -> ArrayStep:
-        taken = _take_step(g, w, old, plan, decayed, shared)
-        nothing = jax.tree.map(jnp.zeros_like, taken.evidence)
-        return _select(is_usable(g, shared.gradient_limit), taken, _skip_step(g, old, nothing))
+    def some(g: jax.Array, w: jax.Array, old: ArrayState) -> ArrayStep:
+        return jax.vmap(lambda g, w, old: step_array(g, w, old, plan, decayed, shared, none))(g, w, old)
 
-    def all_of_them(g: jax.Array, w: jax.Array, old: ArrayState, skipped: jax.Array) -> ArrayStep:
-        steps = jax.vmap(one)(g, w, old)
-        return steps._replace(skipped=skipped + jnp.sum(steps.skipped))
-
-    operands = (g, w, old, skipped)
-    if jax.default_backend() != "cpu" or devices_of(g) > 1 or not isinstance(skipped, jax.core.Tracer):
-        return all_of_them(*operands)
-    # The condition always holds, but the compiler cannot know that.  The branch saves time: without it the compiler
-    # computes the whole step once more for each array that is cut out of the result.
-    step: ArrayStep = jax.lax.cond(skipped >= 0, all_of_them, functools.partial(_zeros, all_of_them), *operands)
-    return step
+    count = chunk_count(g.shape[0], plan.size) if runs_in_chunks(g) else 1
+    if count == 1:
+        taken = some(g, w, old)
+        return ArrayStep(*taken[:3], skipped + jnp.sum(taken.skipped))
+    blank = jax.eval_shape(some, g, w, old)
+    # What was read is written in place; of the rest only shapes are known.
+    rest = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (blank.evidence, blank.skipped))
+    into = ArrayStep(g.astype(jnp.float32), old, *rest)
+    cut: ArrayStep = in_chunks(lambda _, chunk: (some(*chunk), ()), count, (g, w, old), into)[0]
+    return cut._replace(skipped=skipped + jnp.sum(cut.skipped))
 
 
-def _zeros(step: Callable[..., ArrayStep], *operands: Any) -> ArrayStep:
-    """Zeros in the shapes of what the step returns."""
-    zeros: ArrayStep = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, *operands))
-    return zeros
+def _with_skips(usable: jax.Array, taken: ArrayStep, old: ArrayState) -> ArrayStep:
+    def chosen(x: Any, y: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(usable, a, b), x, y)
 
-
-def _select(condition: jax.Array, a: ArrayStep, b: ArrayStep) -> ArrayStep:
-    selected: ArrayStep = jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
-    return selected
-
-
-def _skip_step(g: jax.Array, old: ArrayState, evidence: Evidence) -> ArrayStep:
-    state = old._replace(skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1)
-    return ArrayStep(jnp.full(g.shape, -0.0, jnp.float32), state, evidence, jnp.ones([], jnp.int32))
-
-
-def _take_step(
-    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared
-) -> ArrayStep:
-    config, rates, writer = shared.config, shared.rates, shared.writer
-    beta1, beta2, beta3 = map(decay, config.betas)
-    g, w = g.astype(jnp.float32), w.astype(jnp.float32)
-    age = jnp.minimum(old.age, MAX_STEP - 1) + 1
-    t = age.astype(jnp.float32)
-
-    # Second moment
-    q = jnp.square(g) + f32(constants.SQUARE_FLOOR)
-    v = equations.average_moment(beta2, read_nonnegative(old.exp_avg_sq), q, plan)
-    root = equations.root_second_moment(v, beta2, t)
-
-    # Normalized gradient
-    mean_square, growth = equations.growth(q, v, beta2, t, plan)
-    u = jnp.clip(quotient(g, growth) / root, -f32(config.update_clip), f32(config.update_clip))
-
-    # Momentum
-    m = ema(beta1, read_signed(old.exp_avg), u)
-    m_hat = quotient(m, one_minus_power(beta1, t))
-
-    # Confidence.  At an array's first step m̂ is u itself, and float32 would leave noise in the difference.
-    e = jnp.where(age == 1, f32(0), jnp.square(u - m_hat))
-    r_hat, r = equations.confidence(read_nonnegative(old.exp_avg_res), e, beta3, t, plan)
-    d = m_hat / jnp.sqrt(r_hat + f32(config.confidence_floor))
-
-    # Torque
-    s, torque_mean = None, old.torque_mean
-    if config.torque:
-        last_s = None if old.s is None else read_signed(old.s)
-        gamma = decay(config.torque_decay)
-        d, s, torque_mean = equations.torque(d, u, last_s, gamma, shared.warming, old.torque_mean)
-
-    # Spatial factor, from the variances before this step
-    kappa, spatial_variance = None, None
-    if old.spatial_variance is not None:
-        kappa = equations.spatial_factor(old.spatial_variance)
-        variance = equations.row_variance(d, plan)
-        spatial_variance = ema(_SPATIAL, old.spatial_variance, variance)
-
-    # Learning rate and weight decay
-    delta = rates.rows(old.lr_mask, kappa) * d
-    walk = old.walk
-    if old.walk is not None and plan.has_walk:
-        walk = new_walk(old.walk, delta, shared.keep, shared.warming, plan)
-    b, background_scale = jnp.ones([], jnp.float32), old.background_scale
-    if config.background_regularization:
-        b, background_scale = equations.background(v, root, old.background_scale, beta2, t)
-    decays = not isinstance(shared.weight_decay, (int, float)) or shared.weight_decay != 0
-    if decayed and decays:
-        delta = delta + rates.array() * jnp.asarray(shared.weight_decay, jnp.float32) * b * w
-
-    # An infinite weight would decay by ∞ or by 0 · ∞ and become NaN; with a finite update it stays infinite.
-    delta = jnp.nan_to_num(delta)
-
-    # Votes, which enter the rate of the next step
-    vote, last_polarity = None, old.last_polarity
-    if old.last_polarity is not None and plan.has_last_polarity:
-        last_negative = unpack_bits(old.last_polarity, plan.shape)
-        vote = count_array(g, last_negative, old.age > 0, plan)
-        negative = jnp.where(g == 0, last_negative, g < 0)
-        last_polarity = jnp.where(shared.warming, pack_bits(negative), old.last_polarity)
-
-    new = ArrayState(
-        age=age,
-        skipped_steps=old.skipped_steps,
-        torque_mean=torque_mean,
-        background_scale=background_scale,
-        exp_avg=writer.signed(m, old.exp_avg, Slot.exp_avg),
-        exp_avg_sq=writer.nonnegative(v, old.exp_avg_sq, Slot.exp_avg_sq),
-        exp_avg_res=writer.nonnegative(r, old.exp_avg_res, Slot.exp_avg_res),
-        s=old.s if old.s is None or s is None else writer.signed(s, old.s, Slot.s),
-        last_polarity=last_polarity,
-        lr_mask=old.lr_mask,
-        spatial_variance=spatial_variance,
-        walk=walk,
+    kept = old._replace(skipped_steps=jnp.minimum(old.skipped_steps, MAX_STEP - 1) + 1)
+    nothing = jax.tree.map(jnp.zeros_like, taken.evidence)
+    return ArrayStep(
+        jnp.where(usable, taken.update, jnp.float32(-0.0)),
+        chosen(taken.state, kept),
+        chosen(taken.evidence, nothing),
+        taken.skipped + jnp.where(usable, 0, 1),
     )
-    return ArrayStep(-delta, new, evidence(g, mean_square, vote, old.walk is not None, plan), jnp.zeros([], jnp.int32))
+
+
+# ---------------------------------------------------------------- one array, chunk by chunk
+
+
+class _Cut(NamedTuple):
+    """How an array is cut: it is seen as a matrix of `length` rows, and a chunk is some of them.
+
+    Attributes:
+        chunks: how many.
+        plan: of one chunk.
+        length: of the matrix.
+    """
+
+    chunks: int
+    plan: StatePlan
+    length: int
+
+
+def _cut(plan: StatePlan, g: jax.Array) -> _Cut | None:
+    """How the array is cut; None where it is computed as a whole."""
+    if plan.block_size is None or not plan.shape or plan.size == 0:
+        return None
+    last = plan.row_axis not in (None, 0)
+    if last and plan.row_axis != len(plan.shape) - 1:
+        return None
+    if plan.row_axis is None:
+        width = math.gcd(plan.size, 2**12)
+    else:
+        width = plan.shape[-1] if last else plan.size // plan.shape[0]
+    length = plan.size // width
+    if plan.has_last_polarity and plan.shape[-1] % 8 and width != plan.shape[-1]:
+        return None  # its bytes end with the last axis
+    count = chunk_count(length, width, plan.block_size if plan.quantized else 1)
+    if count == 1:
+        return None
+    part = (length // count, width)
+    row_axis = None if plan.row_axis is None else int(last)
+    return _Cut(
+        count,
+        dataclasses.replace(
+            plan,
+            shape=part,
+            row_axis=row_axis,
+            column_axes=() if row_axis is None else (1 - row_axis,),
+            row_shape=(1, width) if last else (part[0], 1),
+            column_shape=(part[0], 1) if last else (1, width),
+        ),
+        length,
+    )
+
+
+def _step_in_chunks(
+    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, cut: _Cut, skipped: Any
+) -> ArrayStep:
+    """`step_array` of a large array: its sums of squares first, then one pass over its elements."""
+    part = cut.plan
+    across = part.row_axis == 1  # a row of the array is a column of the matrix: its sums are those of all chunks
+    whole = (cut.length, part.shape[1])
+
+    def matrix(x: jax.Array) -> jax.Array:
+        return x.reshape(whole)
+
+    gradient = matrix(g)
+    states = {name: _rows_of(x, plan, cut) for name, x in elementwise_states(old, plan).items()}
+
+    def first(_: Any, chunk: Any) -> Any:
+        g, read = chunk[0].astype(jnp.float32), chunk[1]
+        seen = look(g, read, part)
+        inside = "column" if across else "row"
+        usable = (jnp.max(jnp.abs(g)), jnp.sum(g))
+        return getattr(seen, inside), (usable, seen._replace(**{inside: None}))
+
+    def seen_with(_: Any, total: Any, more: Any) -> Any:
+        (largest, value), sums = more
+        return (jnp.maximum(total[0][0], largest), total[0][1] + value), jax.tree.map(jnp.add, total[1], sums)
+
+    into = jnp.zeros((cut.length, 1), jnp.float32) if part.factored_sq else None
+    read = {name: x for name, x in states.items() if name == "exp_avg_sq"}
+    inside, ((largest, value), seen) = in_chunks(first, cut.chunks, (gradient, read), into, seen_with)
+    usable = (largest <= jnp.float32(shared.gradient_limit)) & (value == value)
+    if part.factored_sq:
+        row, column = (seen.row, inside) if across else (inside, seen.column)
+        seen = seen._replace(row=row.reshape(plan.row_shape), column=column.reshape(plan.column_shape))
+    now = known(old, seen, plan, shared)
+
+    flat = _as_matrix(now, plan, part, cut.length)
+    along = {name: x for name, x in flat.items() if x.shape[0] == cut.length}
+    size = part.size
+
+    def step(index: Any, chunk: Any) -> tuple[Any, Any]:
+        g, w, states, inside = chunk
+        writer = shared.writer._replace(chunk=Chunk(index * size, plan.size))
+        here = _from_matrix(now, {**flat, **inside})
+        found = elements(g, w, states, here, part, decayed, shared._replace(writer=writer))
+        update = jnp.where(usable, found.update, jnp.float32(-0.0))
+        kept = jax.tree.map(lambda x, y: jnp.where(usable, x, y), found.states, states)
+        local, summed = (found.columns, found.rows) if across else (found.rows, found.columns)
+        spread: dict[str, Any] = {} if found.spread is None else {"spread": found.spread}
+        sums: dict[str, Any] = {"sums": summed, "totals": found.totals}
+        return (update, kept, local if across else {**local, **spread}), {**sums, **spread} if across else sums
+
+    def add(index: Any, total: Any, more: Any) -> Any:
+        before = (index * part.shape[0]).astype(jnp.float32)
+        added: dict[str, Any] = {name: jax.tree.map(jnp.add, total[name], more[name]) for name in ("sums", "totals")}
+        if "spread" in total:
+            added["spread"] = equations.joined(total["spread"], before, more["spread"], part.shape[0])
+        return added
+
+    arrays = (gradient, matrix(w), states, along)
+    local = jax.eval_shape(lambda: step(jnp.int32(0), jax.tree.map(lambda x: x[: x.shape[0] // cut.chunks], arrays)))[
+        0
+    ][2]
+    blank = jax.tree.map(lambda x: jnp.zeros((x.shape[0] * cut.chunks, *x.shape[1:]), x.dtype), local)
+    start = gradient if gradient.dtype == jnp.float32 else jnp.zeros(whole, jnp.float32)
+    (update, new, local), summed = in_chunks(step, cut.chunks, arrays, (start, states, blank), add)
+    rows, columns = (summed["sums"], local) if across else (local, summed["sums"])
+    spread = summed.get("spread") if across else local.get("spread")
+    found = Pass(
+        update.reshape(plan.shape),
+        {name: _shaped_like(x, getattr(old, name)) for name, x in new.items()},
+        {name: x.reshape(plan.row_shape) for name, x in rows.items() if name != "spread"},
+        {name: x.reshape(plan.column_shape) for name, x in columns.items() if name != "spread"},
+        summed["totals"],
+        None if spread is None else jax.tree.map(lambda x: x.reshape(plan.row_shape), spread),
+    )
+    # What the pass wrote was chosen there.
+    new, evidence = finished(found, old, now, plan, shared)
+    rest: dict[str, Any] = dict.fromkeys(states)
+    others = ArrayStep(found.update[:0], new._replace(**rest), evidence, skipped)
+    taken = _with_skips(usable, others, old._replace(**rest))
+    return taken._replace(update=found.update, state=taken.state._replace(**found.states))
+
+
+def _as_matrix(now: Known, plan: StatePlan, part: StatePlan, length: int) -> dict[str, jax.Array]:
+    """The row and column statistics of what is known, as those of the matrix, by names."""
+    across = part.row_axis == 1
+    row_shape = (1, part.shape[1]) if across else (length, 1)
+    column_shape = (length, 1) if across else (1, part.shape[1])
+    found: dict[str, jax.Array] = {}
+    for name, pair in (("root", now.root), ("res", now.res)):
+        for kind, x in () if pair is None else zip(("row", "column"), pair, strict=True):
+            if x is not None:
+                found[f"{name}.{kind}"] = x.reshape(row_shape if kind == "row" else column_shape)
+    if now.rows.ndim:
+        found["rows"] = now.rows.reshape(row_shape)
+    return found
+
+
+def _from_matrix(now: Known, found: dict[str, jax.Array]) -> Known:
+    def pair(name: str, like: Statistics | None) -> Statistics | None:
+        return None if like is None else Statistics(found.get(f"{name}.row"), found.get(f"{name}.column"))
+
+    return now._replace(root=pair("root", now.root), res=pair("res", now.res), rows=found.get("rows", now.rows))
+
+
+def _rows_of(x: Any, plan: StatePlan, cut: _Cut) -> Any:
+    """An elementwise state as that of the matrix."""
+    width = cut.plan.shape[1]
+    if not isinstance(x, QuantizedArray):
+        return x.reshape(cut.length, -1)
+    assert plan.block_size is not None
+    blocks = (cut.length, width // plan.block_size) if width % plan.block_size == 0 else (-1,)
+    return dataclasses.replace(x, codes=x.codes.reshape(cut.length, width), absmax=x.absmax.reshape(blocks))
+
+
+def _shaped_like(x: Any, like: Any) -> Any:
+    return jax.tree.map(lambda a, b: a.reshape(b.shape), x, like)

@@ -6,7 +6,7 @@ codes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,93 +14,100 @@ import numpy as np
 
 from automagic_core import Decay, StatePlan
 from automagic_core.config import constants
-from automagic_optax.arrays.averages import ema, one_minus_power
-from automagic_optax.arrays.means import accurate_mean, quotient
+from automagic_optax.arrays.means import accurate_mean, accurate_sum, ema, one_minus_power, quotient
 from automagic_optax.codec.stored import Statistics
 
 f32 = np.float32
 
 
-def row_mean(x: jax.Array, plan: StatePlan) -> jax.Array:
-    """Mean over the columns: a row statistic."""
-    return accurate_mean(x, plan.column_axes)
+def row_sum(x: jax.Array, plan: StatePlan) -> jax.Array:
+    """Sum over the columns: a row statistic."""
+    return accurate_sum(x, plan.column_axes)
 
 
-def column_mean(x: jax.Array, plan: StatePlan) -> jax.Array:
-    """Mean over the row axis: a column statistic."""
+def column_sum(x: jax.Array, plan: StatePlan) -> jax.Array:
+    """Sum over the row axis: a column statistic."""
     assert plan.row_axis is not None, "an array without rows has no column statistic"
-    return accurate_mean(x, (plan.row_axis,))
+    return accurate_sum(x, (plan.row_axis,))
 
 
-def average_moment(decay: Decay, old: jax.Array | Statistics, x: jax.Array, plan: StatePlan) -> jax.Array | Statistics:
-    """The moving average of x, elementwise or of its row and column means, in the form of `old`."""
-    if isinstance(old, Statistics):
-        row = None if old.row is None else ema(decay, old.row, row_mean(x, plan))
-        return Statistics(row, None if old.column is None else ema(decay, old.column, column_mean(x, plan)))
-    return ema(decay, old, x)
+def averaged(decay: Decay, old: Statistics, row: jax.Array | None, column: jax.Array | None, plan: StatePlan) -> Any:
+    """The moving averages of row and column means, from the sums of rows and columns that are there."""
+    return Statistics(
+        None if row is None or old.row is None else ema(decay, old.row, row / f32(plan.columns)),
+        None if column is None or old.column is None else ema(decay, old.column, column / f32(plan.row_count)),
+    )
 
 
-def root_second_moment(v: jax.Array | Statistics, decay: Decay, age: jax.Array) -> jax.Array:
-    """√v̂, with v̂ at least 10⁻³⁰ (section 5.1).
+def root_factors(v: Statistics, decay: Decay, age: jax.Array) -> Statistics:
+    """Row and column statistics whose product is √v̂ (section 5.1).
 
-    Row and column statistics: each gets its root before they are multiplied, which takes fewer roots.  R is divided by
-    its mean first, since R · C underflows.
+    Each gets its root before they are multiplied, which takes fewer roots.  R is divided by its mean first, since R · C
+    underflows.
     """
-    if isinstance(v, Statistics):
-        assert v.row is not None
-        assert v.column is not None
-        row = jnp.sqrt(quotient(quotient(v.row, accurate_mean(v.row)), one_minus_power(decay, age)))
-        return jnp.maximum(row * jnp.sqrt(v.column), f32(constants.SQUARE_FLOOR**0.5))
+    assert v.row is not None
+    assert v.column is not None
+    row = jnp.sqrt(quotient(quotient(v.row, accurate_mean(v.row)), one_minus_power(decay, age)))
+    return Statistics(row, jnp.sqrt(v.column))
+
+
+def root_of_factors(factors: Statistics) -> jax.Array:
+    """√v̂, with v̂ at least 10⁻³⁰."""
+    assert factors.row is not None
+    assert factors.column is not None
+    return jnp.maximum(factors.row * factors.column, f32(constants.SQUARE_FLOOR**0.5))
+
+
+def root_second_moment(v: jax.Array, decay: Decay, age: jax.Array) -> jax.Array:
+    """√v̂ of single values, with v̂ at least 10⁻³⁰ (section 5.1)."""
     return jnp.sqrt(jnp.maximum(quotient(v, one_minus_power(decay, age)), f32(constants.SQUARE_FLOOR)))
 
 
-def growth(
-    q: jax.Array, v: jax.Array | Statistics, decay: Decay, age: jax.Array, plan: StatePlan
-) -> tuple[jax.Array, jax.Array]:
-    """The mean of q over the array, and max(1, k): by how much the gradient exceeds those so far (section 5.1).
+def growth(mean_square: jax.Array, mean: jax.Array, decay: Decay, age: jax.Array) -> jax.Array:
+    """max(1, k): by how much the gradient exceeds those so far (section 5.1).
 
     Args:
-        q: g² + 10⁻³⁰.
-        v: the second moment with this step.
+        mean_square: the mean of q = g² + 10⁻³⁰ over the array.
+        mean: that of the second moment with this step.
         decay, age: of the second moment.
-        plan: says what the rows are.
     """
-    if isinstance(v, Statistics):
-        assert v.row is not None
-        mean_square, mean = accurate_mean(row_mean(q, plan)), accurate_mean(v.row)
-    else:
-        mean_square, mean = accurate_mean(q), accurate_mean(v)
     # At an array's first step k is 1, but for roundings.
     square = jnp.where(age == 1, f32(1), mean_square / mean * one_minus_power(decay, age))
-    return mean_square, jnp.sqrt(jnp.maximum(square, f32(1)))
+    return jnp.sqrt(jnp.maximum(square, f32(1)))
 
 
-def confidence(
-    r: jax.Array | Statistics, e: jax.Array, decay: Decay, age: jax.Array, plan: StatePlan
-) -> tuple[jax.Array, jax.Array | Statistics]:
-    """r̂ and the new `exp_avg_res` (section 5.3).
+def confidence_factors(r: Statistics) -> Statistics:
+    """R divided by its mean, and C: their product is r from the averages before this step (section 5.3).
 
-    One pseudo-observation of 1 keeps the first steps from being over-confident.  Row and column statistics, or the one
-    of them that a narrow array has, give r̂ from their values before this step, so that one pass over the data is
-    enough.
+    A narrow array has only one of them.
+    """
+    if r.row is None or r.column is None:
+        return r
+    return Statistics(quotient(r.row, jnp.maximum(accurate_mean(r.row), f32(constants.SQUARE_FLOOR))), r.column)
+
+
+def confidence_of_factors(factors: Statistics, decay: Decay, age: jax.Array) -> jax.Array:
+    """r̂ from the averages before this step, so that one pass over the data is enough."""
+    complement = f32(decay.complement)
+    known = [x for x in factors if x is not None]
+    estimate = known[0] if len(known) == 1 else known[0] * known[1]
+    return quotient(estimate + complement, complement + one_minus_power(decay, age - 1))
+
+
+def confidence(r: jax.Array, decay: Decay, age: jax.Array) -> jax.Array:
+    """r̂ from single values after this step (section 5.3).
+
+    One pseudo-observation of 1 keeps the first steps from being over-confident.
     """
     complement = f32(decay.complement)
-    if isinstance(r, Statistics):
-        estimate = next(x for x in r if x is not None)
-        if r.row is not None and r.column is not None:
-            estimate = quotient(r.row, jnp.maximum(accurate_mean(r.row), f32(constants.SQUARE_FLOOR))) * r.column
-        r_hat = quotient(estimate + complement, complement + one_minus_power(decay, age - 1))
-        return r_hat, average_moment(decay, r, e, plan)
-    r = ema(decay, r, e)
-    return quotient(r + complement, complement + one_minus_power(decay, age)), r
+    return quotient(r + complement, complement + one_minus_power(decay, age))
 
 
 class Torque(NamedTuple):
-    """d after the torque, and the new states."""
+    """d after the torque, and the new s."""
 
     d: jax.Array
     s: jax.Array
-    torque_mean: jax.Array
 
 
 def torque(
@@ -120,7 +127,7 @@ def torque(
     s = a if s is None else jnp.where(warming, ema(decay, s, a), a)
     tau = (1 + s) * f32(0.5)
     d = quotient(d * tau, jnp.maximum(torque_mean, f32(constants.TORQUE_MEAN_FLOOR)))
-    return Torque(d, s, (1 + accurate_mean(s)) * f32(0.5))
+    return Torque(d, s)
 
 
 def spatial_factor(spatial_variance: jax.Array) -> jax.Array:
@@ -136,31 +143,42 @@ def spatial_factor(spatial_variance: jax.Array) -> jax.Array:
     return jnp.where(mean == 0, f32(1), jnp.clip(ratio, f32(low), f32(high)))
 
 
-def row_variance(d: jax.Array, plan: StatePlan) -> jax.Array:
-    """Population variance over the columns: a row statistic."""
-    return row_mean(jnp.square(d - row_mean(d, plan)), plan)
+class Spread(NamedTuple):
+    """Row statistics: the mean over the columns, and the sum of squared differences from it."""
+
+    mean: jax.Array
+    squares: jax.Array
 
 
-def background(
-    v: jax.Array | Statistics, root: jax.Array, background_scale: jax.Array | None, decay: Decay, age: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
-    """b = 2 / (1 + exp(4z)) with z = √v̂ / mean(√v̂) − 1, and the new `background_scale` (section 5.7).
+def row_spread(d: jax.Array, plan: StatePlan) -> Spread:
+    """The spread over the columns; its squares divided by the number of columns are the population variance."""
+    mean = row_sum(d, plan) / f32(plan.columns)
+    return Spread(mean, row_sum(jnp.square(d - mean), plan))
+
+
+def joined(one: Spread, many: jax.Array, other: Spread, few: int) -> Spread:
+    """The spread over the columns of two parts, which have `many` and `few` columns (Chan, Golub and LeVeque 1979)."""
+    share = f32(few) / (many + f32(few))
+    apart = other.mean - one.mean
+    return Spread(one.mean + apart * share, one.squares + other.squares + jnp.square(apart) * (many * share))
+
+
+def mean_root(v: Statistics, decay: Decay, age: jax.Array) -> jax.Array:
+    """The mean of √v̂, from the row and column statistics of v (section 5.7)."""
+    assert v.row is not None
+    assert v.column is not None
+    mean = accurate_mean(jnp.sqrt(v.row)) * accurate_mean(jnp.sqrt(v.column)) / jnp.sqrt(accurate_mean(v.row))
+    return mean / jnp.sqrt(one_minus_power(decay, age))
+
+
+def background(root: jax.Array, mean: jax.Array) -> jax.Array:
+    """b = 2 / (1 + exp(4z)) with z = √v̂ / mean(√v̂) − 1 (section 5.7).
 
     Args:
-        v: `exp_avg_sq` after this step.
         root: √v̂.
-        background_scale: the mean of √v̂ at the array's previous step, 0 before the first.  Where v is row and column
-            statistics, it stays as it is: they give the mean of this step.
+        mean: its mean, of this step or the one before; b is 1 where it is 0.
     """
-    if isinstance(v, Statistics):
-        assert v.row is not None
-        assert v.column is not None
-        mean = accurate_mean(jnp.sqrt(v.row)) * accurate_mean(jnp.sqrt(v.column)) / jnp.sqrt(accurate_mean(v.row))
-        mean, new_scale = mean / jnp.sqrt(one_minus_power(decay, age)), background_scale
-    else:
-        assert background_scale is not None, "only factored second moments do without"
-        mean, new_scale = background_scale, accurate_mean(root)
     z = quotient(root, jnp.where(mean > 0, mean, f32(1))) - 1
     # An infinite exponential would give b = 0 and no derivative.
     b = f32(2) / (1 + jnp.exp(jnp.minimum(f32(constants.BACKGROUND_SLOPE) * z, f32(80))))
-    return jnp.where(mean > 0, b, f32(1)), new_scale
+    return jnp.where(mean > 0, b, f32(1))

@@ -6,7 +6,7 @@ References: Automagic (ai-toolkit); Ivgi et al., *DoG*, arXiv 2302.12022.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,6 @@ from automagic_core import Config, StatePlan
 from automagic_core.config import constants
 from automagic_optax.arrays.means import accurate_sum, accurate_total
 from automagic_optax.cameamp.states import Search
-from automagic_optax.codec.random_bits import walk_signs
 
 f32 = np.float32
 _LEAST = float(np.finfo(np.float32).tiny)
@@ -87,28 +86,34 @@ class Votes(NamedTuple):
     total: jax.Array
 
 
-def count_array(g: jax.Array, last_negative: jax.Array, counts: jax.Array, plan: StatePlan) -> Votes:
+def count_votes(
+    rows: dict[str, jax.Array], totals: dict[str, jax.Array], g: jax.Array, last_negative: jax.Array, plan: StatePlan
+) -> None:
     """Counts +1 where successive gradients agree in sign and −1 where they do not, weighted by |g|.
 
     Args:
+        rows, totals: get the sums ``"weight"``, of |g|, and ``"agreement"``, of |g| · vote: those of each row where the
+            array has an `lr_mask`, else those of the array.
         g: the gradient after stages 1 to 4.
         last_negative: the last gradient's sign bits as booleans.
-        counts: boolean scalar: the array has a last gradient.
     """
-    weight = jnp.abs(g)
-    agreement = jnp.where(last_negative, -g, g)  # |g| · vote, and 0 where g = 0
-    # The array's sums are sums over those of its rows, so the data is read once.
-    row_total = accurate_sum(weight, plan.column_axes) if plan.has_lr_mask else weight
-    row_agreement = accurate_sum(agreement, plan.column_axes) if plan.has_lr_mask else agreement
-    total = accurate_sum(row_total)
+    found, axes = (rows, plan.column_axes) if plan.has_lr_mask else (totals, None)
+    found["weight"] = accurate_sum(jnp.abs(g), axes)
+    found["agreement"] = accurate_sum(jnp.where(last_negative, -g, g), axes)  # 0 where g = 0
+
+
+def _votes(rows: Mapping[str, jax.Array], totals: Mapping[str, jax.Array], counts: jax.Array, plan: StatePlan) -> Votes:
+    """The votes of an array, from the sums of `count_votes`; `counts` says whether there is a last gradient."""
+    found = rows if plan.has_lr_mask else totals
+    total = accurate_sum(found["weight"])
     counts_at_all = counts & (total > 0)
-    mean = jnp.where(counts_at_all, accurate_sum(row_agreement) / jnp.where(counts_at_all, total, f32(1)), f32(0))
+    mean = jnp.where(counts_at_all, accurate_sum(found["agreement"]) / jnp.where(counts_at_all, total, f32(1)), f32(0))
     pool = jnp.where(counts_at_all, f32(plan.size), f32(0))
     if not plan.has_lr_mask:
         return Votes(None, None, mean, pool, total)
-    row_counts = counts & (row_total > 0)
-    rows = row_agreement / jnp.where(row_counts, row_total, f32(1))
-    return Votes(jnp.where(row_counts, rows, f32(0)), row_counts, mean, pool, total)
+    row_counts = counts & (rows["weight"] > 0)
+    of_rows = rows["agreement"] / jnp.where(row_counts, rows["weight"], f32(1))
+    return Votes(jnp.where(row_counts, of_rows, f32(0)), row_counts, mean, pool, total)
 
 
 class Evidence(NamedTuple):
@@ -127,20 +132,26 @@ class Evidence(NamedTuple):
     gradient_square: jax.Array | None
 
 
-def evidence(g: jax.Array, mean_square: jax.Array, vote: Votes | None, walks: bool, plan: StatePlan) -> Evidence:
+def evidence(
+    rows: Mapping[str, jax.Array],
+    totals: Mapping[str, jax.Array],
+    mean_square: jax.Array,
+    counts: jax.Array,
+    plan: StatePlan,
+) -> Evidence:
     """The evidence of an array that is not skipped.
 
     Args:
-        g: the gradient after stages 1 to 4.
+        rows, totals: the sums of `count_votes`; without votes the sum ``"weight"`` of |g|.
         mean_square: the mean of g².
-        vote: the array's vote, where it has one.
-        walks: it has a `walk`.
-        plan: gives its size.
+        counts: boolean scalar: the array has a last gradient.
+        plan: says what the array has.
     """
-    if not (walks and plan.has_walk):
+    vote = _votes(rows, totals, counts, plan) if plan.has_last_polarity else None
+    if not plan.has_walk:
         return Evidence(vote, None, None, None)
-    largest = jnp.max(jnp.abs(g), initial=0) if vote is None else vote.total
-    moved = jnp.where(largest > 0, f32(plan.size), f32(0))
+    weight = totals["weight"] if vote is None else vote.total
+    moved = jnp.where(weight > 0, f32(plan.size), f32(0))
     return Evidence(vote, moved, jnp.ones([], jnp.float32), f32(plan.size) * mean_square)
 
 
@@ -155,19 +166,12 @@ def walk_square(walk: jax.Array) -> jax.Array:
     return accurate_sum(jnp.square(walk))
 
 
-def new_walk(walk: jax.Array, steps: jax.Array, keep: jax.Array, warming: jax.Array, plan: StatePlan) -> jax.Array:
-    """The walk after this step; after the warm-up it stays.
-
-    Args:
-        walk: before it, a row statistic.
-        steps: ηᵢ · d, in the shape of the array.
-        keep: what is kept of the walk, 0 or 1.
-        warming: boolean scalar, t ≤ `warmup_steps`.
-        plan: says what the rows are.
-    """
-    axes = range(len(plan.shape)) if plan.row_axis is None else plan.column_axes
-    along = accurate_sum(walk_signs(plan.shape) * steps, tuple(axes))
-    return jnp.where(warming, walk * keep + along, walk)
+def signed_sum(
+    rows: dict[str, jax.Array], totals: dict[str, jax.Array], steps: jax.Array, signs: jax.Array, plan: StatePlan
+) -> None:
+    """Sums the steps ηᵢ · d times their signs: ``"walk"`` of each row, or of an array without rows."""
+    found, axes = (totals, None) if plan.row_axis is None else (rows, plan.column_axes)
+    found["walk"] = accurate_sum(signs * steps, axes)
 
 
 def searched(

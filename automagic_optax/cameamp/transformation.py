@@ -15,7 +15,8 @@ from automagic_optax.arrays.batches import enter, stack
 from automagic_optax.arrays.checks import check_dtypes, check_params
 from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.with_types import with_types
-from automagic_optax.cameamp.array_step import ArrayStep, Shared, step_array, step_batch
+from automagic_optax.cameamp.array_step import ArrayStep, step_array, step_batch
+from automagic_optax.cameamp.known_before import Shared
 from automagic_optax.cameamp.learning_rate import kept, new_masks, rates, searched, walk_square
 from automagic_optax.cameamp.states import (
     ArrayState,

@@ -66,16 +66,17 @@ def random_unit(
     return (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)
 
 
-def walk_signs(shape: tuple[int, ...]) -> jax.Array:
+def walk_signs(shape: tuple[int, ...], chunk: Chunk | None = None) -> jax.Array:
     """The signs σ of the walk, −1 or 1, the same at every step (`docs/algorithm.md`, section 5.8).
 
     Args:
-        shape: shape of the whole array.
+        shape, chunk: as for `random_unit`.
 
     Returns:
         float32 array of the given shape.
     """
-    bits = mix32(element_index(shape) + np.uint32(rounding_key(0, Slot.walk, math.prod(shape))))
+    size = math.prod(shape) if chunk is None else chunk.size
+    bits = mix32(_index(shape, chunk) + np.uint32(rounding_key(0, Slot.walk, size)))
     return jnp.where(bits >> 31 == 0, np.float32(1), np.float32(-1))
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from automagic_optax.codec.quantized_array import QuantizedArray, RoundingRule, exact_rule, quantize
-from automagic_optax.codec.random_bits import Chunk, random_unit
+from automagic_optax.codec.random_bits import Chunk, random_unit, walk_signs
 
 Stored = jax.Array | QuantizedArray
 
@@ -81,6 +81,10 @@ class Writer(NamedTuple):
     stochastic: bool
     rule: RoundingRule = exact_rule
     chunk: Chunk | None = None
+
+    def signs(self, shape: tuple[int, ...]) -> jax.Array:
+        """The signs of the walk."""
+        return walk_signs(shape, self.chunk)
 
     def signed(self, value: jax.Array, like: Stored, slot: int | jax.Array) -> Stored:
         """Stores a signed state in the form of `like`, with the random bits of `slot`."""

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_optax.arrays.batches import SMALLEST_BATCH, stack, unstack
+from automagic_optax.arrays.in_chunks import CHUNK, WHOLE, chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.codec.random_bits import Chunk
 from automagic_optax.codec.stored import Writer
-from automagic_optax.moments.in_chunks import CHUNK, WHOLE, chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.moments.quantized_moment import QuantizedMoment, write_moment
 from automagic_optax.moments.units import Unit, evaluated
 from automagic_optax.sharding.explicit_mesh import untyped

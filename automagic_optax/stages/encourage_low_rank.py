@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +14,22 @@ from automagic_core import Layout, check_field, check_layout, row_axis
 from automagic_optax.arrays.batches import enter
 from automagic_optax.arrays.checks import check_params
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
+from automagic_optax.arrays.in_chunks import chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.arrays.marks import Mark, resolve_mark
-from automagic_optax.arrays.means import accurate_sum
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import full, replicated_like, whole
 from automagic_optax.stages.energy import energy, removed_share
-from automagic_optax.stages.spectrum import effective_rank, scaled, tail_and_strong
+from automagic_optax.stages.spectrum import (
+    Directions,
+    directions,
+    effective_rank,
+    gram,
+    narrowed,
+    product,
+    scaled,
+    wide_numbers,
+    widened,
+)
 
 
 class EncourageLowRankState(NamedTuple):
@@ -78,13 +89,19 @@ def encourage_low_rank(
         return EncourageLowRankState(unflatten_like(params, ranks), full((), 0, jnp.float32, everywhere))
 
     def one(g: jax.Array, w: jax.Array, rank: jax.Array | None) -> tuple[Any, ...]:
-        before = energy(g)
         if rank is None:
+            before = energy(g)
             return g, None, before, before
-        gradient, weight = g.astype(jnp.float32), w.astype(jnp.float32)
-        new, new_rank = _encouraged(gradient, weight, strength, emphasis, transposes(w.shape))
-        new = jnp.where(jnp.isfinite(before), new, gradient)
+        new, new_rank, before = _encouraged(g, w, strength, emphasis, transposes(w.shape))
         return new.astype(g.dtype), new_rank, before, energy(new)
+
+    def batch(g: jax.Array, w: jax.Array, rank: jax.Array | None) -> tuple[Any, ...]:
+        size = g.size // g.shape[0]
+        count = chunk_count(g.shape[0], size) if rank is not None and runs_in_chunks(g) else 1
+        if count == 1:
+            return jax.vmap(one)(g, w, rank)
+        new, rank, before, after = _encouraged_in_chunks(g, w, strength, emphasis, transposes(g.shape[1:]), count)
+        return new.astype(g.dtype), rank, before, after
 
     def transposes(shape: tuple[int, ...]) -> bool:
         # If the sides are equal, the row axis is first.  An embedding is never an adapter.
@@ -100,7 +117,7 @@ def encourage_low_rank(
         ranks = flatten_like(params, state.effective_rank)
         kinds = [(w.dtype, rank is not None) for w, rank in zip(weights, ranks, strict=True)]
         batched, leave = enter(updates, params, kinds)
-        results = batched.map(one, weights, ranks)
+        results = batched.map(one, weights, ranks, batch=batch)
         return leave(batched.replace([result[0] for result in results])), EncourageLowRankState(
             unflatten_like(params, batched.spread([result[1] for result in results], ranks)),
             removed_share([result[2] for result in results], [result[3] for result in results]),
@@ -109,21 +126,84 @@ def encourage_low_rank(
     return with_types(optax.GradientTransformationExtraArgs(init, update))
 
 
+class _Look(NamedTuple):
+    """What is read of one adapter: g and W with the shorter side first, Σ g², whether W is usable, and W Wᵀ."""
+
+    g: jax.Array
+    W: jax.Array
+    energy: jax.Array
+    usable: jax.Array
+    gram: jax.Array
+
+
+def _look(g: jax.Array, w: jax.Array, transposed: bool) -> _Look:
+    gradient, weight = g.astype(jnp.float32), w.astype(jnp.float32)
+    W, usable = scaled(whole(weight.T if transposed else weight))
+    with wide_numbers():
+        return _Look(whole(gradient.T if transposed else gradient), W, energy(g), usable, gram(W))
+
+
+def _directions(gram: jax.Array) -> tuple[Directions, jax.Array]:
+    with wide_numbers():
+        return directions(gram), effective_rank(gram)
+
+
+def _turned(seen: _Look, found: Directions, strength: Any, emphasis: Any, transposed: bool) -> jax.Array:
+    """The new gradient."""
+    g = seen.g
+    with wide_numbers():
+        T = narrowed(product(found.tail, widened(seen.W)))
+    # The root has no derivative at 0; a gradient of zeros stays zero whatever W is.
+    some = seen.energy > 0
+    norm = jnp.where(some, jnp.sqrt(jnp.where(some, seen.energy, np.float32(1))), np.float32(0))
+    strong = g - product(found.weak, g)
+    pull = jnp.asarray(strength, jnp.float32) * norm / found.length
+    new = g + (jnp.asarray(emphasis, jnp.float32) - 1) * strong + pull * T
+    new = whole(jnp.where(seen.usable & jnp.isfinite(seen.energy), new, g))
+    return new.T if transposed else new
+
+
 def _encouraged(
     g: jax.Array, w: jax.Array, strength: Any, emphasis: Any, transposed: bool
-) -> tuple[jax.Array, jax.Array]:
-    """The new gradient and the effective rank of w."""
-    gradient = whole(g.T if transposed else g)
-    W, usable = scaled(whole(w.T if transposed else w))
-    T, P_g, values = tail_and_strong(W, gradient)
-    pull = jnp.asarray(strength, jnp.float32) * _norm(gradient) / _norm(T)
-    new = gradient + (jnp.asarray(emphasis, jnp.float32) - 1) * P_g + pull * T
-    new = whole(jnp.where(usable, new, gradient))
-    rank = jnp.where(usable, effective_rank(values), np.float32(0))
-    return new.T if transposed else new, rank
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The new gradient, the effective rank of w, and Σ g² before."""
+    seen = _look(g, w, transposed)
+    found, rank = _directions(seen.gram)
+    return _turned(seen, found, strength, emphasis, transposed), _rank_of(seen, rank), seen.energy
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    square = accurate_sum(jnp.square(x))
-    # The root has no derivative at 0; a gradient of zeros stays zero whatever W is.
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, np.float32(1))), np.float32(0))
+def _rank_of(seen: Any, rank: jax.Array) -> jax.Array:
+    return jnp.where(seen.usable, rank, np.float32(0))
+
+
+def _encouraged_in_chunks(
+    g: jax.Array, w: jax.Array, strength: Any, emphasis: Any, transposed: bool, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """`_encouraged` of a batch, and Σ g² after; only its small matrices are all in memory at once."""
+    look = functools.partial(_look, transposed=transposed)
+    blank = jax.eval_shape(jax.vmap(look), g, w)
+    keep = ("energy", "usable", "gram")
+    with wide_numbers():
+        into = {name: jnp.zeros(getattr(blank, name).shape, getattr(blank, name).dtype) for name in keep}
+
+    def first(_: Any, chunk: Any) -> Any:
+        seen = jax.vmap(look)(*chunk)
+        return {name: getattr(seen, name) for name in keep}, ()
+
+    with wide_numbers():
+        seen, _ = in_chunks(first, count, (g, w), into)
+    found, rank = jax.vmap(_directions)(seen["gram"])
+
+    def turn(g: jax.Array, w: jax.Array, known: Any, found: Directions) -> Any:
+        W, _ = scaled(w.astype(jnp.float32).T if transposed else w.astype(jnp.float32))
+        gradient = g.astype(jnp.float32)
+        here = _Look(gradient.T if transposed else gradient, W, known["energy"], known["usable"], known["gram"])
+        new = _turned(here, found, strength, emphasis, transposed)
+        return new, energy(new)
+
+    after = jnp.zeros(g.shape[0], jnp.float32)
+    arrays = (g, w, seen, found)
+    results = (g.astype(jnp.float32), after)
+    with wide_numbers():
+        (new, after), _ = in_chunks(lambda _, chunk: (jax.vmap(turn)(*chunk), ()), count, arrays, results)
+    return new, jnp.where(seen["usable"], rank, np.float32(0)), seen["energy"], after

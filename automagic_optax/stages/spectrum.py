@@ -1,11 +1,12 @@
-"""A singular-value decomposition in float32 that stays accurate for weak directions.
+"""The matrix functions of stage 4, without eigenvectors (`docs/algorithm.md`, section 4.4).
 
-`docs/algorithm.md`, section 4.4.  Its cost is that of the short side of the matrix.
+All are functions of the Gram matrix of an adapter, (n, n) for its shorter side n.  They are computed in float64 where
+there is one: a float32 Gram matrix would leave noise of strong directions in weak ones.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -13,89 +14,135 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from automagic_core.config.constants import LOW_RANK_FLOOR
+from automagic_core.config.constants import INVERSE_ROOT_STEPS, LARGEST_SQUARINGS, LOW_RANK_FLOOR
+from automagic_optax.arrays.means import WITH_FLOAT64
 from automagic_optax.sharding.placement import whole
 
 f32 = np.float32
-_HIGHEST = jax.lax.Precision.HIGHEST  # otherwise an accelerator multiplies in fewer bits
 
 
-class Spectrum(NamedTuple):
-    """W = Q · rows.
+class Directions(NamedTuple):
+    """What stage 4 does to the directions of W.
 
     Attributes:
-        Q: (n, n), orthonormal columns.
-        rows: QᵀW, (n, m); row i is the singular value σᵢ times its right singular vector.
-        values: λᵢ = σᵢ², (n,).
+        tail: F, with T = F W up to a factor; as exact as `wide` numbers.
+        weak: Ω, with P g = g − Ω g; float32.
+        length: ‖F W‖, float32 scalar.
     """
 
-    Q: jax.Array
-    rows: jax.Array
-    values: jax.Array
+    tail: jax.Array
+    weak: jax.Array
+    length: jax.Array
 
 
-def spectrum(W: jax.Array) -> Spectrum:
-    """Decomposes W of shape (n, m), n ≤ m, |W| ≤ 1.
+def wide_numbers() -> contextlib.AbstractContextManager[Any]:
+    """Inside of it there is float64, where the backend has it."""
+    return jax.enable_x64(True) if _wide() == np.float64 else contextlib.nullcontext()
 
-    `eigh` of the Gram matrix leaves some 10⁻⁷ of the strong directions in the weak ones, and so does a float32 product
-    QᵀW.  That is too much: stage 4 may weight the strongest direction by as little as 1 / n² and weak ones by 1, and
-    for n = 64 the noise would be a third of T.  So the rows QᵀW are computed more exactly than float32.  They should
-    be orthogonal, so what is left of strong directions in weak ones shows in their products and is subtracted.
-    """
-    _, Q = eigh(product(W, W.T))
-    rows = exact_product(Q.T, W)
-    overlap = product(rows, rows.T)
-    lengths = jnp.diagonal(overlap)
-    gap = lengths[None, :] - lengths[:, None]
-    # Directions of about the same length may stay mixed, and so may those too weak for eigh to tell apart: stage 4
-    # treats them almost alike.
-    longer = jnp.maximum(lengths[None, :], lengths[:, None])
-    leak = (jnp.abs(gap) > f32(0.5) * longer) & (longer > f32(_RESOLVED) * jnp.max(lengths))
-    turn = jnp.where(leak, overlap / jnp.where(leak, gap, f32(1)), f32(0))
-    rows = rows + product(turn.T, rows)
-    Q = Q + product(Q, turn)
-    return Spectrum(Q, rows, jnp.sum(jnp.square(rows), axis=1))
+
+def _wide() -> Any:
+    return np.float64 if jax.default_backend() in WITH_FLOAT64 else np.float32
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """x in float64, where the backend has it."""
+    return lax.convert_element_type(x, _wide())
+
+
+def narrowed(x: jax.Array) -> jax.Array:
+    """x in float32."""
+    return lax.convert_element_type(x, np.float32)
+
+
+def product(a: jax.Array, b: jax.Array, turned: bool = False) -> jax.Array:
+    """a · b, or a · bᵀ, in full precision; whole on every device of a mesh: in parts it would be summed otherwise."""
+    axes = (((1,), (1 if turned else 0,)), ((), ()))
+    return whole(lax.dot_general(a, b, axes, precision=lax.Precision.HIGHEST))
+
+
+def gram(W: jax.Array) -> jax.Array:
+    """W Wᵀ in wide numbers."""
+    W = widened(W)
+    return product(W, W, turned=True)
+
+
+def directions(G: jax.Array) -> Directions:
+    """F, Ω and ‖F W‖ from the Gram matrix G of W, inside `wide_numbers`; W is not zero."""
+    n = G.shape[0]
+    one = np.eye(n, dtype=_wide())
+    K = G * (_number(n) / _trace(G))
+    weak = _inverse(one + product(K, K))
+    B = K * _number(1 / n)
+    for squarings in range(1, LARGEST_SQUARINGS + 1):
+        B = product(B, B)
+        if squarings % 3 == 0 or squarings == LARGEST_SQUARINGS:  # three squarings stay far from the ends of the range
+            B = B * (_number(1) / _trace(B))
+    top = _inner(B, K)
+    X: Any = None
+    M = (K + top * _number(LOW_RANK_FLOOR) * one) * (_number(1 / (1 + LOW_RANK_FLOOR)) / top)
+    for step, (a, b, c) in enumerate(INVERSE_ROOT_STEPS, 1):
+        N = _number(a) * one + _number(b) * M + _number(c) * product(M, M)
+        X = N if X is None else product(X, N)
+        if step < len(INVERSE_ROOT_STEPS):
+            M = product(N, product(M, N))
+    F = product(weak, X) * lax.rsqrt(top * _number(1 + LOW_RANK_FLOOR))
+    # ‖F W‖² = ⟨F G, F⟩
+    length = lax.sqrt(_inner(product(F, G), F))
+    return Directions(F, narrowed(weak), narrowed(length))
+
+
+def _number(x: float) -> Any:
+    return _wide()(x)
+
+
+def _inner(a: jax.Array, b: Any) -> jax.Array:
+    return jnp.sum(a * b)
+
+
+def _trace(x: jax.Array) -> jax.Array:
+    return _inner(x, np.eye(x.shape[0], dtype=_wide()))
 
 
 @jax.custom_jvp
-def eigh(symmetric: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues (n,), ascending, and eigenvectors (n, n), as columns, of a symmetric (n, n) matrix."""
-    values, vectors = _eigh(symmetric)
-    return values, vectors
+def _inverse(x: jax.Array) -> jax.Array:
+    """Of a symmetric matrix with eigenvalues of at least 1."""
+    with wide_numbers():  # also where JAX calls it later, for a derivative
+        found: jax.Array = _one_inverse(x)
+    return found
 
 
-@eigh.defjvp
-def _no_derivative(primals: Any, tangents: Any) -> Any:
-    # Eigenvectors have none where eigenvalues are equal.  `tail_and_strong` has one, and needs only its values here.
-    raise NotImplementedError(
-        "encourage_low_rank has first derivatives only: set lora_rank_penalty=False for derivatives of derivatives "
-        "through updates"
-    )
+@_inverse.defjvp
+def _of_inverse(primals: Any, tangents: Any) -> Any:
+    with wide_numbers():
+        found = _inverse(primals[0])
+        return found, -product(product(found, tangents[0]), found)
 
 
-@jax.custom_batching.custom_vmap
-def _eigh(symmetric: jax.Array) -> tuple[jax.Array, jax.Array]:
-    values, vectors = jnp.linalg.eigh(symmetric)
-    return values, vectors
+def _by_cholesky(x: jax.Array) -> jax.Array:
+    L = lax.linalg.cholesky(x)
+    half = lax.linalg.triangular_solve(L, np.eye(x.shape[0], dtype=x.dtype), left_side=True, lower=True)
+    return product(half.T, half)
 
 
-@_eigh.def_vmap
-def _eigh_of_batch(size: int, batched: list[bool], symmetric: jax.Array) -> Any:
-    # On a CPU jaxlib's eigh of several matrices occupies one thread of XLA's pool while it waits for other threads of
-    # the pool, so as many such calls as there are threads block each other for ever.  One matrix at a time needs no
-    # other thread, and takes no longer.
+_one_inverse = jax.custom_batching.custom_vmap(_by_cholesky)
+
+
+@_one_inverse.def_vmap
+def _inverse_of_batch(size: int, batched: list[bool], x: jax.Array) -> Any:
     del size, batched
-    found = lax.platform_dependent(
-        symmetric,
-        cpu=lambda matrices: lax.map(_eigh, matrices),
-        default=lambda matrices: tuple(jnp.linalg.eigh(matrices)),
-    )
-    return found, (True, True)
+    return one_at_a_time(_one_inverse, jax.vmap(_by_cholesky), x), True
 
 
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a · b in full float32, whole on every device of a mesh: in parts it would be summed in another order."""
-    return whole(jnp.matmul(a, b, precision=_HIGHEST))
+def one_at_a_time(one: Any, many: Any, x: jax.Array) -> Any:
+    """Calls `one` on each matrix on a CPU, elsewhere `many` on all.
+
+    On a CPU jaxlib's functions of several matrices occupy a thread of XLA's pool while they wait for other threads of
+    the pool, so as many such calls as there are threads block each other for ever.  One matrix at a time needs no
+    other thread, and takes no longer.
+    """
+    if jax.default_backend() == "cpu":
+        return lax.map(one, x)
+    return many(x)
 
 
 def power_of_two_above(x: jax.Array) -> jax.Array:
@@ -107,112 +154,40 @@ def power_of_two_above(x: jax.Array) -> jax.Array:
 def scaled(W: jax.Array) -> tuple[jax.Array, jax.Array]:
     """W divided by a power of two so that |W| < 1, and whether W is usable: finite and not zero.
 
-    Division by a power of two is exact.  Divided by its largest magnitude itself, a W of a single direction would gain
-    noise in all others.  An identity takes the place of an unusable W, so that no NaN is made.
+    An identity takes the place of an unusable W, so that no NaN is made.
     """
     scale = power_of_two_above(jnp.max(jnp.abs(W)))
     usable = (scale > 0) & jnp.isfinite(scale)
-    identity = jnp.eye(W.shape[0], W.shape[1], dtype=jnp.float32)
+    identity = np.eye(W.shape[0], W.shape[1], dtype=np.float32)
     return jnp.where(usable, W / jnp.where(usable, scale, f32(1)), identity), usable
 
 
-def exact_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a · b with an absolute error of about 2⁻³⁶, for float32 matrices whose elements are at most 1 in magnitude.
-
-    Both are cut into slices of so few bits that the product of two slices is summed without any rounding.  Products
-    are added from the highest binary places down, so large terms cancel before small ones are added.
-
-    Reference: Ozaki et al., *Error-free transformations of matrix multiplication by using fast routines of matrix
-    multiplication*, Numerical Algorithms 59 (2012).
-    """
-    bits = (24 - math.ceil(math.log2(max(a.shape[1], 2)))) // 2
-    count = math.ceil(_PLACES / bits)
-    a_slices, b_slices = _slices(a, bits, count), _slices(b, bits, count)
-    total = jnp.zeros((a.shape[0], b.shape[1]), jnp.float32)
-    for place in range(count):
-        for i in range(place + 1):
-            total = total + product(a_slices[i], b_slices[place - i])
-    return total
-
-
-_RESOLVED = 1e-5
-"""From this share of the largest λ on, eigh of a float32 Gram matrix tells a direction from weaker ones."""
-_PLACES = 36
-"""How many binary places `exact_product` computes."""
-
-
-def _slices(x: jax.Array, bits: int, count: int) -> list[jax.Array]:
-    slices = []
-    for index in range(1, count + 1):
-        unit = f32(2.0 ** (bits * index))
-        part = jnp.round(x * unit) / unit
-        slices.append(part)
-        x = x - part
-    return slices
-
-
-class _Factors(NamedTuple):
-    """The factors of singular directions, each (1, n): ωᵢ, 1 / √(λᵢ + δ²) and their product, that of T."""
-
-    weak: jax.Array
-    inverse: jax.Array
-    tail: jax.Array
-
-
-def _factors(values: jax.Array) -> _Factors:
-    values = values[None, :]
-    weak = 1 / (1 + jnp.square(values / jnp.mean(values)))
-    inverse = 1 / jnp.sqrt(values + f32(LOW_RANK_FLOOR) * jnp.max(values))
-    return _Factors(weak, inverse, weak * inverse)
-
-
 @jax.custom_jvp
-def tail_and_strong(W: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """T and P g, both (n, m), and λ, (n,), of W as for `spectrum`."""
-    of_w = spectrum(W)
-    return _rebuilt(of_w, _factors(of_w.values), product(of_w.Q.T, g))
+def effective_rank(G: jax.Array) -> jax.Array:
+    """exp of the entropy of the normalized singular values of W, from its Gram matrix, inside `wide_numbers`.
 
-
-def _rebuilt(of_w: Spectrum, factors: _Factors, seen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    strong = product(of_w.Q * (1 - factors.weak), seen)
-    return product(of_w.Q * factors.tail, of_w.rows), strong, of_w.values
-
-
-@tail_and_strong.defjvp
-def _derivative(primals: Any, tangents: Any) -> Any:
-    """The derivatives of T and P g, right for equal λ too; λ counts as a constant, since nothing but reports uses it.
-
-    T = f(A) W and P = 1 − ω(A) with A = W Wᵀ.  In the basis of Q the derivative of f(A) is that of A times the divided
-    differences (f(λᵢ) − f(λⱼ)) / (λᵢ − λⱼ) (Daleckii and Krein).  Both are written here without the difference of the
-    eigenvalues: those of ω are −ωᵢ ωⱼ (λᵢ + λⱼ) / λ̄², and those of h = 1 / √(λ + δ²) are −hᵢ² hⱼ² / (hᵢ + hⱼ).
+    Between 1 and their number, 0 where all are 0.  A report, so it has no derivative.
     """
-    (W, g), (dW, dg) = primals, tangents
-    Q, rows, values = of_w = spectrum(W)
-    factors, seen = _factors(values), product(Q.T, g)
-    (w_i, h_i, f_i), (w_j, h_j, f_j) = jax.tree.map(jnp.transpose, factors), factors
-    mean, top = jnp.mean(values), jnp.max(values)
-    of_weak = -w_i * w_j * (values[:, None] + values[None, :]) / jnp.square(mean)
-    of_inverse = -jnp.square(h_i * h_j) / (h_i + h_j)
-
-    moved = product(Q.T, dW)
-    half = product(moved, rows.T)
-    dA = half + half.T
-    changes = jnp.diagonal(dA)
-    # Both factors also depend on λ̄, and h on the largest λ.
-    largest = (values >= top * f32(1 - 1e-5)).astype(jnp.float32)  # of equal ones the mean
-    d_mean, d_top = jnp.mean(changes), jnp.sum(largest * changes) / jnp.sum(largest)
-    by_mean = 2 * jnp.square(w_j * values[None, :]) / (jnp.square(mean) * mean) * d_mean
-    by_top = f_j * jnp.square(h_j) * f32(-0.5 * LOW_RANK_FLOOR) * d_top
-    d_weak = of_weak * dA + jnp.diag(by_mean[0])
-    d_tail = (of_weak * h_i + w_j * of_inverse) * dA + jnp.diag((by_mean * h_j + by_top)[0])
-    dT = product(Q, product(d_tail, rows) + f_i * moved)
-    dP_g = product(Q, (1 - w_i) * product(Q.T, dg) - product(d_weak, seen))
-    return _rebuilt(of_w, factors, seen), (dT, dP_g, jnp.zeros_like(values))
-
-
-def effective_rank(values: jax.Array) -> jax.Array:
-    """exp of the entropy of the normalized singular values √λ: between 1 and their number, 0 where all are 0."""
-    sigma = jnp.sqrt(values)
+    sigma = narrowed(jnp.sqrt(jnp.maximum(_eigenvalues(G), 0)))
     share = sigma / jnp.where(jnp.sum(sigma) > 0, jnp.sum(sigma), f32(1))
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, f32(1))), f32(0)))
     return jnp.where(jnp.sum(sigma) > 0, jnp.exp(entropy), f32(0))
+
+
+@effective_rank.defjvp
+def _of_rank(primals: Any, tangents: Any) -> Any:
+    with wide_numbers():
+        rank = effective_rank(primals[0])
+        return rank, jnp.zeros_like(rank)
+
+
+@jax.custom_batching.custom_vmap
+def _eigenvalues(symmetric: jax.Array) -> jax.Array:
+    values: jax.Array = jnp.linalg.eigvalsh(symmetric)
+    return values
+
+
+@_eigenvalues.def_vmap
+def _eigenvalues_of_batch(size: int, batched: list[bool], symmetric: jax.Array) -> Any:
+    del size, batched
+    return one_at_a_time(_eigenvalues, jnp.linalg.eigvalsh, symmetric), True

@@ -10,11 +10,10 @@ import optax
 
 from automagic_core import MAX_STEP, Layout, check_field, check_layout, decay, picture_axes, row_shape
 from automagic_core.config.constants import EDGE_DECAY
-from automagic_optax.arrays.averages import ema, one_minus_power
 from automagic_optax.arrays.batches import enter
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
-from automagic_optax.arrays.means import accurate_mean
+from automagic_optax.arrays.means import accurate_mean, ema, one_minus_power
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import devices_of, full, replicated_like, statistic_zeros
 from automagic_optax.stages.energy import energy, removed_share

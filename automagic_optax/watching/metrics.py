@@ -20,7 +20,7 @@ from automagic_optax.cameamp.memory_report import memory_report
 from automagic_optax.cameamp.states import scatter_states
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
 from automagic_optax.stages.encourage_low_rank import EncourageLowRankState
-from automagic_optax.stages.spectrum import effective_rank, scaled, spectrum
+from automagic_optax.stages.spectrum import effective_rank, gram, scaled, wide_numbers
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
 from automagic_optax.stages.suppress_high_frequencies import SuppressHighFrequenciesState
 
@@ -123,4 +123,5 @@ def _rank(w: jax.Array) -> jax.Array:
     """The effective rank of a matrix; 0 where it is zero or not finite."""
     W = w.astype(jnp.float32)
     W, usable = scaled(W.T if W.shape[0] > W.shape[1] else W)
-    return jnp.where(usable, effective_rank(spectrum(W).values), np.float32(0))
+    with wide_numbers():
+        return jnp.where(usable, effective_rank(gram(W)), np.float32(0))

@@ -156,8 +156,8 @@ FAULTS = (
     Fault(
         "the residual decays with the second moment's β",
         JAX,
-        "confidence(read_nonnegative(old.exp_avg_res), e, beta3",
-        "confidence(read_nonnegative(old.exp_avg_res), e, beta2",
+        "r = ema(beta3, _values(",
+        "r = ema(beta2, _values(",
         ("test_oracle_single_features", "test_oracle_everything"),
     ),
     Fault(
@@ -191,8 +191,8 @@ FAULTS = (
     Fault(
         "an array votes at its first step",
         JAX,
-        "count_array(g, last_negative, old.age > 0",
-        "count_array(g, last_negative, old.age >= 0",
+        "known.mean_square, old.age > 0, plan",
+        "known.mean_square, old.age >= 0, plan",
         ("test_oracle_single_features", "test_oracle_everything"),
     ),
     Fault(

@@ -92,6 +92,18 @@ def test_of_the_low_rank_stage_where_singular_values_are_equal(sigma: list[float
     assert backwards == pytest.approx(float(np.vdot(wanted, dW)), rel=1e-4)
 
 
+def test_second_derivatives_of_the_low_rank_stage() -> None:
+    rng = np.random.default_rng(0)
+    W = np.diag([3, 2, 1, 1, 0.5, 0.5]) @ np.linalg.qr(rng.standard_normal((10, 10)))[0][:6]
+    W, g, way, seen = (jnp.asarray(x, jnp.float32) for x in (W, *rng.standard_normal((3, 6, 10))))
+    slope = jax.grad(lambda W: jnp.vdot(_encouraged(g, W, 0.1, 1.2, False)[0], seen))
+    along, before, after = jax.jit(
+        lambda: (jax.jvp(slope, (W,), (way,))[1], slope(W - 1e-3 * way), slope(W + 1e-3 * way))
+    )()
+    wanted = (after - before) / 2e-3
+    assert jnp.linalg.norm(along - wanted) < 3e-4 * jnp.linalg.norm(wanted)  # differences of float32 values
+
+
 def test_states_in_8_bits_count_as_constants_and_say_so() -> None:
     tx = automagic_8bit(1e-3, profile="memory_optimized", min_8bit_size=1)
     params = {"w": jnp.ones((4, 4))}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from automagic_optax import clip_by_percentile, encourage_low_rank, suppress_edges, suppress_high_frequencies
-from automagic_optax.stages.spectrum import tail_and_strong
+from automagic_optax.stages.spectrum import directions, gram, narrowed, product, wide_numbers, widened
 from tests.optax_side.oracle_runs import relative
 from tests.optax_side.stage_runs import weight_of
 from tests.oracle import stages as oracle
@@ -147,18 +147,26 @@ def test_low_rank_turns_with_the_long_side(
 
 
 @jax.jit
-def tail(W: jax.Array) -> jax.Array:
-    return tail_and_strong(W, W)[0]
+def tail(W: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """F W, its norm as the stage has it, and Ω."""
+    with wide_numbers():
+        found = directions(gram(W))
+        return narrowed(product(found.tail, widened(W))), found.length, found.weak
 
 
 @examples
 @given(st.sampled_from([(3, 3), (4, 7), (16, 40)]), seeds, st.sampled_from(SPECTRA))
 def test_the_tail_has_singular_values_between_0_and_1(shape: tuple[int, int], seed: int, kind: str) -> None:
     w = weight_of(kind, shape, np.random.default_rng(seed))
-    # σ / √(σ² + δ²) times a weight in (0, 1]: below 1 for every scale of W, as δ goes with it.
     W = w / np.float32(2.0 ** np.ceil(np.log2(np.abs(w).max())))
-    values = np.linalg.svd(np.asarray(tail(W), np.float64), compute_uv=False)
-    assert 0 < values.max() <= 1 + 1e-6  # float32 products
+    T, length, weak = (np.asarray(x, np.float64) for x in tail(W))
+    values = np.linalg.svd(T, compute_uv=False)
+    # σ / √(σ² + δ²) times a weight in (0, 1], for every scale of W; F W has the root of the mean eigenvalue beside it.
+    assert 0 < values.max() <= np.linalg.norm(W) / shape[0] ** 0.5 * (1 + 1e-6)  # float32 products
+    assert length == pytest.approx(np.linalg.norm(values), rel=1e-6)
+    weights = np.linalg.eigvalsh(weak)
+    assert weights.min() >= -1e-6
+    assert weights.max() <= 1 + 1e-6
 
 
 @examples
