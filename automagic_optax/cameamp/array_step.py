@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -66,24 +67,27 @@ def step_array(
     cut = _cut(plan, g) if runs_in_chunks(g) else None
     if cut is not None:
         return _step_in_chunks(g, w, old, plan, decayed, shared, cut, skipped)
-    usable = is_usable(g, shared.gradient_limit)
-
-    def take(g: jax.Array, w: jax.Array, old: ArrayState, skipped: Any) -> ArrayStep:
-        states = elementwise_states(old, plan)
-        now = known(old, look(g, states, plan), plan, shared)
-        found = elements(g, w, states, now, plan, decayed, shared)
-        return ArrayStep(found.update, *finished(found, old, now, plan, shared), skipped)
-
+    take = functools.partial(_taken, plan=plan, decayed=decayed, shared=shared)
     if not runs_in_chunks(g):
-        return _with_skips(usable, take(g, w, old, skipped), old)
+        return _with_skips(is_usable(g, shared.gradient_limit), take(g, w, old, skipped), old)
     # The branch is a border: what one array needs is not computed before the last one is done.
     taken: ArrayStep = lax.cond(
-        usable,
+        is_usable(g, shared.gradient_limit),
         take,
         lambda *operands: _with_skips(jnp.zeros([], bool), _zeros(take, *operands), operands[2]),
         *(g, w, old, skipped),
     )
     return taken
+
+
+def _taken(
+    g: jax.Array, w: jax.Array, old: ArrayState, skipped: Any, plan: StatePlan, decayed: bool, shared: Shared
+) -> ArrayStep:
+    """The step of a whole array that is not skipped."""
+    states = elementwise_states(old, plan)
+    now = known(old, look(g, states, plan), plan, shared)
+    found = elements(g, w, states, now, plan, decayed, shared)
+    return ArrayStep(found.update, *finished(found, old, now, plan, shared), skipped)
 
 
 def _zeros(step: Any, *operands: Any) -> ArrayStep:
@@ -95,10 +99,12 @@ def step_batch(
     g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: Any
 ) -> ArrayStep:
     """The steps of one batch: `step_array` with a leading axis on all but `skipped`."""
-    none = jnp.zeros([], jnp.int32)
+    plan, none = held(plan, old, shared.config), jnp.zeros([], jnp.int32)
 
-    def some(g: jax.Array, w: jax.Array, old: ArrayState) -> ArrayStep:
-        return jax.vmap(lambda g, w, old: step_array(g, w, old, plan, decayed, shared, none))(g, w, old)
+    def one(g: jax.Array, w: jax.Array, old: ArrayState) -> ArrayStep:
+        return _with_skips(is_usable(g, shared.gradient_limit), _taken(g, w, old, none, plan, decayed, shared), old)
+
+    some = jax.vmap(one)
 
     count = chunk_count(g.shape[0], plan.size) if runs_in_chunks(g) else 1
     if count == 1:
@@ -124,9 +130,6 @@ def _with_skips(usable: jax.Array, taken: ArrayStep, old: ArrayState) -> ArraySt
         chosen(taken.evidence, nothing),
         taken.skipped + jnp.where(usable, 0, 1),
     )
-
-
-# ---------------------------------------------------------------- one array, chunk by chunk
 
 
 class _Cut(NamedTuple):
