@@ -76,7 +76,7 @@ class Row(NamedTuple):
 ROWS = (
     Row("3.11", {"torch": "2.13.0", "bitsandbytes": "0.50.2", "jax": "0.10.2", "optax": "0.2.8", "flax": "0.12.8"}),
     # The oldest of pyproject.toml, on each side; JAX asks for a later numpy than PyTorch.
-    Row("3.11", {"torch": "2.13.0", "bitsandbytes": "0.46.0", "numpy": "1.26.0", "safetensors": "0.5.0"}),
+    Row("3.11", {"torch": "2.13.0", "bitsandbytes": "0.49.0", "numpy": "1.26.0", "safetensors": "0.5.0"}),
     Row("3.11", {"jax": "0.10.0", "optax": "0.2.8", "flax": "0.12.8", "numpy": "2.0.0", "safetensors": "0.5.0"}),
     Row("3.12", {"jax": "0.10.2", "optax": "0.2.8", "flax": "0.12.8"}),
     Row("3.12", {"jax": "0.11.2", "optax": "0.2.8", "flax": "0.12.12"}),
