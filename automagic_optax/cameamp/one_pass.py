@@ -20,7 +20,7 @@ from automagic_optax.cameamp.known_before import Known, Shared, squares
 from automagic_optax.cameamp.learning_rate import Evidence, count_votes, evidence, signed_sum
 from automagic_optax.cameamp.states import ArrayState
 from automagic_optax.codec.polarity import pack_bits, unpack_bits
-from automagic_optax.codec.stored import Statistics, read_nonnegative, read_signed
+from automagic_optax.codec.stored import RowColumn, Statistics, read_nonnegative, read_signed
 
 f32 = np.float32
 _SPATIAL: Decay = decay(constants.SPATIAL_DECAY)
@@ -138,9 +138,11 @@ def _values(x: jax.Array | Statistics) -> jax.Array:
 
 
 def held(plan: StatePlan, old: ArrayState, config: Config) -> StatePlan:
-    """The plan without the states that the array no longer has (`finish_warmup`)."""
+    """The plan as the states are: without those that `finish_warmup` dropped, in the form of an earlier version."""
     return dataclasses.replace(
         plan,
+        factored_sq=isinstance(old.exp_avg_sq, RowColumn),
+        factored_res=isinstance(old.exp_avg_res, RowColumn),
         has_s=config.torque and old.s is not None,
         has_last_polarity=plan.has_last_polarity and old.last_polarity is not None,
         has_walk=plan.has_walk and old.walk is not None,
