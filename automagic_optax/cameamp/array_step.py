@@ -17,13 +17,7 @@ from automagic_optax.arrays.usable import is_usable
 from automagic_optax.cameamp import equations
 from automagic_optax.cameamp.known_before import Known, Shared, known, look
 from automagic_optax.cameamp.learning_rate import Evidence
-from automagic_optax.cameamp.one_pass import (
-    Pass,
-    elements,
-    elementwise_states,
-    finished,
-    held,
-)
+from automagic_optax.cameamp.one_pass import Pass, elements, elementwise_states, finished, held
 from automagic_optax.cameamp.states import ArrayState
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.codec.random_bits import Chunk
@@ -64,12 +58,12 @@ def step_array(
         skipped: how many arrays were skipped so far in this call.
     """
     plan = held(plan, old, shared.config)
-    cut = _cut(plan, g) if runs_in_chunks(g) else None
-    if cut is not None:
-        return _step_in_chunks(g, w, old, plan, decayed, shared, cut, skipped)
     take = functools.partial(_taken, plan=plan, decayed=decayed, shared=shared)
     if not runs_in_chunks(g):
         return _with_skips(is_usable(g, shared.gradient_limit), take(g, w, old, skipped), old)
+    cut = _cut(plan)
+    if cut is not None:
+        return _step_in_chunks(g, w, old, plan, decayed, shared, cut, skipped)
     # The branch is a border: what one array needs is not computed before the last one is done.
     taken: ArrayStep = lax.cond(
         is_usable(g, shared.gradient_limit),
@@ -146,7 +140,7 @@ class _Cut(NamedTuple):
     length: int
 
 
-def _cut(plan: StatePlan, g: jax.Array) -> _Cut | None:
+def _cut(plan: StatePlan) -> _Cut | None:
     """How the array is cut; None where it is computed as a whole."""
     if plan.block_size is None or not plan.shape or plan.size == 0:
         return None
@@ -194,20 +188,16 @@ def _step_in_chunks(
     states = {name: _rows_of(x, plan, cut) for name, x in elementwise_states(old, plan).items()}
 
     def first(_: Any, chunk: Any) -> Any:
-        g, read = chunk[0].astype(jnp.float32), chunk[1]
+        g, read = chunk
         seen = look(g, read, part)
         inside = "column" if across else "row"
-        usable = (jnp.max(jnp.abs(g)), jnp.sum(g))
-        return getattr(seen, inside), (usable, seen._replace(**{inside: None}))
-
-    def seen_with(_: Any, total: Any, more: Any) -> Any:
-        (largest, value), sums = more
-        return (jnp.maximum(total[0][0], largest), total[0][1] + value), jax.tree.map(jnp.add, total[1], sums)
+        spoilt = (~is_usable(g, shared.gradient_limit)).astype(jnp.int32)
+        return getattr(seen, inside), (spoilt, seen._replace(**{inside: None}))
 
     into = jnp.zeros((cut.length, 1), jnp.float32) if part.factored_sq else None
     read = {name: x for name, x in states.items() if name == "exp_avg_sq"}
-    inside, ((largest, value), seen) = in_chunks(first, cut.chunks, (gradient, read), into, seen_with)
-    usable = (largest <= jnp.float32(shared.gradient_limit)) & (value == value)
+    inside, (spoilt, seen) = in_chunks(first, cut.chunks, (gradient, read), into)
+    usable = spoilt == 0
     if part.factored_sq:
         row, column = (seen.row, inside) if across else (inside, seen.column)
         seen = seen._replace(row=row.reshape(plan.row_shape), column=column.reshape(plan.column_shape))
@@ -237,9 +227,8 @@ def _step_in_chunks(
         return added
 
     arrays = (gradient, matrix(w), states, along)
-    local = jax.eval_shape(lambda: step(jnp.int32(0), jax.tree.map(lambda x: x[: x.shape[0] // cut.chunks], arrays)))[
-        0
-    ][2]
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // cut.chunks, *x.shape[1:]), x.dtype), arrays)
+    (_, _, local), _ = jax.eval_shape(step, jnp.int32(0), one)
     blank = jax.tree.map(lambda x: jnp.zeros((x.shape[0] * cut.chunks, *x.shape[1:]), x.dtype), local)
     start = gradient if gradient.dtype == jnp.float32 else jnp.zeros(whole, jnp.float32)
     (update, new, local), summed = in_chunks(step, cut.chunks, arrays, (start, states, blank), add)

@@ -6,7 +6,7 @@ codes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,9 @@ def column_sum(x: jax.Array, plan: StatePlan) -> jax.Array:
     return accurate_sum(x, (plan.row_axis,))
 
 
-def averaged(decay: Decay, old: Statistics, row: jax.Array | None, column: jax.Array | None, plan: StatePlan) -> Any:
+def averaged(
+    decay: Decay, old: Statistics, row: jax.Array | None, column: jax.Array | None, plan: StatePlan
+) -> Statistics:
     """The moving averages of row and column means, from the sums of rows and columns that are there."""
     return Statistics(
         None if row is None or old.row is None else ema(decay, old.row, row / f32(plan.columns)),

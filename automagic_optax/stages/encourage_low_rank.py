@@ -169,11 +169,8 @@ def _encouraged(
     """The new gradient, the effective rank of w, and Σ g² before."""
     seen = _look(g, w, transposed)
     found, rank = _directions(seen.gram)
-    return _turned(seen, found, strength, emphasis, transposed), _rank_of(seen, rank), seen.energy
-
-
-def _rank_of(seen: Any, rank: jax.Array) -> jax.Array:
-    return jnp.where(seen.usable, rank, np.float32(0))
+    new = _turned(seen, found, strength, emphasis, transposed)
+    return new, jnp.where(seen.usable, rank, np.float32(0)), seen.energy
 
 
 def _encouraged_in_chunks(

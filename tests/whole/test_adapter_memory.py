@@ -16,7 +16,7 @@ from benchmarks.memory import adapters, share
 RANKS, WIDTHS = (4, 8, 16, 64), (384, 768, 3072)
 LIMITS = {"balanced": 26.0, "memory_optimized": 16.0}
 # At rank 4 the codes alone are 15.6 %: absmax, short statistics and counters come on top, most on the narrowest.
-LIMIT_AT_RANK_4 = {"balanced": 26.0, "memory_optimized": 16.4}
+LIMIT_AT_RANK_4 = {"balanced": 26.0, "memory_optimized": 16.3}
 PAIR = ("query.lora_a", "query.lora_b")
 
 
@@ -47,9 +47,9 @@ def form(x: Any) -> Any:
 def test_of_adams_states_in_jax(profile: str) -> None:
     for rank in RANKS:
         for width in WIDTHS:
-            shapes = [shape for name, shape in adapters(rank, width).items() if name in PAIR]
-            params = [jax.ShapeDtypeStruct(shape[::-1], jnp.float32) for shape in shapes]
-            tx = automagic_8bit(1e-4, profile=profile, warmup_steps=2, lora=lambda path, leaf: True)
+            shapes = adapters(rank, width)
+            params = {name: jax.ShapeDtypeStruct(shape[::-1], jnp.float32) for name, shape in shapes.items()}
+            tx = automagic_8bit(1e-4, profile=profile, warmup_steps=2)
             state = jax.eval_shape(tx.init, params)
             if (rank, width) == (RANKS[0], WIDTHS[0]):
                 _, after = jax.eval_shape(tx.update, params, state, params)
