@@ -14,6 +14,7 @@ from automagic_optax import automagic_8bit
 from automagic_optax.arrays import in_chunks
 from automagic_optax.cameamp import array_step
 
+pytestmark = pytest.mark.compiled_quickly
 SHAPES = {
     "kernel": (24, 64),
     "blocks over rows": (32, 40),
