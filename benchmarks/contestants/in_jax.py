@@ -61,10 +61,11 @@ QUANTIZED = "quantize_state(adamw)"
 
 
 def optimizer(name: str, lora: bool) -> Optimizer:
-    """A peer, `QUANTIZED`, or, after ``ours, ``, an entry of `OURS`."""
+    """A peer, or, after ``ours, `` or bare, `QUANTIZED` or an entry of `OURS`."""
+    name = name.removeprefix("ours, ")
     if name == QUANTIZED:
         return of_optax(quantize_state(optax.adamw(1e-4)))
-    return PEERS[name]() if name in PEERS else ours(name.removeprefix("ours, "), lora)
+    return PEERS[name]() if name in PEERS else ours(name, lora)
 
 
 def drawn(seed: int, shapes: list[tuple[int, ...]], scale: float) -> list[jax.Array]:
