@@ -52,7 +52,7 @@ def run_part(framework: str, case: Case, names: tuple[str, ...], folder: Path) -
 def conditions(folder: Path, threads: str) -> dict[str, Any]:
     """Of the run: when it is taken up again, the highest load at which a part began counts."""
     file = folder / "conditions.json"
-    now = {"code": code_version(), "threads": threads, "load": os.getloadavg()[0], "seconds": 0.0}
+    now: dict[str, Any] = {"code": code_version(), "threads": threads, "load": os.getloadavg()[0], "seconds": 0.0}
     before = json.loads(file.read_text()) if file.exists() else now
     if (before["code"], before["threads"]) != (now["code"], now["threads"]):
         shutil.rmtree(folder)

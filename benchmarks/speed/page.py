@@ -68,8 +68,9 @@ def verdicts(rows: list[Row]) -> Iterator[str]:
                 case, slow, fast, peer = found
                 what = case if adapters else f"One array of {case}"
                 yield (
-                    f"{what}, {framework}: the slowest of ours, {_called(slow)}, takes {_times(slow, peer)} the time "
-                    f"of the fastest other, {_called(peer)}; the fastest of ours, {_called(fast)}, {_times(fast, peer)}."
+                    f"{what}, {framework}: the slowest of ours, {_called(slow)}, takes {_times(slow, peer)} the "
+                    f"time of the fastest peer, {_called(peer)}; the fastest of ours, {_called(fast)}, "
+                    f"{_times(fast, peer)}."
                 )
 
 
