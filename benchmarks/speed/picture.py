@@ -59,7 +59,8 @@ def _draw(axes: Axes, rows: list[Row], adapters: bool) -> None:
             linewidth=1.6 if mine else 1,
             label=name,
         )
-    axes.set(xscale="log", yscale="log")
+    if names:
+        axes.set(xscale="log", yscale="log")
     axes.set_xlabel("adapters" if adapters else "parameters")
     axes.set_ylabel("milliseconds a step" if adapters else "nanoseconds a parameter")
     axes.grid(alpha=0.25, which="both")

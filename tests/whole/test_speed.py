@@ -74,6 +74,7 @@ def test_the_terminal_and_the_picture_show_every_contestant(tmp_path):
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.skipif(not speed.FILE.exists(), reason="`make bench` has not written its file yet")
 def test_page_readme_and_picture_are_those_of_the_file():
     whole = json.loads(speed.FILE.read_text())
     for path, write in page.WRITERS.items():
@@ -133,7 +134,7 @@ def test_contestants_take_turns():
         return lambda steps: order.append(name) or 0.05 * steps
 
     found = turns.in_turn({name: runner(name) for name in "ab"}, seconds=0)
-    assert order == list("aabb" + "ab" * turns.LEAST_ROUNDS)
+    assert order == list("ab" + "ab" * turns.LEAST_ROUNDS)
     assert found["a"]["ms"] == pytest.approx(50)
     assert found["a"]["rounds"] == turns.LEAST_ROUNDS
 
