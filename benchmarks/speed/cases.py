@@ -23,7 +23,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     JAX: (*in_jax.PEERS, f"ours, {in_jax.QUANTIZED}", *(f"ours, {name}" for name in OURS)),
 }
-"""In the order in which they take turns.  Eager steps are slow: the search, which is theirs too, is left to the others."""
+"""In the order in which they take turns.  Eager steps are slow: the search is left to the others."""
 QUICK_NAMES: dict[str, tuple[str, ...]] = {
     TORCH: ("AdamW fused", "flashoptim FlashAdamW", "CAME", "ours, memory_optimized, eager"),
     JAX: ("optax.adamw", "flashoptim-jax", "ours, memory_optimized"),
