@@ -25,7 +25,9 @@ def run_processes(worker: Callable[..., Any], count: int, *arguments: Any, limit
     with tempfile.TemporaryDirectory() as folder:
         # Processes of a server that has imported what takes seconds.
         multiprocessing.set_forkserver_preload(["torch", "bitsandbytes", "torch.distributed.fsdp"])
-        context = mp.start_processes(_begin, (worker, count, folder, arguments), count, False, start_method="forkserver")
+        context = mp.start_processes(
+            _begin, (worker, count, folder, arguments), count, join=False, start_method="forkserver"
+        )
         assert context is not None
         end = datetime.datetime.now() + datetime.timedelta(seconds=limit)
         while not context.join(timeout=5):
