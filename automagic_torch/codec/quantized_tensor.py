@@ -59,13 +59,12 @@ class QuantizedTensor:
     def read(self) -> Tensor:
         """Reads the arrays as float32 in the shape of `codes`, a new tensor."""
         width = self.block_size or self.codes[0].numel()
+        if torch.compiler.is_compiling():
+            codebook = tables(not self.companded, self.codes.device).codebook
+            values = codebook[self.codes.int()] * _for_elements(self.absmax, self.codes, width)
+            return values * values if self.companded else values
         codes = _whole_blocks(self.codes, width)
         absmax = self.absmax.reshape(-1)
-        if torch.compiler.is_compiling():
-            codebook = tables(not self.companded, codes.device).codebook
-            values = codebook[codes.view(len(codes), -1, width).int()] * absmax.view(len(codes), -1, 1)
-            values = _without_padding(values, self.codes)
-            return values * values if self.companded else values
         codebook = _codebook(not self.companded, self.codes.device)
         if self.block_size is None:
             values = codebook.index_select(0, codes.reshape(-1).int()).view(-1, width).mul_(absmax[:, None])
@@ -85,35 +84,43 @@ class QuantizedTensor:
         """
         shape = tuple(x.shape[1:])
         width = block_size or x[0].numel()
-        values = _whole_blocks(x.sqrt() if companded else x.contiguous(), width)
+        values = x.sqrt() if companded else x.contiguous()
         signed = not companded
-        r = None if key is None else random_unit(key, values[0].numel(), x.device)
         if torch.compiler.is_compiling():
-            blocks = values.view(len(values), -1, width)
-            codes, absmax, is_zero = _by_tables(blocks, signed, None if r is None else r.view(-1, width))
+            codes, absmax, is_zero = _by_tables(values, signed, width, key)
         else:
+            values = _whole_blocks(values, width)
+            r = None if key is None else random_unit(key, values[0].numel(), x.device)
             codes, absmax, is_zero = _by_bitsandbytes(values, signed, block_size, r)
+            codes = _without_padding(codes, x)
         return cls(
-            codes=_without_padding(codes, x),
+            codes=codes,
             absmax=absmax.masked_fill(is_zero, 0.0).view(len(x), *absmax_shape(shape, block_size)),
             companded=companded,
             block_size=block_size,
         )
 
 
-def _by_tables(values: Tensor, signed: bool, r: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, the absmax, and which blocks are zeros; the last axis of `values` is a block."""
-    absmax = values.abs().amax(-1)
+def _by_tables(x: Tensor, signed: bool, width: int, key: int | Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes in the shape of x, the absmax of every block, and which blocks are zeros, (arrays, blocks)."""
+    absmax = _whole_blocks(x, width).view(len(x), -1, width).abs().amax(-1)
     is_zero = absmax < MIN_ABSMAX
-    y = values * torch.where(is_zero, 0.0, absmax.reciprocal())[..., None]
-    codes = codes_of(y, signed, r)
-    return torch.where(is_zero[..., None], 0, codes).to(torch.uint8), absmax, is_zero
+    y = x * _for_elements(torch.where(is_zero, 0.0, absmax.reciprocal()), x, width)
+    r = None if key is None else random_unit(key, x[0].numel(), x.device).view(x.shape[1:])
+    codes = torch.where(_for_elements(is_zero, x, width), 0, codes_of(y, signed, r))
+    return codes.to(torch.uint8), absmax, is_zero
+
+
+def _for_elements(of_blocks: Tensor, like: Tensor, width: int) -> Tensor:
+    """A value of every block for each of its elements, in the shape of `like`."""
+    blocks = of_blocks.reshape(len(like), -1, 1).expand(-1, -1, width)
+    return blocks.reshape(len(like), -1)[:, : like[0].numel()].view(like.shape)
 
 
 def _by_bitsandbytes(
     values: Tensor, signed: bool, block_size: int | None, r: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_by_tables`, with one array in every row of `values`."""
+    """Codes, the absmax, and which blocks are zeros, with one array in every row of `values`."""
     if block_size is None:
         codes, absmax = _nearest_one_block(values, signed)
     else:

@@ -17,6 +17,7 @@ from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.codec.random_bits import signed_key
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
+from automagic_torch.steps.kept_values import KeepSharedValues
 from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way, new_values
 
 Program = Callable[[Given], tuple[Any, ...]]
@@ -28,7 +29,7 @@ _NOT_COMPUTED_WITH = (
 _SAME: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(Config) if field.name in _NOT_COMPUTED_WITH
 }
-_OPTIONS: dict[str, Any] = {"assert_indirect_indexing": False, "realize_opcount_threshold": 1000}
+_OPTIONS: dict[str, Any] = {"assert_indirect_indexing": False, "realize_opcount_threshold": 1000, "post_grad_custom_pre_pass": KeepSharedValues()}
 """No check of indices, which are codes.  What a loop has computed is not stored for the next loop only because it is
 long: the codes of one state are one expression."""
 
