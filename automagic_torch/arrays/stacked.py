@@ -48,6 +48,8 @@ def chosen(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
         new, old: of one shape and dtype.
     """
     if torch.compiler.is_compiling():
+        if new.dtype == torch.uint8:  # of which vector code chooses slowly
+            return torch.where(spread(ok, new), new.int(), old.int()).to(torch.uint8)
         return torch.where(spread(ok, new), new, old)
     nbytes = new.nbytes // len(new)
     if nbytes % 8 != 0 or nbytes < WORTH_WIDENING:

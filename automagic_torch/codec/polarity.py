@@ -30,9 +30,6 @@ def pack(bits: Tensor) -> Tensor:
     """
     missing = -bits.shape[-1] % 8
     bits = pad(bits, (0, missing)) if missing else bits.contiguous()
-    if torch.compiler.is_compiling():  # a compiler does not fuse views of other widths
-        bytes_ = bits.view(*bits.shape[:-1], -1, 8).int() << torch.arange(8, dtype=torch.int32, device=bits.device)
-        return bytes_.sum(-1).to(torch.uint8)
     # >> copies the sign bit into higher bits; the conversion to uint8 drops them.
     return (bits.view(torch.int64) * _GATHER >> 56).to(torch.uint8)
 
@@ -45,8 +42,12 @@ def updated(packed: Tensor, g: Tensor) -> Tensor:
         g: finite float32, (arrays, *shape).
     """
     g = g.view(*packed.shape[:-1], -1)
-    if torch.compiler.is_compiling():
-        return pack((g < 0).to(torch.uint8)) | (packed & ~pack((g != 0).to(torch.uint8)))
+    if torch.compiler.is_compiling():  # a compiler does not fuse views of other widths
+        missing = -g.shape[-1] % 8
+        eights = (pad(g, (0, missing)) if missing else g).view(*packed.shape, 8)
+        negative = sum(torch.where(eights[..., i] < 0, 1 << i, 0) for i in range(8))
+        nonzero = sum(torch.where(eights[..., i] != 0, 1 << i, 0) for i in range(8))
+        return (negative | (packed & ~nonzero)).to(torch.uint8)
     signs = g.sign().to(torch.int8).view(torch.uint8)
     # −1 is a byte of ones, so >> 7 gives 1 for negative elements.
     return pack(signs >> 7) | (packed & ~pack(signs & 1))
@@ -64,6 +65,9 @@ def unpack_signs(packed: Tensor, length: int) -> Tensor:
     """
     if torch.compiler.is_compiling():
         bits = (packed[..., None].int() >> torch.arange(8, dtype=torch.int32, device=packed.device)) & 1
-        return (1 - 2 * bits).float().view(*packed.shape[:-1], -1)[..., :length]
+        signs = (1 - 2 * bits).float()
+        if packed.device.type == "cpu":  # kept in memory, since the loop that reads them would not be vector code
+            signs = signs.as_strided(signs.shape, signs.stride())
+        return signs.view(*packed.shape[:-1], -1)[..., :length]
     signs = _signs(packed.device).index_select(0, packed.reshape(-1).int())
     return signs.view(*packed.shape[:-1], -1)[..., :length]

@@ -17,7 +17,6 @@ from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.codec.random_bits import signed_key
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
-from automagic_torch.steps.kept_values import KeepSharedValues
 from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way, new_values
 
 Program = Callable[[Given], tuple[Any, ...]]
@@ -29,9 +28,17 @@ _NOT_COMPUTED_WITH = (
 _SAME: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(Config) if field.name in _NOT_COMPUTED_WITH
 }
-_OPTIONS: dict[str, Any] = {"assert_indirect_indexing": False, "realize_opcount_threshold": 1000, "post_grad_custom_pre_pass": KeepSharedValues()}
+_OPTIONS: dict[str, Any] = {"assert_indirect_indexing": False, "realize_opcount_threshold": 1000}
 """No check of indices, which are codes.  What a loop has computed is not stored for the next loop only because it is
 long: the codes of one state are one expression."""
+
+
+def _options(device: torch.device) -> dict[str, Any]:
+    if device.type != "cpu":
+        return _OPTIONS
+    from automagic_torch.steps.kept_values import KeepSharedValues
+
+    return _OPTIONS | {"post_grad_custom_pre_pass": KeepSharedValues()}
 
 
 def checked_compiled(compiled: Any) -> bool | None:
@@ -130,5 +137,5 @@ def _new_program(way: Way, device: torch.device) -> Program:
     # Code of its own, since torch counts how often it compiles one code and stops at a limit.
     name = f"step_of_{'x'.join(map(str, way.arrays.plan.shape)) or 'scalars'}"
     own = FunctionType(program.__code__.replace(co_name=name), globals(), name, None, program.__closure__)
-    compiled: Program = torch.compile(own, fullgraph=True, options=_OPTIONS)
+    compiled: Program = torch.compile(own, fullgraph=True, options=_options(device))
     return compiled
