@@ -133,7 +133,7 @@ def _in_place(batch: Batch, way: Way, given: Given, run: Callable[[Way, Given], 
     if way.shows:
         given = given._replace(before=given.before.clone())
     new = run(way, given)
-    for name, value in given.stored.items():
+    for name, value in new.stored.items():
         if not (here and batch.in_place):
             batch.extent.replace(batch.states, name, value)
         elif not alone:

@@ -75,7 +75,7 @@ def _computed_with(values: tuple[Any, ...]) -> Config:
 
 
 def run_compiled(way: Way, given: Given) -> New:
-    """`new_values` by a compiled function, which writes new parameters and states into `given`."""
+    """`new_values` by a compiled function; those of a single array are written into `given`."""
     device, several = given.before.device, len(given.before) > 1
     values = tuple(tuple(v) if isinstance(v, list) else v for v in way.arrays.config.__dict__.values())
     config = _computed_with(values)
@@ -111,8 +111,15 @@ def run_compiled(way: Way, given: Given) -> New:
             torch._dynamo.mark_dynamic(x, 0)
         if given.usable is not None:
             torch._dynamo.mark_dynamic(given.usable, 0)
-    shares, *others = program(given)
-    return New(given.before, shares if way.share > 1 else given.stored, *others)
+    after, stored, *others = program(given)
+    if after is None:
+        after = given.before
+    elif not several:
+        after = given.before.copy_(after)
+        for name, value in stored.items():
+            if way.share == 1 or name not in OF_ARRAYS:
+                given.stored[name].copy_(value)
+    return New(after, stored if several or way.share > 1 else given.stored, *others)
 
 
 _programs: dict[Hashable, Program] = {}
@@ -125,14 +132,18 @@ def _new_program(way: Way, device: torch.device) -> Program:
 
     def program(given: Given) -> tuple[Any, ...]:
         new = new_values(way, given)
+        # C++ loops that write into what others read are not always compiled: an error in Inductor.  Their results are
+        # copied, those of several arrays into the arrays.
+        if device.type == "cpu":
+            return tuple(new)
         given.before.copy_(new.after)
-        shares: States = {}
+        stored: States = dict(given.stored)
         for name, value in new.stored.items():
             if way.share > 1 and name in OF_ARRAYS:
-                shares[name] = value
+                stored[name] = value
             else:
                 given.stored[name].copy_(value)
-        return shares, *new[2:]
+        return None, stored, *new[2:]
 
     # Code of its own, since torch counts how often it compiles one code and stops at a limit.
     name = f"step_of_{'x'.join(map(str, way.arrays.plan.shape)) or 'scalars'}"
