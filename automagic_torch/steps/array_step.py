@@ -16,7 +16,7 @@ from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
-from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way, new_values
+from automagic_torch.steps.new_values import Given, New, Way, new_values, written_back
 from automagic_torch.steps.slabs import is_cut, rows_of_slab, run_in_slabs, slab_size
 
 OnUpdate = Callable[[Tensor, Tensor], None]
@@ -118,11 +118,7 @@ def _run(batch: Batch, way: Way, given: Given, compiled: bool) -> New:
 def _written_back(way: Way, given: Given) -> New:
     """Eager `new_values` of a slab, which writes into what it is given."""
     new = new_values(way, given)
-    given.before.copy_(new.after)
-    for name, value in new.stored.items():
-        if name not in OF_ARRAYS:
-            given.stored[name].copy_(value)
-    return new
+    return new._replace(after=given.before, stored=written_back(way, given, new))
 
 
 def _in_place(batch: Batch, way: Way, given: Given, run: Callable[[Way, Given], New]) -> New:

@@ -15,9 +15,8 @@ from torch import Tensor
 from automagic_core import FIELD_NAMES, Config
 from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.codec.random_bits import signed_key
-from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
-from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way, new_values
+from automagic_torch.steps.new_values import Given, New, Way, new_values, written_back
 
 Program = Callable[[Given], tuple[Any, ...]]
 _NOT_COMPUTED_WITH = (
@@ -34,7 +33,7 @@ long: the codes of one state are one expression."""
 
 
 def _options(device: torch.device) -> dict[str, Any]:
-    if device.type != "cpu":
+    if device.type != "cpu":  # a GPU computes faster again than it reads
         return _OPTIONS
     from automagic_torch.steps.kept_values import KeepSharedValues
 
@@ -75,7 +74,7 @@ def _computed_with(values: tuple[Any, ...]) -> Config:
 
 
 def run_compiled(way: Way, given: Given) -> New:
-    """`new_values` by a compiled function; those of a single array are written into `given`."""
+    """`new_values` by a compiled function, written into `given` except for several arrays on a CPU."""
     device, several = given.before.device, len(given.before) > 1
     values = tuple(tuple(v) if isinstance(v, list) else v for v in way.arrays.config.__dict__.values())
     config = _computed_with(values)
@@ -111,15 +110,11 @@ def run_compiled(way: Way, given: Given) -> New:
             torch._dynamo.mark_dynamic(x, 0)
         if given.usable is not None:
             torch._dynamo.mark_dynamic(given.usable, 0)
-    after, stored, *others = program(given)
-    if after is None:
-        after = given.before
-    elif not several:
-        after = given.before.copy_(after)
-        for name, value in stored.items():
-            if way.share == 1 or name not in OF_ARRAYS:
-                given.stored[name].copy_(value)
-    return New(after, stored if several or way.share > 1 else given.stored, *others)
+    new = New(*program(given))
+    if device.type == "cpu" and several:
+        return new
+    shares = written_back(way, given, new) if device.type == "cpu" else new.stored
+    return new._replace(after=given.before, stored=shares or given.stored)
 
 
 _programs: dict[Hashable, Program] = {}
@@ -132,18 +127,8 @@ def _new_program(way: Way, device: torch.device) -> Program:
 
     def program(given: Given) -> tuple[Any, ...]:
         new = new_values(way, given)
-        # C++ loops that write into what others read are not always compiled: an error in Inductor.  Their results are
-        # copied, those of several arrays into the arrays.
-        if device.type == "cpu":
-            return tuple(new)
-        given.before.copy_(new.after)
-        stored: States = dict(given.stored)
-        for name, value in new.stored.items():
-            if way.share > 1 and name in OF_ARRAYS:
-                stored[name] = value
-            else:
-                given.stored[name].copy_(value)
-        return None, stored, *new[2:]
+        # Inductor cannot always compile C++ loops that write into what others read: a KeyError where it fuses them.
+        return tuple(new) if device.type == "cpu" else (None, written_back(way, given, new), *new[2:])
 
     # Code of its own, since torch counts how often it compiles one code and stops at a limit.
     name = f"step_of_{'x'.join(map(str, way.arrays.plan.shape)) or 'scalars'}"

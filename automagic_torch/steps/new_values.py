@@ -105,6 +105,18 @@ def new_values(way: Way, given: Given) -> New:
     return New(after, after_step, *new_of_search, shown)
 
 
+def written_back(way: Way, given: Given, new: New) -> States:
+    """Writes new parameters and states into what was given, but for the states that slabs share, which it returns."""
+    given.before.copy_(new.after)
+    shares: States = {}
+    for name, value in new.stored.items():
+        if way.share > 1 and name in OF_ARRAYS:
+            shares[name] = value
+        else:
+            given.stored[name].copy_(value)
+    return shares
+
+
 def _moved(
     way: Way, given: Given
 ) -> tuple[Tensor, Tensor, States, tuple[Evidence | None, Vote | None, Tensor | None, Tensor | None]]:
