@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,15 +11,17 @@ from torch.fx import Graph, Node
 
 aten = torch.ops.aten
 _VIEWS = {aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default}
-_KEPT_ANYWAY = {aten.sum.dim_IntList, aten.sum.default, aten.amax.default, aten.as_strided.default}
+_KEPT = aten.as_strided.default
+"""Inductor writes into memory what it is told to look at by strides."""
+_KEPT_ANYWAY = {aten.sum.dim_IntList, aten.sum.default, aten.amax.default, _KEPT}
 _FREE = {aten.full.default, torch.ops.prims.iota.default, aten.scalar_tensor.default}
 
 
 class KeepSharedValues(CustomGraphPass):
     """Keeps values of whole arrays, rows, columns and blocks that loops over elements read.
 
-    Inductor writes an expression into each loop that reads it, and a C++ compiler cannot take it out of the loop, as the
-    loop's stores may change what it reads.  `expm1` of an array's age is then computed for each vector of elements.
+    Inductor writes an expression into each loop that reads it, and a C++ compiler cannot take it out of the loop, since
+    the loop's stores may change what it reads.  `expm1` of an array's age is then computed for each vector of elements.
     """
 
     def __call__(self, graph: Graph) -> None:
@@ -35,30 +38,26 @@ def _elements(node: Node) -> int:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return 0
-    count = 1
-    for n in value.shape:
-        count *= n if isinstance(n, int) else n.node.hint
-    return count
+    return math.prod(n if isinstance(n, int) else n.node.hint for n in value.shape)
 
 
 def _keep(graph: Graph, node: Node) -> None:
     """Replaces a node by itself in memory."""
     while node.target in _VIEWS:
         (node,) = node.all_input_nodes[:1]
-    if node.op != "call_function" or node.target in _KEPT_ANYWAY | _FREE or not node.meta["val"].is_contiguous():
-        return
-    if any(user.target == aten.as_strided.default for user in node.users):
-        return
     value = node.meta["val"]
-    with graph.inserting_after(node):
-        sizes = [n if isinstance(n, int) else (node, axis) for axis, n in enumerate(value.shape)]
-        at = node
-        for axis, n in enumerate(value.shape):
-            if not isinstance(n, int):
-                with graph.inserting_after(at):
-                    at = sizes[axis] = graph.call_function(aten.sym_size.int, (node, axis))
-                    at.meta["val"] = n
-        with graph.inserting_after(at):
-            kept = graph.call_function(aten.as_strided.default, (node, sizes, list(value.stride())))
+    if node.op != "call_function" or node.target in _KEPT_ANYWAY | _FREE or not value.is_contiguous():
+        return
+    if any(user.target == _KEPT for user in node.users) or not all(isinstance(n, int) for n in value.stride()):
+        return
+    sizes = list(value.shape)
+    at = node
+    for axis, n in enumerate(value.shape):
+        if not isinstance(n, int):
+            with graph.inserting_after(at):
+                at = sizes[axis] = graph.call_function(aten.sym_size.int, (node, axis))
+            at.meta["val"] = n
+    with graph.inserting_after(at):
+        kept = graph.call_function(_KEPT, (node, sizes, list(value.stride())))
     kept.meta["val"] = value
     node.replace_all_uses_with(kept, lambda user: user is not kept and user.target != aten.sym_size.int)
