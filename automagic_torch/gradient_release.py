@@ -135,7 +135,7 @@ class GradientRelease:
             optimizer._form_batches(call, group_index, (index,))
             self._updated.add(p)
             for batch in call.batches:
-                update_batch(batch, opened.energy, optimizer._on_update)
+                update_batch(batch, opened.energy, optimizer._on_update, optimizer._stacks)
             p.grad = None
 
     def before_close(self) -> None:

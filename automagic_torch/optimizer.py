@@ -16,7 +16,7 @@ from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, 
 from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.arrays.marks import held_marks, set_marks
-from automagic_torch.cameamp.batches import agree_on_gradients, agree_on_presence, has_room, kind, new_batch
+from automagic_torch.cameamp.batches import agree_on_gradients, agree_on_presence, kind, new_batch
 from automagic_torch.cameamp.call import Batch, Call, OpenStep
 from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
 from automagic_torch.cameamp.groups import (
@@ -24,7 +24,6 @@ from automagic_torch.cameamp.groups import (
     default_fields,
     group_config,
     group_device,
-    parameter_name,
     plan_of,
     reason_for_32_bits,
     refuse_dtypes,
@@ -41,6 +40,7 @@ from automagic_torch.checkpoints.placeholders import with_placeholders
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
 from automagic_torch.steps.array_step import update_batch
 from automagic_torch.steps.compiled import checked_compiled, missing_compiler
+from automagic_torch.steps.held_stacks import HeldStacks
 from automagic_torch.watching.memory_table import efficiency_report
 from automagic_torch.watching.metrics import metrics
 
@@ -105,6 +105,7 @@ class AutomagicCameAMP8bit(Optimizer):
     ) -> None:
         self.compiled = checked_compiled(compiled)
         self._owned: dict[Tensor, Any] = {}
+        self._stacks = HeldStacks()
         self.state_device = checked_state_device(state_device)
         self._told: set[str] = set()
         self._gradients_agreed: dict[int, list[bool]] = {}
@@ -189,14 +190,17 @@ class AutomagicCameAMP8bit(Optimizer):
             call.begin()
             call.clip()
             for batch in call.batches:
-                update_batch(batch, opened.energy, self._on_update, compiled=self._compiles(batch.params[0].device))
-                self._owned.update(zip(batch.params, batch.states, strict=True))
+                compiles = self._compiles(batch.params[0].device)
+                update_batch(batch, opened.energy, self._on_update, self._stacks, compiled=compiles)
+                if not batch.in_place:
+                    self._owned.update(zip(batch.params, batch.states, strict=True))
             call.search(self._walks_of_absent(call))
             call.end()
             self._drop_what_only_the_warm_up_needs(call)
         if self.state_device is not None:
             wait_for_copies({batch.params[0].device for batch in batches})
         self._stage_energy = opened.energy.totals()
+        self._stacks.drop_unused()
         self._open_step = None
         if self._gradient_release is not None:
             self._gradient_release.after_close()
@@ -222,19 +226,22 @@ class AutomagicCameAMP8bit(Optimizer):
                 continue
             key = kind(p)
             batch = open_batches.get(key)
-            if batch is None or not has_room(batch):
+            if batch is None or len(batch.params) == batch.room:
                 batch = open_batches[key] = new_batch(call, p, self.state_device)
             held = self.state.get(p, {})
-            batch.in_place = batch.in_place and self._owned.get(p) is held
-            # A new dict, since an earlier state_dict may hold the old one.
-            state = dict(held)
-            if not own_states(state):
+            state = held
+            if self._owned.get(p) is not held:
+                batch.in_place = False
+                # A new dict, since an earlier state_dict may hold the old one.
+                self.state[p] = state = dict(held)
+            if state.keys() != batch.names and not own_states(state):
                 self._tell_about_fallback(p, batch.plan, call)
                 state |= batch.extent.new_state(call.warming, p.device)
             else:
-                refuse_misfit(state, p, batch.names, parameter_name(call.group, group_index, index))
-                state = batch.extent.beside(state, p.device)
-            self.state[p] = state
+                refuse_misfit(state, p, batch.names, call.group, group_index, index)
+                near = batch.extent.beside(state, p.device)
+                if near is not state:
+                    self.state[p] = state = near
             batch.params.append(p)
             batch.states.append(state)
 
@@ -247,7 +254,7 @@ class AutomagicCameAMP8bit(Optimizer):
         return [state["walk"] for state in absent if "walk" in state]
 
     def _drop_what_only_the_warm_up_needs(self, call: Call) -> None:
-        if call.step >= call.config.warmup_steps:
+        if call.warming and call.step >= call.config.warmup_steps:
             for p in call.group["params"]:
                 state = self.state.get(p, {})
                 if any(name in state for name in WARM_UP_ONLY):
@@ -257,6 +264,7 @@ class AutomagicCameAMP8bit(Optimizer):
         """The usual state dict; with a process group it also has `automagic_torch.checkpoints.placeholders`."""
         self._refuse_open_step("no state can be saved")
         self._owned.clear()
+        self._stacks.separate()
         return with_placeholders(super().state_dict(), self.param_groups, self.state_device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -311,6 +319,7 @@ class AutomagicCameAMP8bit(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_open_step("the optimizer cannot be copied")
+        self._stacks.separate()
         # A copy of a parameter has no marks, but the copied states need them.
         return {
             **super().__getstate__(),
@@ -337,6 +346,7 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__dict__.setdefault("state_device", None)
         self.__dict__.setdefault("compiled", None)
         self._owned = {}
+        self._stacks = HeldStacks()
         self.__dict__.setdefault("_stage_energy", {})
 
     def _compiles(self, device: torch.device) -> bool:

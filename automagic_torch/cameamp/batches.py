@@ -74,20 +74,13 @@ def arrays_in_batch(size: int, device: torch.device) -> int:
     return 1 if size > largest else max(1, BATCH_LIMIT // size)
 
 
-def has_room(batch: Batch) -> bool:
-    """Whether the batch can hold another array."""
-    return len(batch.params) < arrays_in_batch(batch.extent.elements_computed(batch.arrays), batch.params[0].device)
-
-
 def new_batch(call: Call, p: Tensor, state_device: torch.device | None) -> Batch:
     """Adds a batch for arrays of the kind of p to a call."""
     layout = call.group[LAYOUT]
     plan = plan_of(p, call.config, layout, eight_bit=can_store_8bit(p, call.config))
-    batch = Batch(
-        call,
-        extent_of(p, plan, state_device),
-        frozenset(state_forms(plan, call.warming)),
-        StageArrays(plan, call.config, layout, is_embedding(p), is_lora(p)),
-    )
+    extent = extent_of(p, plan, state_device)
+    arrays = StageArrays(plan, call.config, layout, is_embedding(p), is_lora(p))
+    room = arrays_in_batch(extent.elements_computed(arrays), p.device)
+    batch = Batch(call, extent, frozenset(state_forms(plan, call.warming)), arrays, room)
     call.batches.append(batch)
     return batch

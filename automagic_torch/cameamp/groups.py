@@ -204,21 +204,30 @@ def refuse_gradients(group: Mapping[str, Any], group_index: int) -> None:
             refuse_dtypes(group, group_index)
 
 
-def refuse_misfit(state: Mapping[str, Any], p: Tensor, names: AbstractSet[str], name: str) -> None:
+def refuse_misfit(
+    state: Mapping[str, Any],
+    p: Tensor,
+    names: AbstractSet[str],
+    group: Mapping[str, Any],
+    group_index: int,
+    index: int,
+) -> None:
     """Raises a RuntimeError that names the parameter unless its states are those of its fields and its shape.
 
     Args:
         state: of the parameter, entries of others included.
         p: the parameter.
         names: of its states.
-        name: the parameter in the message.
+        group, group_index, index: name the parameter in the message.
     """
     if state.keys() != names and own_states(state).keys() != names:
+        name = parameter_name(group, group_index, index)
         raise RuntimeError(
             f"the state of {name} does not fit its group's fields: fields that decide which states there are cannot "
             "change after the first step, nor can the kind of device; load_requantized goes on with others"
         )
     if state["exp_avg"].shape != p.shape:
+        name = parameter_name(group, group_index, index)
         raise RuntimeError(
             f"{name} has shape {tuple(p.shape)} now, and states of shape {tuple(state['exp_avg'].shape)}: it was "
             "resized after its first step; make a new optimizer, or delete its entry in optimizer.state"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from automagic_core import MAX_STEP, Slot
@@ -16,26 +15,31 @@ from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
+from automagic_torch.steps.held_stacks import HeldStacks, can_hold
 from automagic_torch.steps.new_values import Given, New, Way, new_values, written_back
 from automagic_torch.steps.slabs import is_cut, rows_of_slab, run_in_slabs, slab_size
 
 OnUpdate = Callable[[Tensor, Tensor], None]
 
 
-def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, *, compiled: bool = False) -> None:
+def update_batch(
+    batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, held: HeldStacks, *, compiled: bool = False
+) -> None:
     """Updates the states and parameters of a batch, and adds its ballot to its call.
 
     Args:
         batch: the batch.
         energy: records the gradients before and after every stage.
         on_update: is called with every parameter and its update in float32, before the parameter changes.
+        held: the stacked states of compiled batches.
         compiled: by a compiled function, if the arrays are whole in this process.
     """
     call, extent, config = batch.call, batch.extent, batch.call.config
     compiled = compiled and type(extent) is Extent
     params = list(extent.here(batch.params))
     before = stacked(params)
-    stored = {
+    stack = held.of(batch) if compiled and can_hold(batch) else None
+    stored = stack or {
         name: stacked(extent.states_here([state[name] for state in batch.states], before.device))
         for name in sorted(batch.names)  # in one order in every process, for caches of compilers
     }
@@ -74,6 +78,8 @@ def update_batch(batch: Batch, energy: StageEnergy, on_update: OnUpdate | None, 
         known={},
     )
     new = _run(batch, way, given, compiled)
+    if compiled and can_hold(batch) and stack is None:
+        held.hold(batch, given.stored)
     call.ballots.append(Ballot(batch, new.found, new.cast, new.lr_mask))
     if new.square_norm is not None:
         energy.unchanged(new.square_norm)
@@ -122,7 +128,10 @@ def _written_back(way: Way, given: Given) -> New:
 
 
 def _in_place(batch: Batch, way: Way, given: Given, run: Callable[[Way, Given], New]) -> New:
-    """Runs what writes new states into the old ones' memory, or into copies where somebody else holds it."""
+    """Runs what writes new states into the old ones' memory, or into copies where somebody else holds it.
+
+    Several arrays have their states in such copies already, which `HeldStacks` then holds.
+    """
     alone, here = len(batch.states) == 1, batch.extent.state_device is None
     if alone and here and not batch.in_place:
         given = given._replace(stored={name: x.clone() for name, x in given.stored.items()})
@@ -130,10 +139,10 @@ def _in_place(batch: Batch, way: Way, given: Given, run: Callable[[Way, Given], 
         given = given._replace(before=given.before.clone())
     new = run(way, given)
     for name, value in new.stored.items():
-        if not (here and batch.in_place):
+        if not here or (alone and not batch.in_place):
             batch.extent.replace(batch.states, name, value)
-        elif not alone:
-            torch._foreach_copy_([state[name] for state in batch.states], value.unbind())
+        elif value is not given.stored[name]:
+            given.stored[name].copy_(value)
     return new
 
 
