@@ -140,12 +140,15 @@ def test_an_earlier_state_dict_keeps_its_values() -> None:
 def test_a_missing_compiler_is_named_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     programs.missing_compiler.cache_clear()
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     eager, optimizer = both([(4, 16)])
     before = snapshot(optimizer)
     set_gradients(params_of(optimizer), 1)
     try:
-        with pytest.raises(RuntimeError, match="C\\+\\+ compiler"):
+        # monkeypatch would not put this back, but delete it.
+        with (
+            torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+            pytest.raises(RuntimeError, match="C\\+\\+ compiler"),
+        ):
             optimizer.step()
     finally:
         programs.missing_compiler.cache_clear()
