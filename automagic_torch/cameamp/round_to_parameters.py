@@ -56,11 +56,12 @@ def stochastically_rounded(x: Tensor, dtype: torch.dtype, key: int | Tensor) -> 
     magnitude = x.abs()
     nearest = x.to(dtype)
     # For both signs, the next integer is the bit pattern of the next value away from zero.
-    low_bits = nearest.view(torch.int16) - (nearest.abs().float() > magnitude).view(torch.int8)
+    # Inductor of torch 2.11 cannot view a bool as a number.
+    low_bits = nearest.view(torch.int16) - (nearest.abs().float() > magnitude).to(torch.int8)
     high_bits = low_bits + 1
     low = low_bits.view(dtype).abs().float()
     high = high_bits.view(dtype).abs().float()
     r = random_unit(key, x[0].numel(), x.device).view(x.shape[1:])
     # Above the largest finite value `high` is infinite and the quotient 0, so the value stays finite.
     up = r < magnitude.sub_(low).div_(high.sub_(low))
-    return low_bits.add_(up.view(torch.int8)).view(dtype)
+    return low_bits.add_(up.to(torch.int8)).view(dtype)

@@ -11,6 +11,7 @@ import torch
 from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.codec.nearest import codes_of, prepare_tables
 from automagic_torch.steps import compiled as programs
+from automagic_torch.steps.held_stacks import HeldStacks
 from tests.torch_side.torch_helpers import SMALL, parameters, run, same, set_gradients, snapshot
 
 FIELDS: dict[str, Any] = SMALL | {"warmup_steps": 3, "optim_bits": 32}
@@ -135,6 +136,30 @@ def test_an_earlier_state_dict_keeps_its_values() -> None:
     tensor = optimizer.state[params_of(optimizer)[0]]["exp_avg"]
     run(optimizer, range(5, 6))
     assert optimizer.state[params_of(optimizer)[0]]["exp_avg"] is tensor
+
+
+def test_stacks_that_stay_are_those_of_the_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields: dict[str, Any] = {"torque": False, "warmup_steps": 0, "spatial_awareness": False}
+    found = []
+    for stays in (True, False):
+        with monkeypatch.context() as patch:
+            if not stays:
+                patch.setattr(HeldStacks, "of", lambda self, batch: None)
+            _, optimizer = both([(4, 16)] * 3, **fields)
+            params = params_of(optimizer)
+            run(optimizer, range(1, 4))
+            set_gradients(params, 4)
+            params[1].grad = None  # another batch
+            optimizer.step()
+            run(optimizer, range(5, 7))
+            optimizer.state[params[2]]["exp_avg"] = torch.ones(4, 16)  # somebody else's
+            run(optimizer, range(7, 9))
+            found.append((snapshot(optimizer), optimizer.state[params[0]]))
+    (left, states), (right, _) = found
+    assert same(left[0], right[0])
+    assert same(left[1]["state"], right[1]["state"])
+    # What is saved has memory of its own: one array's states do not save those of the others.
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in states.values())
 
 
 def test_a_missing_compiler_is_named_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
