@@ -90,6 +90,7 @@ def options(doc: str | None, arguments: Sequence[str] | None = None) -> argparse
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the code")
     parser.add_argument("--out", type=Path, required=True, help="the record, a JSON file")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing new after so long")
+    parser.add_argument("--compile", metavar="I/N", help="torch: only the first steps of every N-th compiled case")
     return parser.parse_args(arguments)
 
 

@@ -62,6 +62,16 @@ def _own(module: str, seconds: float) -> Part:
     return Part(module, arguments, seconds, small=(*arguments, "--small"))
 
 
+def _compiling(processes: int, seconds: float) -> list[Part]:
+    """Inductor's cache is filled beside the tests, so that the timings do not wait for it."""
+    arguments = _own("torch_speed", seconds).arguments
+    shares = [("--compile", f"{i}/{processes}") for i in range(1, processes + 1)]
+    return [
+        Part(f"compiling {share}", (*arguments, option, share), seconds, small=(*arguments, option, share, "--small"))
+        for option, share in shares
+    ]
+
+
 def _parity(name: str, suites: tuple[str, ...], seconds: float, share: str = "", jax_on: str = "") -> Part:
     arguments = ("parity", "--device", "{device}", "--out", "{folder}", "--only", *suites)
     environment = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"} | ({"JAX_PLATFORMS": jax_on} if jax_on else {})
@@ -91,16 +101,19 @@ def _tests(name: str, files: tuple[str, ...], seconds: float, *, workers: int = 
 STAGES: tuple[tuple[Part, ...], ...] = (
     (_own("facts", 60),),
     (
-        _tests("cuda", CUDA_TESTS, 145),
+        _tests("cuda", CUDA_TESTS, 150, workers=5),
         _parity("codec", ("codec",), 130),
+        *_compiling(9, 145),
+    ),
+    (_own("torch_speed", 170),),
+    (_own("jax_speed", 90),),
+    (_own("places", 40),),
+    (
         *_shared_parity("teacher", 3, 150),
         *_shared_parity("stages", 4, 150),
         _tests("moved to the device", MOVED_TESTS, 140, workers=6, moved=True),
+        _own("float64_sums", 60),
     ),
-    (_own("torch_speed", 200),),
-    (_own("jax_speed", 130),),
-    (_own("places", 40),),
-    (_own("float64_sums", 60),),
     (
         _parity("free", ("free",), 120),
         _parity("model", ("model",), 120),

@@ -27,12 +27,16 @@ def contestants() -> dict[str, Make]:
     }
 
 
+OURS_COMPILED = (
+    *("ours, balanced, stages off", "ours, balanced", "ours, memory_optimized", "ours, quality_optimized"),
+    "ours, balanced, warming up",
+)
 COMPILED: dict[str, Make] = {name: PEERS[name] for name in ("torchao AdamW8bit",)}
 """Measured after all others: its first step compiles, once for every shape."""
 
 
-def measure(make: Make, shapes: measuring.Shapes, lora: bool, device: str, rounds: int) -> dict[str, Any]:
-    """One optimizer on fresh parameters and gradients."""
+def drawn_params(shapes: measuring.Shapes, lora: bool, device: str) -> list[torch.nn.Parameter]:
+    """Parameters with gradients."""
     generator = torch.Generator(device).manual_seed(0)
 
     def drawn(shape: tuple[int, ...], scale: float) -> torch.Tensor:
@@ -42,6 +46,28 @@ def measure(make: Make, shapes: measuring.Shapes, lora: bool, device: str, round
     for p in params:
         p._is_lora_layer = lora  # type: ignore[attr-defined]
         p.grad = drawn(tuple(p.shape), 1e-3)
+    return params
+
+
+def compile_some(record: Record, cases: dict[str, measuring.Shapes], device: str, share: str) -> None:
+    """First steps in a process beside others, which leave their programs in Inductor's cache."""
+    index, count = map(int, share.split("/"))
+    for case, name in [(case, name) for case in cases for name in OURS_COMPILED][index - 1 :: count]:
+        row: dict[str, Any] = {"framework": "torch", "case": case, "name": name}
+        try:
+            optimizer = contestants()[name](drawn_params(cases[case], measuring.is_adapters(case), device))
+            row["first_step_seconds"] = torch_timer.seconds_of(optimizer.step, device)
+        except Exception as error:
+            row |= measuring.failure(error)
+        record.add("compiled", row)
+        del optimizer
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def measure(make: Make, shapes: measuring.Shapes, lora: bool, device: str, rounds: int) -> dict[str, Any]:
+    """One optimizer on fresh parameters and gradients."""
+    params = drawn_params(shapes, lora, device)
     held = torch_timer.allocated(device)
     optimizer = make(params)
     first = torch_timer.seconds_of(optimizer.step, device)
@@ -68,6 +94,9 @@ def main() -> None:
     options = measuring.options(__doc__)
     record, clock = Record(options.out), Clock(options.seconds)
     cases = measuring.SMALL_CASES if options.small else measuring.CASES
+    if options.compile:
+        compile_some(record, cases, options.device, options.compile)
+        return
     for entered in (contestants(), COMPILED):
         for case, shapes in cases.items():
             for name, make in entered.items():

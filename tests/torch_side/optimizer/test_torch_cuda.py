@@ -96,7 +96,11 @@ def test_adapters_wait_for_nothing(compiled):
 
 @pytest.mark.parametrize("factored", ["none", "second_moment", "all"])
 def test_the_compiled_step_is_the_eager_one(factored):
-    """Parity's bounds; only a last bit may flip a code."""
+    """Only a last bit may flip a code.
+
+    Triton's divisions round otherwise than eager ones.  One of a thousand codes may be its neighbour, a sixteenth of
+    the value away: 2e-3 of the array at the most.  Parameters were up to 2e-4 apart on an H100.
+    """
     shapes = [(96, 512), (96, 512), (300,), (70, 130)]
     fields = FIELDS | {"factored": factored, "min_8bit_size": 4096, "torque_decay": 0.0}
     found = []
@@ -108,13 +112,13 @@ def test_the_compiled_step_is_the_eager_one(factored):
         found.append((params, optimizer))
     (compiled_params, compiled), (eager_params, eager) = found
     for p, q in zip(compiled_params, eager_params, strict=True):
-        assert (p - q).norm() <= 1e-4 * (q - 1).norm()
+        assert (p - q).norm() <= 1e-3 * (q - 1).norm()
         for name, a in compiled.state[p].items():
             b = eager.state[q][name]
             if a.dtype == torch.uint8 and name != "last_polarity":
                 assert ((a.int() - b.int()).abs() > 0).float().mean() <= 1e-3, name
             else:
-                assert (a.float() - b.float()).norm() <= 1e-4 * b.float().norm().clamp(min=1e-3), name
+                assert (a.float() - b.float()).norm() <= 1e-3 * b.float().norm().clamp(min=1e-3), name
 
 
 def test_compiles_once_while_rates_and_numbers_of_arrays_change():
