@@ -171,7 +171,7 @@ def signed_sum(
 ) -> None:
     """Sums the steps ηᵢ · d times their signs: ``"walk"`` of each row, or of an array without rows."""
     found, axes = (totals, None) if plan.row_axis is None else (rows, plan.column_axes)
-    found["walk"] = accurate_sum(signs * steps, axes)
+    found["walk"] = accurate_sum(jnp.where(signs > 0, steps, -steps), axes)
 
 
 def searched(
