@@ -26,6 +26,8 @@ LARGEST_ARRAY = 2**18
 """In elements.  A batch is a copy of its arrays; for larger arrays the copy costs more than the calls it saves."""
 LARGEST_BATCH = 2**23
 """In elements: 32 MB of float32 values."""
+_TOGETHER = 10
+"""How many arrays one compiled function takes out of a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +203,10 @@ def unstack(tree: Any, count: int) -> list[Any]:
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(count)]
     indices = [lax.optimization_barrier(np.array([i, 0], np.uint32))[0] for i in range(count)]
-    return [jax.tree.unflatten(structure, slices) for slices in _at(leaves, indices)]
+    found = itertools.chain.from_iterable(
+        _at(leaves, indices[start : start + _TOGETHER]) for start in range(0, count, _TOGETHER)
+    )
+    return [jax.tree.unflatten(structure, slices) for slices in found]
 
 
 def as_one_call(function: Callable[..., Any]) -> Callable[..., Any]:

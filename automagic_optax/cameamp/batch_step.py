@@ -62,18 +62,18 @@ def step_batch(
 
     def all_of_it(g: Any, members: Any, skipped: jax.Array) -> BatchStep:
         if len(members) == 1:
-            stepped = step_array(g, *members[0], plan, decayed, shared, skipped)
+            w, old = members[0]
+            stepped = step_array(g, w, old, plan, decayed, shared, skipped)
         else:
-            stepped = _step_stacked(
-                stack(g) if isinstance(g, list) else g, *stack(members), plan, decayed, shared, skipped
-            )
+            w, old = stack(members)
+            stepped = _step_stacked(stack(g) if isinstance(g, list) else g, w, old, plan, decayed, shared, skipped)
         state, found, squares = stepped.state, stepped.evidence.stepped, None
         if state.walk is not None and found is not None:
             square = walk_square if len(members) == 1 else jax.vmap(walk_square)
             squares = square(state.walk) * jnp.maximum(found, shared.keep)
         several = (stepped.update, state._replace(lr_mask=None))
-        apart = [several] if len(members) == 1 else unstack(several, len(members))
-        updates, states = ([x[i] for x in apart] for i in range(2))
+        apart: list[Any] = [several] if len(members) == 1 else unstack(several, len(members))
+        updates, states = map(list, zip(*apart, strict=True))
         return BatchStep(updates, states, state.lr_mask, stepped.evidence, squares, stepped.skipped)
 
     together: BatchStep = (all_of_it if len(members) == 1 else as_one_call(all_of_it))(g, list(members), skipped)
