@@ -77,9 +77,21 @@ mutants: .venv/installed  ## plants faults, one at a time: which test of `make t
 parity: .venv/installed  ## PyTorch against JAX; writes out/parity/report.md
 	$(RUN) -m parity
 
-bench: .venv/installed  ## speed and temporary memory of one update on a CPU, of large arrays and of many small ones
-	OMP_NUM_THREADS=2 $(RUN) -m benchmarks.cpu_speed
-	OMP_NUM_THREADS=2 $(RUN) -m benchmarks.many_arrays
+# The optimizers to compare with lie beside .venv, for transformers and peft look for torchao and use it where they find
+# it.  Without dependencies, so that none brings another torch: they need nothing else.
+PEERS := .venv-peers
+.venv-peers/installed: .venv/installed constraints.txt
+	@echo 'Making $(PEERS) with the optimizers to compare with'
+	$(RUN) -m venv --clear --without-pip $(PEERS)
+	$(RUN) -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+		> $$($(PEERS)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/beside.pth
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
+		adafactor8bit came-pytorch prodigyopt torchao
+	touch $@
+
+# Two threads: the figures are of two cores.
+bench: .venv-peers/installed  ## a step on a CPU beside other optimizers, a quarter of an hour, goes on where it stopped
+	OMP_NUM_THREADS=2 $(PEERS)/bin/python -m benchmarks.speed $(OPTIONS)
 
 memory: .venv/installed  ## what the states of three profiles hold, in JAX and in PyTorch
 	$(RUN) -m benchmarks.memory
@@ -136,4 +148,4 @@ gpu-wheels:  ## the optimizers that `make gpu` compares with, into .whl; needs a
 	$(PYTHON) -m benchmarks.gpu.wheels .whl
 
 clean:
-	rm -rf .venv .venv-docs .venv-integrations out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs .venv-integrations .venv-peers out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

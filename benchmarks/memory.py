@@ -19,11 +19,27 @@ from automagic_core import PROFILES
 from automagic_optax import automagic_8bit, finish_warmup, memory_report
 from automagic_torch import create_improved_8bit_optimizer
 from benchmarks import results
-from benchmarks.cpu_speed import shapes
 
 LAYERS, WIDTH, WARM_UP = 3, 512, 2
+VOCABULARY, CONTEXT = 10_240, 1024
 ADAPTED, RANKS = 768, (4, 16, 64)
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+def transformer(layers: int = LAYERS, width: int = WIDTH) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a GPT-like model, kernels (in, out)."""
+    tree: dict[str, tuple[int, ...]] = {"tokens": (VOCABULARY, width), "positions": (CONTEXT, width)}
+    for layer in range(layers):
+        for name, fan_in, fan_out in (
+            ("query_key_value", width, 3 * width),
+            ("attention_out", width, width),
+            ("mlp_in", width, 4 * width),
+            ("mlp_out", 4 * width, width),
+        ):
+            tree |= {f"{layer}.{name}.kernel": (fan_in, fan_out), f"{layer}.{name}.bias": (fan_out,)}
+        for name in ("attention_norm", "mlp_norm"):
+            tree |= {f"{layer}.{name}.scale": (width,), f"{layer}.{name}.bias": (width,)}
+    return tree | {"final_norm.scale": (width,), "final_norm.bias": (width,)}
 
 
 def adapters(rank: int, width: int = ADAPTED) -> dict[str, tuple[int, int]]:
@@ -40,7 +56,7 @@ def adapters(rank: int, width: int = ADAPTED) -> dict[str, tuple[int, int]]:
 def models() -> dict[str, Shapes]:
     """The shapes of every model."""
     lora = {f"adapters of rank {rank}, width {ADAPTED}": adapters(rank) for rank in RANKS}
-    return {"transformer": shapes(LAYERS, WIDTH), **lora}
+    return {"transformer": transformer(), **lora}
 
 
 def share(report: dict[str, Any]) -> float:

@@ -26,13 +26,13 @@ UPDATE_BOUND = 2e-6
 CODE_BOUND = 0.9999
 ELEMENT_BOUND = 0.999
 STATE_FLOORS = {"exp_avg_res": 1e-3, "lr_mask": 0.2, "spatial_variance": 1e-6, "log_rate_scale": 1.0, "agreement": 1.0}
-STATE_FLOORS |= {"peak_agreement": 1.0}
+STATE_FLOORS |= {"peak_agreement": 1.0, "s": 1.0}
 """Some states are differences that cancel, so that a relative distance of their own has no bound; they count relative
-to what they are added to or made of.  `exp_avg_res`, the mean of (u − m̂)², enters as r + 1 − β₃; `lr_mask` sums votes
+to what they are added to or made of. `exp_avg_res`, the mean of (u − m̂)², enters as r + 1 − β₃; `lr_mask` sums votes
 of both signs, each worth up to the gain; `spatial_variance` is that of numbers of order 1, which may all be equal.
 `log_rate_scale` is a logarithm; `agreement` averages votes of both signs, each worth up to 1, and `peak_agreement` is
-its highest.  `walk` sums steps of both signs, and counts relative to what a random walk would have come to.
-`walk_energy` sums squares: no floor."""
+its highest; `s` averages soft signs, which are steep where a small number crosses 0. `walk` sums steps of both signs,
+and counts relative to what a random walk would have come to. `walk_energy` sums squares: no floor."""
 GRID_STEP = 2 / 65535
 """Between points of bitsandbytes' CPU grid.  Near zero it is coarser than the codes, so neighbouring points are several
 codes apart; pairs within two of its steps count as neighbours."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_optax.arrays.batches import SMALLEST_BATCH, stack, unstack
-from automagic_optax.arrays.in_chunks import WHOLE, chunk_count, in_chunks, runs_in_chunks
+from automagic_optax.arrays.in_chunks import CHUNK, chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.codec.random_bits import Chunk
 from automagic_optax.codec.stored import Writer
 from automagic_optax.moments.quantized_moment import QuantizedMoment, write_moment
@@ -73,7 +73,7 @@ class Moments:
             by_kind.setdefault(tuple(kinds), []).append(unit)
         several = max(_LARGEST_BATCH // codes.size, 1) if codes.size < _LARGEST_ARRAY else 1
         found = [same[i : i + several] for same in by_kind.values() for i in range(0, len(same), several)]
-        alone = runs_in_chunks(codes) and codes.size > WHOLE
+        alone = runs_in_chunks(codes) and codes.size > CHUNK
         return [batch for batch in found if len(batch) >= SMALLEST_BATCH or alone]
 
     def together(self, units: list[Unit], inputs: list[list[Any]]) -> list[jax.Array]:

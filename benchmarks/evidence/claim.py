@@ -59,8 +59,9 @@ def verdicts(results: Results, jobs: Sequence[str]) -> Iterator[str]:
     """What holds and what does not, in a sentence a part of the claim."""
     starts = {(job, lr): value for job in jobs for lr, value in from_starts(results, job).items()}
     if starts:
-        beyond = [f"{job} from {lr:g}" for (job, lr), value in starts.items() if value > MOST_ABOVE]
-        far = f"; not {markdown.listed(beyond)}" if beyond else ""
+        beyond = [(job, f"{lr:g}") for (job, lr), value in starts.items() if value > MOST_ABOVE]
+        said = {job: markdown.listed([lr for of, lr in beyond if of == job]) for job, _ in beyond}
+        far = f"; not {markdown.listed([f'{job} from {rates}' for job, rates in said.items()])}" if beyond else ""
         yield f"At most 2 % above tuned AdamW: {len(starts) - len(beyond)} of {len(starts)} jobs and starts{far}."
     for rival in RIVALS:
         known = {job: relative(results, job, rival) for job in jobs}

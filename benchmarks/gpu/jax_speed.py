@@ -6,25 +6,19 @@ into its minutes: their seconds are a little more than alone.
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from automagic_optax import automagic_8bit, finish_warmup, quantize_state
+from benchmarks.contestants.in_jax import drawn, optimizer
 from benchmarks.gpu import measuring
 from benchmarks.gpu.measuring import Clock, Record
 
-STAGES_OFF: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
 COMPILED_TOGETHER = 8
 WARM_UP = 3
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 class Entry:
@@ -33,17 +27,15 @@ class Entry:
     def __init__(self, name: str, shapes: measuring.Shapes, lora: bool) -> None:
         self.name = name
         self.params = drawn(0, shapes, 0.02)
-        self.init, self.step = optimizer(name, lora)
-        self.state = self.init(self.params)
-        if name.startswith("ours"):
-            self.state = finish_warmup(self.state)
+        self.optimizer = optimizer(name.removesuffix(", again"), lora)
+        self.state = self.optimizer.init(self.params)
         # The step consumes what it is given: no two leaves may share a buffer.
         self.state = jax.tree.map(jnp.copy, self.state)
         self.state_bytes = sum(x.nbytes for x in jax.tree.leaves(self.state))
 
     def lowered(self, grads: Any) -> Any:
         """The program before it is compiled."""
-        return jax.jit(self.step, donate_argnums=(0, 1)).lower(self.params, self.state, grads)
+        return jax.jit(self.optimizer.step, donate_argnums=(0, 1)).lower(self.params, self.state, grads)
 
     def run(self, compiled: Any, grads: Any, steps: int) -> float:
         """Seconds of some steps, waited for."""
@@ -53,30 +45,6 @@ class Entry:
             self.params, self.state = compiled(self.params, self.state, grads)
         jax.block_until_ready((self.params, self.state))
         return time.perf_counter() - started
-
-
-def optimizer(name: str, lora: bool) -> tuple[Callable[[Any], Any], Step]:
-    """`init` and a step (params, state, grads) → (params, state)."""
-    if name == "flashoptim-jax":
-        flash = import_module("flashoptim_jax").flash_adamw(learning_rate=1e-4, master_weight_bits=None)
-        return flash.init, lambda params, state, grads: flash.step(params, state, grads)
-    ours = functools.partial(automagic_8bit, 1e-4, warmup_steps=1, lora=lambda path, leaf: lora)
-    factories: dict[str, Callable[[], Any]] = {
-        "optax.adamw": lambda: optax.adamw(1e-4),
-        "optax.adamw, again": lambda: optax.adamw(1e-4),
-        "quantize_state(adamw)": lambda: quantize_state(optax.adamw(1e-4)),
-        "ours, balanced": ours,
-        "ours, balanced, stages off": lambda: ours(**STAGES_OFF),
-        "ours, memory_optimized": lambda: ours(profile="memory_optimized"),
-        "ours, quality_optimized": lambda: ours(profile="quality_optimized"),
-    }
-    tx = factories[name]()
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return tx.init, step
 
 
 NAMES = (
@@ -89,13 +57,6 @@ NAMES = (
     "flashoptim-jax",
     "optax.adamw, again",
 )
-
-
-def drawn(seed: int, shapes: measuring.Shapes, scale: float) -> list[jax.Array]:
-    """Normally distributed arrays."""
-    draw = jax.jit(lambda key, shape: scale * jax.random.normal(key, shape, jnp.float32), static_argnums=1)
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
-    return [draw(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
 def measure(entry: Entry, compiled: Any, grads: Any, rounds: int) -> dict[str, Any]:

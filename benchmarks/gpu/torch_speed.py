@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import torch
 
-from automagic_torch import AutomagicCameAMP8bit
+from benchmarks.contestants.in_torch import PEERS, Make, ours
 from benchmarks.gpu import measuring, torch_timer
 from benchmarks.gpu.measuring import Clock, Record
 
-Make = Callable[[list[Any]], Any]
-STAGES_OFF: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
 WARM_UP = 4
 
 
-def _other(module: str, name: str, **arguments: Any) -> Make:
-    """An optimizer of a library that may be missing."""
-    return lambda params: getattr(import_module(module), name)(params, **{"lr": 1e-4, **arguments})
-
-
-def _ours(**fields: Any) -> Make:
-    """Ours after its warm-up, unless fields say otherwise; compiled on a GPU."""
-    return lambda params: AutomagicCameAMP8bit(params, **{"lr": 1e-4, "force_8bit": True, "warmup_steps": 0, **fields})
-
-
-def contestants(device: str) -> dict[str, Make]:
+def contestants() -> dict[str, Make]:
     """By name; the first is the reference, and comes again at the end to show the spread."""
-    fused: dict[str, Any] = {"fused": True} if device == "cuda" else {}
-    reference: Make = lambda params: torch.optim.AdamW(params, lr=1e-4, **fused)  # noqa: E731
+    reference = "AdamW fused"
     return {
-        "AdamW fused": reference,
-        "bitsandbytes AdamW8bit": _other("bitsandbytes.optim", "AdamW8bit"),
-        "ours, balanced, stages off": _ours(**STAGES_OFF),
-        "ours, balanced": _ours(),
-        "ours, memory_optimized": _ours(profile="memory_optimized"),
-        "ours, balanced, stages off, eager": _ours(compiled=False, **STAGES_OFF),
-        "ours, quality_optimized": _ours(profile="quality_optimized"),
-        "ours, balanced, warming up": _ours(warmup_steps=100_000),
-        "flashoptim FlashAdamW": _other("flashoptim", "FlashAdamW", master_weight_bits=None),
-        "CAME": _other("came_pytorch", "CAME"),
-        "Prodigy": _other("prodigyopt", "Prodigy", lr=1.0),
-        "AdamW foreach": lambda params: torch.optim.AdamW(params, lr=1e-4, foreach=True),
-        "AdamW fused, again": reference,
+        **{name: PEERS[name] for name in (reference, "bitsandbytes AdamW8bit")},
+        **{f"ours, {name}": ours(name) for name in ("balanced, stages off", "balanced", "memory_optimized")},
+        "ours, balanced, stages off, eager": ours("balanced, stages off", compiled=False),
+        "ours, quality_optimized": ours("quality_optimized"),
+        "ours, balanced, warming up": ours("balanced", warmup_steps=100_000),
+        **{name: PEERS[name] for name in ("flashoptim FlashAdamW", "CAME", "Prodigy", "AdamW foreach")},
+        f"{reference}, again": PEERS[reference],
     }
 
 
-COMPILED: dict[str, Make] = {"torchao AdamW8bit": _other("torchao.optim", "AdamW8bit")}
+COMPILED: dict[str, Make] = {name: PEERS[name] for name in ("torchao AdamW8bit",)}
 """Measured after all others: its first step compiles, once for every shape."""
 
 
@@ -89,7 +68,7 @@ def main() -> None:
     options = measuring.options(__doc__)
     record, clock = Record(options.out), Clock(options.seconds)
     cases = measuring.SMALL_CASES if options.small else measuring.CASES
-    for entered in (contestants(options.device), COMPILED):
+    for entered in (contestants(), COMPILED):
         for case, shapes in cases.items():
             for name, make in entered.items():
                 if clock.is_over():

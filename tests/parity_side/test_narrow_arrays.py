@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,8 +12,7 @@ import torch
 
 from automagic_core import Config
 from automagic_optax import scale_by_cameamp
-from automagic_optax.cameamp.flat_states import flat_fields
-from automagic_optax.cameamp.states import scatter_states
+from automagic_optax.cameamp.states import flat_fields, scatter_states
 from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.codec import quantized_tensor
 from parity.rules import rounding_rule
@@ -40,7 +40,7 @@ def test_codes_of_the_long_statistic(factored: str) -> None:
     for p, g in zip(params, grads, strict=True):
         p.grad = torch.tensor(g, dtype=torch.float32)
     optimizer.step()
-    _, state = tx.update([jnp.asarray(g, jnp.float32) for g in grads], state, weights)
+    _, state = jax.jit(tx.update)([jnp.asarray(g, jnp.float32) for g in grads], state, weights)
     long = {"exp_avg_sq_col": 0, "exp_avg_sq_row": 0}
     for p, array in zip(params, scatter_states(weights, state), strict=True):
         ours, theirs = optimizer.state[p], flat_fields(array)

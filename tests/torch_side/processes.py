@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,11 @@ def run_processes(worker: Callable[..., Any], count: int, *arguments: Any, limit
     Raises what the first process that failed raised; processes that hang are ended after `limit` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.spawn(_begin, args=(worker, count, folder, arguments), nprocs=count, join=False)
+        # Processes of a server that has imported what takes seconds.
+        multiprocessing.set_forkserver_preload(["torch", "bitsandbytes", "torch.distributed.fsdp"])
+        context = mp.start_processes(
+            _begin, (worker, count, folder, arguments), count, join=False, start_method="forkserver"
+        )
         assert context is not None
         end = datetime.datetime.now() + datetime.timedelta(seconds=limit)
         while not context.join(timeout=5):

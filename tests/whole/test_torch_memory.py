@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from automagic_torch import create_improved_8bit_optimizer
-from benchmarks.cpu_speed import shapes
+from benchmarks.memory import transformer
 
 LIMITS = {"memory_optimized": 13.5, "balanced": 26.0, "quality_optimized": 39.0}
 WARM_UP_POINTS = 1.6
@@ -19,7 +19,7 @@ WARM_UP_POINTS = 1.6
     ],
 )
 def test_state_bytes_against_adam(profile):
-    like = shapes(layers=3, width=512)
+    like = transformer(layers=3, width=512)
     params = [torch.nn.Parameter(torch.full(shape, 0.01)) for shape in like.values()]
     assert sum(p.numel() for p in params) >= 10_000_000
     assert len(params) >= 40

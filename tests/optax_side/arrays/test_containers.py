@@ -78,10 +78,11 @@ CONTAINERS: dict[str, Callable[[Any, tuple[str, ...]], Any]] = {
     "Variable": lambda x, names: nnx.Param(x, names=names),
     "box in a Variable": lambda x, names: nnx.Param(nn.Partitioned(x, names)),
 }
-# Without the two stages that take longest to compile and hold nothing that a container could change.
+# Without the stages that take longest to compile and hold nothing that a container could change.
 ON = {
     "edge_suppression": False,
     "frequency_penalty": 0.0,
+    "lora_rank_penalty": False,
     "torque_decay": 0.9,
     "min_8bit_size": 1024,
     "percentile_clipping": 50,

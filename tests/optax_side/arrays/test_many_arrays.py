@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -19,21 +20,22 @@ from automagic_optax import automagic_8bit
 from tests.optax_side.small import find_state
 
 SHAPES = ((16, 1280), (1280, 16), (32, 640), (640, 32))
+FEW_SHAPES = SHAPES[:2]
 FIELDS = {"percentile_clipping": 95, "warmup_steps": 10, "spatial_scope": "all"}
 TX = automagic_8bit(1e-4, **FIELDS, lora=lambda path, leaf: True)
 # What only puts arrays together and takes them apart; `call` is of the slice at a place that all arrays share.
 MOVES = {"broadcast_in_dim", "call", "concatenate", "constant", "optimization_barrier", "reshape", "slice"}
 
 
-def lowered(count: int) -> Any:
-    params = [jax.ShapeDtypeStruct(SHAPES[i % len(SHAPES)], jnp.float32) for i in range(count)]
+def lowered(count: int, shapes: Sequence[tuple[int, int]]) -> Any:
+    params = [jax.ShapeDtypeStruct(shapes[i % len(shapes)], jnp.float32) for i in range(count)]
     return jax.jit(TX.update).lower(params, jax.eval_shape(TX.init, params), params)
 
 
 @cache
 def operations(count: int) -> Counter[str]:
     """Of one update, before XLA optimizes it, by their names."""
-    text = re.sub(r"inlineable = \"\w+\"", "", lowered(count).as_text())
+    text = re.sub(r"inlineable = \"\w+\"", "", lowered(count, FEW_SHAPES).as_text())
     return Counter(re.findall(r"= \"?(?:stablehlo\.|func\.)?([a-z_]\w*)[ (\"]", text)) + Counter(
         re.findall(r"custom_call @(\w+)", text)
     )
@@ -41,8 +43,8 @@ def operations(count: int) -> Counter[str]:
 
 def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
     # Below 2¹⁸ elements a batch is not cut into chunks.
-    few, many, more = operations(80), operations(120), operations(160)
-    shapes = len(SHAPES)
+    few, many, more = operations(40), operations(60), operations(80)
+    shapes = len(FEW_SHAPES)
     for found in (few, many, more):
         assert found["fft"] == 2 * shapes
         # The stage takes one Cholesky factor for each shape, and no eigenvectors.  The rank that it reports takes
@@ -58,9 +60,9 @@ def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
     assert {name for name in more if more[name] != few[name]} <= MOVES
     # Those grow by as many for each array, however many there are; long concatenations are made in parts.
     for name in grown:
-        for_each = (more[name] - many[name]) / 40
+        for_each = (more[name] - many[name]) / 20
         assert for_each <= 20, name
-        assert name == "concatenate" or for_each == (many[name] - few[name]) / 40, name
+        assert name == "concatenate" or for_each == (many[name] - few[name]) / 20, name
 
 
 # Batches enough to take every thread of XLA's pool at one time.
@@ -91,7 +93,7 @@ def test_decompositions_do_not_wait_for_each_other() -> None:
 def test_a_thousand_adapters_compile_in_a_minute() -> None:
     # Processor time, which other programs on the machine hardly change.
     start = time.process_time()
-    traced = lowered(1000)
+    traced = lowered(1000, SHAPES)
     between = time.process_time()
     program = traced.compile()
     end = time.process_time()

@@ -14,6 +14,7 @@ from automagic_optax import automagic_8bit
 from automagic_optax.arrays import in_chunks
 from automagic_optax.cameamp import array_step, batch_step
 
+pytestmark = pytest.mark.compiled_quickly
 SHAPES = {
     "kernel": (24, 64),
     "blocks over rows": (32, 40),
@@ -65,7 +66,6 @@ def test_chunks_give_what_the_whole_array_gives(
     cut = in_chunks.in_chunks
     for module in (array_step, batch_step):
         monkeypatch.setattr(module, "in_chunks", lambda f, count, *rest: taken.append(count) or cut(f, count, *rest))
-    monkeypatch.setattr(in_chunks, "WHOLE", 512)
     monkeypatch.setattr(in_chunks, "CHUNK", 512)
     monkeypatch.setattr(in_chunks, "SMALLEST_CHUNK", 64)
     chunks = run(layout, fields, dtype)
