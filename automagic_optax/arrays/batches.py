@@ -137,17 +137,15 @@ def in_batches(leaves: Sequence[Any], kinds: Sequence[Hashable], apart: Sequence
         apart: one for each leaf, which they must share too: how it is split (`alike`).  `Batched` remembers it.
     """
     apart = [None] * len(leaves) if apart is None else apart
-    found: list[list[int]] = []
-    last: dict[Hashable, list[int]] = {}
+    by_key: dict[Hashable, list[int]] = {}
     for position, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True)):
-        if leaf is None or leaf.size == 0:
-            continue
-        key = (leaf.shape, leaf.dtype, kind, apart[position])
-        batch = last.get(key)
-        if batch is None or leaf.size > LARGEST_ARRAY or (len(batch) + 1) * leaf.size > LARGEST_BATCH:
-            batch = last[key] = []
-            found.append(batch)
-        batch.append(position)
+        if leaf is not None and leaf.size > 0:
+            by_key.setdefault((leaf.shape, leaf.dtype, kind, apart[position]), []).append(position)
+
+    def most(leaf: jax.Array) -> int:
+        return max(LARGEST_BATCH // leaf.size, 1) if leaf.size <= LARGEST_ARRAY else 1
+
+    found = sorted(itertools.chain.from_iterable(evenly(same, most(leaves[same[0]])) for same in by_key.values()))
     parts = ([batch] if len(batch) >= SMALLEST_BATCH else [[one] for one in batch] for batch in found)
     positions = list(itertools.chain.from_iterable(parts))
     inside = set(itertools.chain.from_iterable(positions))
@@ -158,6 +156,15 @@ def in_batches(leaves: Sequence[Any], kinds: Sequence[Hashable], apart: Sequence
         kinds=tuple(kinds[batch[0]] for batch in positions),
         apart=tuple(apart),
     )
+
+
+def evenly(several: Sequence[Any], most: int) -> list[list[Any]]:
+    """Cuts a sequence into as few parts as there can be of at most so many, as equal as they can be.
+
+    The compiler makes its kernels once for all batches of one size.
+    """
+    each = -(-len(several) // -(-len(several) // most))
+    return [list(several[start : start + each]) for start in range(0, len(several), each)]
 
 
 def enter(updates: Any, like: Any, kinds: Sequence[Hashable] | None = None) -> tuple[Batched, Callable[[Batched], Any]]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automagic_optax.arrays.batches import SMALLEST_BATCH, stack, unstack
+from automagic_optax.arrays.batches import SMALLEST_BATCH, evenly, stack, unstack
 from automagic_optax.arrays.in_chunks import CHUNK, chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.codec.random_bits import Chunk
 from automagic_optax.codec.stored import Writer
@@ -72,7 +72,7 @@ class Moments:
             kinds = [(x.signed, x.block_size, x.dtype) for x in (self.stored[i] for i in unit.states)]
             by_kind.setdefault(tuple(kinds), []).append(unit)
         several = max(_LARGEST_BATCH // codes.size, 1) if codes.size < _LARGEST_ARRAY else 1
-        found = [same[i : i + several] for same in by_kind.values() for i in range(0, len(same), several)]
+        found = [batch for same in by_kind.values() for batch in evenly(same, several)]
         alone = runs_in_chunks(codes) and codes.size > CHUNK
         return [batch for batch in found if len(batch) >= SMALLEST_BATCH or alone]
 

@@ -66,6 +66,9 @@ def test_large_arrays_are_alone_and_batches_are_bounded(monkeypatch: pytest.Monk
     monkeypatch.setattr(batches, "LARGEST_ARRAY", 10)
     monkeypatch.setattr(batches, "LARGEST_BATCH", 29)
     assert in_batches(arrays, [()] * 7).positions == ((0, 2), (1,), (3,), (4, 5), (6,))
+    # Of equal size, so that they share their kernels: not (0, 2, 4, 5) and (6,).
+    monkeypatch.setattr(batches, "LARGEST_BATCH", 49)
+    assert in_batches(arrays, [()] * 7).positions == ((0, 2, 4), (1,), (3,), (5, 6))
 
 
 def test_a_few_arrays_are_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
