@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Sequence
@@ -36,25 +35,27 @@ class Batched:
     """The leaves of a tree in batches.  The stages of a chain pass their updates on as this.
 
     Attributes:
-        arrays: one for each batch: its arrays stacked along a leading axis, or a single array as it is.
+        arrays: one for each batch: its arrays stacked along a leading axis, a list of them that nobody has stacked yet,
+            or a single array as it is.
         others: one for each leaf of the flat tree: the leaf where it is in no batch, else None.
         positions: for each batch, the positions of its arrays in the flat tree.
         kinds: for each batch, the kind that its arrays share.
         apart: one value for each leaf of the flat tree; arrays with different values are never in one batch.
-        indices: by the length of a batch, the numbers 0, 1, … hidden from the compiler (see `unstack`); made once for
-            all stages.
     """
 
-    arrays: list[jax.Array]
+    arrays: list[Any]
     others: list[Any]
     positions: tuple[tuple[int, ...], ...]
     kinds: tuple[Any, ...]
     apart: tuple[Hashable, ...]
-    indices: dict[int, list[jax.Array]] = dataclasses.field(default_factory=dict)
 
     def replace(self, arrays: Sequence[Any], others: Sequence[Any] | None = None) -> Batched:
         """The same batches with other arrays, and with other leaves in no batch."""
         return dataclasses.replace(self, arrays=list(arrays), others=self.others if others is None else list(others))
+
+    def taken_apart(self, leaves: Sequence[Any]) -> Batched:
+        """One leaf for each of the flat tree, none of them in a batch."""
+        return dataclasses.replace(self, arrays=[], positions=(), kinds=(), others=list(leaves))
 
     def flat(self) -> list[Any]:
         """The leaves one by one, in order."""
@@ -64,7 +65,8 @@ class Batched:
         """One result for each leaf, from one for each batch (stacked like its arrays) and from `others`."""
         found = list(others)
         for positions, result in zip(self.positions, results, strict=True):
-            several = [result] if len(positions) == 1 else unstack(result, len(positions), self.indices)
+            several = [result] if len(positions) == 1 else result
+            several = several if isinstance(several, list) else unstack(result, len(positions))
             for position, one in zip(positions, several, strict=True):
                 found[position] = one
         return found
@@ -119,6 +121,7 @@ def _apply(
     batch: Callable[..., Any] | None = None,
 ) -> Any:
     """Calls the function on one batch."""
+    array = stack(array) if isinstance(array, list) else array
     entries = [tuple(column[position] for column in columns) for position in positions]
     return (
         function(array, *entries[0]) if len(positions) == 1 else (batch or jax.vmap(function))(array, *stack(entries))
@@ -134,27 +137,34 @@ def in_batches(leaves: Sequence[Any], kinds: Sequence[Hashable], apart: Sequence
         apart: one for each leaf, which they must share too: how it is split (`alike`).  `Batched` remembers it.
     """
     apart = [None] * len(leaves) if apart is None else apart
-    found: list[list[int]] = []
-    last: dict[Hashable, list[int]] = {}
+    by_key: dict[Hashable, list[int]] = {}
     for position, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True)):
-        if leaf is None or leaf.size == 0:
-            continue
-        key = (leaf.shape, leaf.dtype, kind, apart[position])
-        batch = last.get(key)
-        if batch is None or leaf.size > LARGEST_ARRAY or (len(batch) + 1) * leaf.size > LARGEST_BATCH:
-            batch = last[key] = []
-            found.append(batch)
-        batch.append(position)
+        if leaf is not None and leaf.size > 0:
+            by_key.setdefault((leaf.shape, leaf.dtype, kind, apart[position]), []).append(position)
+
+    def most(leaf: jax.Array) -> int:
+        return max(LARGEST_BATCH // leaf.size, 1) if leaf.size <= LARGEST_ARRAY else 1
+
+    found = sorted(itertools.chain.from_iterable(evenly(same, most(leaves[same[0]])) for same in by_key.values()))
     parts = ([batch] if len(batch) >= SMALLEST_BATCH else [[one] for one in batch] for batch in found)
     positions = list(itertools.chain.from_iterable(parts))
     inside = set(itertools.chain.from_iterable(positions))
     return Batched(
-        arrays=[leaves[batch[0]] if len(batch) == 1 else stack([leaves[i] for i in batch]) for batch in positions],
+        arrays=[leaves[batch[0]] if len(batch) == 1 else [leaves[i] for i in batch] for batch in positions],
         others=[None if position in inside else leaf for position, leaf in enumerate(leaves)],
         positions=tuple(map(tuple, positions)),
         kinds=tuple(kinds[batch[0]] for batch in positions),
         apart=tuple(apart),
     )
+
+
+def evenly(several: Sequence[Any], most: int) -> list[list[Any]]:
+    """Cuts a sequence into as few parts as there can be of at most so many, as equal as they can be.
+
+    The compiler makes its kernels once for all batches of one size.
+    """
+    each = -(-len(several) // -(-len(several) // most))
+    return [list(several[start : start + each]) for start in range(0, len(several), each)]
 
 
 def enter(updates: Any, like: Any, kinds: Sequence[Hashable] | None = None) -> tuple[Batched, Callable[[Batched], Any]]:
@@ -190,7 +200,7 @@ def _stacked(*leaves: jax.Array) -> jax.Array:
     return lax.concatenate(leaves, 0).reshape(len(leaves), *first.shape)
 
 
-def unstack(tree: Any, count: int, indices: dict[int, list[jax.Array]]) -> list[Any]:
+def unstack(tree: Any, count: int) -> list[Any]:
     """Undoes `stack`.
 
     Hiding the indices from the compiler saves compilation: it makes one kernel for all slices, where each constant
@@ -199,25 +209,33 @@ def unstack(tree: Any, count: int, indices: dict[int, list[jax.Array]]) -> list[
     leaves, structure = jax.tree.flatten(tree)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(count)]
-    if count not in indices:
-        indices[count] = [lax.optimization_barrier(np.array([i, 0], np.uint32))[0] for i in range(count)]
-    found: list[list[jax.Array]] = []
-    with _kept_apart(leaves):
-        for start in range(0, count, _TOGETHER):
-            found += _at(leaves, indices[count][start : start + _TOGETHER])
+    indices = [lax.optimization_barrier(np.array([i, 0], np.uint32))[0] for i in range(count)]
+    found = itertools.chain.from_iterable(
+        _at(leaves, indices[start : start + _TOGETHER]) for start in range(0, count, _TOGETHER)
+    )
     return [jax.tree.unflatten(structure, slices) for slices in found]
 
 
-def _kept_apart(leaves: Sequence[jax.Array]) -> contextlib.AbstractContextManager[None]:
-    """Keeps calls that are made inside as calls in the compiled program.
+def as_one_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which stays one call in the compiled program: on a CPU, and on arguments on a single device.
 
-    This saves a quarter of XLA's compilation of 1,000 arrays on a CPU, where XLA compares every kernel of a function
-    with every other one.  Other backends and the partitioner need the calls inlined.
+    What a call computes starts when all its arguments are there.  XLA's CPU backend starts everything else as early as
+    it can, and so stacks all batches before it steps the first.  Other backends and the partitioner need calls inlined.
     """
-    if jax.default_backend() != "cpu" or any(devices_of(leaf) > 1 for leaf in leaves):
-        return contextlib.nullcontext()
-    context: contextlib.AbstractContextManager[None] = set_xla_metadata(inlineable="false")
-    return context
+
+    def call(*arguments: Any) -> Any:
+        leaves = jax.tree.leaves(arguments)
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        if not traced or jax.default_backend() != "cpu" or any(devices_of(leaf) > 1 for leaf in leaves):
+            return function(*arguments)
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(inside)(*arguments)
+
+    def inside(*arguments: Any) -> Any:
+        with set_xla_metadata(inlineable="true"):
+            return function(*arguments)
+
+    return call
 
 
 @jax.jit

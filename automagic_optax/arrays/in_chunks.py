@@ -20,10 +20,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from automagic_optax.arrays.means import float32_sums
 from automagic_optax.sharding.placement import devices_of
 
-CHUNK = 2**16
-"""In elements: 256 KB for each float32 value of a chunk."""
-WHOLE = 2**18
-"""In elements.  Up to here all is computed at once: it is a few MB, and a loop takes longer to compile."""
+CHUNK = 2**18
+"""In elements: 1 MB for each float32 value of a chunk.  Smaller chunks take longer to start than they save."""
 SMALLEST_CHUNK = 2**12
 """In elements.  Smaller ones take longer to start than to compute."""
 Sums = TypeVar("Sums")
@@ -41,7 +39,7 @@ def chunk_count(length: int, width: int, blocks: int = 1) -> int:
         length, width: their product is the number of elements; a chunk has whole rows.
         blocks: every chunk has a multiple of this many elements.
     """
-    if length * width <= WHOLE:
+    if length * width <= CHUNK:
         return 1
     for rows in range(max(CHUNK // max(width, 1), 1), 0, -1):
         if length % rows == 0 and rows * width % blocks == 0:

@@ -1,4 +1,4 @@
-"""The update of one array, or of one batch (`docs/algorithm.md`, section 5)."""
+"""The update of one array (`docs/algorithm.md`, section 5)."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def step_array(
         skipped: how many arrays were skipped so far in this call.
     """
     plan = held(plan, old, shared.config)
-    take = functools.partial(_taken, plan=plan, decayed=decayed, shared=shared)
+    take = functools.partial(taken_whole, plan=plan, decayed=decayed, shared=shared)
     if not runs_in_chunks(g):
-        return _with_skips(is_usable(g, shared.gradient_limit), take(g, w, old, skipped), old)
+        return with_skips(is_usable(g, shared.gradient_limit), take(g, w, old, skipped), old)
     cut = _cut(plan)
     if cut is not None:
         return _step_in_chunks(g, w, old, plan, decayed, shared, cut, skipped)
@@ -68,13 +68,13 @@ def step_array(
     taken: ArrayStep = lax.cond(
         is_usable(g, shared.gradient_limit),
         take,
-        lambda *operands: _with_skips(jnp.zeros([], bool), _zeros(take, *operands), operands[2]),
+        lambda *operands: with_skips(jnp.zeros([], bool), _zeros(take, *operands), operands[2]),
         *(g, w, old, skipped),
     )
     return taken
 
 
-def _taken(
+def taken_whole(
     g: jax.Array, w: jax.Array, old: ArrayState, skipped: Any, plan: StatePlan, decayed: bool, shared: Shared
 ) -> ArrayStep:
     """The step of a whole array that is not skipped."""
@@ -89,30 +89,9 @@ def _zeros(step: Any, *operands: Any) -> ArrayStep:
     return ArrayStep(*zeros[:3], operands[3])
 
 
-def step_batch(
-    g: jax.Array, w: jax.Array, old: ArrayState, plan: StatePlan, decayed: bool, shared: Shared, skipped: Any
-) -> ArrayStep:
-    """The steps of one batch: `step_array` with a leading axis on all but `skipped`."""
-    plan, none = held(plan, old, shared.config), jnp.zeros([], jnp.int32)
+def with_skips(usable: jax.Array, taken: ArrayStep, old: ArrayState) -> ArrayStep:
+    """The step, or what a skipped array keeps (section 6.2)."""
 
-    def one(g: jax.Array, w: jax.Array, old: ArrayState) -> ArrayStep:
-        return _with_skips(is_usable(g, shared.gradient_limit), _taken(g, w, old, none, plan, decayed, shared), old)
-
-    some = jax.vmap(one)
-
-    count = chunk_count(g.shape[0], plan.size) if runs_in_chunks(g) else 1
-    if count == 1:
-        taken = some(g, w, old)
-        return ArrayStep(*taken[:3], skipped + jnp.sum(taken.skipped))
-    blank = jax.eval_shape(some, g, w, old)
-    # What was read is written in place; of the rest only shapes are known.
-    rest = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (blank.evidence, blank.skipped))
-    into = ArrayStep(g.astype(jnp.float32), old, *rest)
-    cut: ArrayStep = in_chunks(lambda _, chunk: (some(*chunk), ()), count, (g, w, old), into)[0]
-    return cut._replace(skipped=skipped + jnp.sum(cut.skipped))
-
-
-def _with_skips(usable: jax.Array, taken: ArrayStep, old: ArrayState) -> ArrayStep:
     def chosen(x: Any, y: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(usable, a, b), x, y)
 
@@ -246,7 +225,7 @@ def _step_in_chunks(
     new, evidence = finished(found, old, now, plan, shared)
     rest: dict[str, Any] = dict.fromkeys(states)
     others = ArrayStep(found.update[:0], new._replace(**rest), evidence, skipped)
-    taken = _with_skips(usable, others, old._replace(**rest))
+    taken = with_skips(usable, others, old._replace(**rest))
     return taken._replace(update=found.update, state=taken.state._replace(**found.states))
 
 

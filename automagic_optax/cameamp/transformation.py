@@ -11,11 +11,11 @@ import optax
 
 from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, state_plan
 from automagic_core.config.constants import GRADIENT_LIMIT
-from automagic_optax.arrays.batches import enter, stack
+from automagic_optax.arrays.batches import enter, unstack
 from automagic_optax.arrays.checks import check_dtypes, check_params
 from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.with_types import with_types
-from automagic_optax.cameamp.array_step import ArrayStep, step_array, step_batch
+from automagic_optax.cameamp.batch_step import BatchStep, step_batch
 from automagic_optax.cameamp.known_before import Shared
 from automagic_optax.cameamp.learning_rate import kept, new_masks, rates, searched, walk_square
 from automagic_optax.cameamp.states import (
@@ -136,25 +136,18 @@ def scale_by_cameamp(
             for w, old, plan, is_decayed in zip(weights, arrays, plans, decayed, strict=True)
         ]
         batched, leave = enter(updates, params, kinds)
-        steps: list[ArrayStep] = []
+        steps: list[BatchStep] = []
         # Always 0, but the compiler cannot know that: otherwise it removes the branches that save memory.
         skipped = jnp.minimum(state.step, 0)
         for positions, g, kind in zip(batched.positions, batched.arrays, batched.kinds, strict=True):
             members = [(weights[position], arrays[position]) for position in positions]
-            take = step_array if len(positions) == 1 else step_batch
-            w, old = members[0] if len(positions) == 1 else stack(members)
-            steps.append(take(g, w, old, kind.plan, kind.decayed, shared, skipped))
+            steps.append(step_batch(g, members, kind.plan, kind.decayed, shared, skipped))
             skipped = steps[-1].skipped
         # The count is never negative, but the compiler cannot know that: used here, it keeps the arrays in their order.
         step = jnp.where(skipped < 0, 0, step)
 
         found = [stepped.evidence for stepped in steps]
-        squares = [
-            (walk_square if len(positions) == 1 else jax.vmap(walk_square))(stepped.state.walk)
-            * jnp.maximum(stepped.evidence.stepped, keep)
-            for positions, stepped in zip(batched.positions, steps, strict=True)
-            if stepped.state.walk is not None and stepped.evidence.stepped is not None
-        ]
+        squares = [stepped.walk_squares for stepped in steps if stepped.walk_squares is not None]
         # An array that takes no part today has travelled all the same.
         present = {position for positions in batched.positions for position in positions}
         squares += [
@@ -163,13 +156,16 @@ def scale_by_cameamp(
             if position not in present and a.walk is not None
         ]
         search, pooled = searched(Search.of(state), found, squares, now, step, config)
-        old_masks = [stepped.state.lr_mask for stepped in steps]
+        old_masks = [stepped.masks for stepped in steps]
         masks = new_masks(old_masks, found, [kind.plan for kind in batched.kinds], pooled, step, config)
-        states = [stepped.state._replace(lr_mask=mask) for stepped, mask in zip(steps, masks, strict=True)]
+        new_updates = [_no_step(g) for g in batched.others]
+        for positions, stepped, mask in zip(batched.positions, steps, masks, strict=True):
+            of_each = [mask] if len(positions) == 1 or mask is None else unstack(mask, len(positions))
+            for i, position in enumerate(positions):
+                new_updates[position] = stepped.updates[i]
+                arrays[position] = stepped.states[i]._replace(lr_mask=of_each[min(i, len(of_each) - 1)])
         absent = frozenset(name for name in ArrayState._fields if getattr(state, name) is None)
-        arrays = batched.spread(states, arrays)
         new_state = gather_states(params, step, search, arrays, absent, now.array())
-        stepped_updates = batched.replace([stepped.update for stepped in steps], [_no_step(g) for g in batched.others])
         tell_step(
             config,
             step,
@@ -178,7 +174,7 @@ def scale_by_cameamp(
             rate=new_state.learning_rate,
             start=lambda: start(params, new_state),
         )
-        return leave(stepped_updates), new_state
+        return leave(batched.taken_apart(new_updates)), new_state
 
     return with_types(optax.GradientTransformationExtraArgs(init, update))
 

@@ -16,9 +16,8 @@ from jax.tree_util import keystr
 from automagic_core.arrays.state_forms import COMPANDED, WARM_UP_ONLY, Form, moment_of
 from automagic_core.moving.earlier_forms import FORMER_MIN_8BIT_SIZE, form_of, moved
 from automagic_optax.arrays.containers import is_container, pure, refilled
-from automagic_optax.cameamp.flat_states import flat_fields
 from automagic_optax.cameamp.states import WARM_UP_ONLY as WARM_UP_FIELDS
-from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState
+from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, flat_fields
 from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.codec.stored import RowColumn
 

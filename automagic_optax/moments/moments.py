@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automagic_optax.arrays.batches import SMALLEST_BATCH, stack, unstack
-from automagic_optax.arrays.in_chunks import CHUNK, WHOLE, chunk_count, in_chunks, runs_in_chunks
+from automagic_optax.arrays.batches import SMALLEST_BATCH, evenly, stack, unstack
+from automagic_optax.arrays.in_chunks import CHUNK, chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.codec.random_bits import Chunk
 from automagic_optax.codec.stored import Writer
 from automagic_optax.moments.quantized_moment import QuantizedMoment, write_moment
@@ -21,6 +21,8 @@ from automagic_optax.sharding.placement import devices_of, has_explicit_axes
 
 _LARGEST_BATCH = 2**20
 """In elements: what is stacked takes 14 bytes for each of them, for Adam."""
+_LARGEST_ARRAY = 2**16
+"""In elements.  Larger arrays are in no batch."""
 _FIRST_SLOT = 5
 """Lower slots belong to other states (`docs/algorithm.md`, section 3.7).  Each state has a slot of its own."""
 
@@ -37,7 +39,6 @@ class Moments:
         self._writer = writer
         self._values: dict[int, jax.Array] = {}
         self._last: jax.Array | None = None
-        self._indices: dict[int, list[jax.Array]] = {}
 
     def shapes(self) -> list[Any]:
         """Shape and dtype of each state's values."""
@@ -70,9 +71,9 @@ class Moments:
         for unit in units:
             kinds = [(x.signed, x.block_size, x.dtype) for x in (self.stored[i] for i in unit.states)]
             by_kind.setdefault(tuple(kinds), []).append(unit)
-        several = max(_LARGEST_BATCH // codes.size, 1) if codes.size < CHUNK else 1
-        found = [same[i : i + several] for same in by_kind.values() for i in range(0, len(same), several)]
-        alone = runs_in_chunks(codes) and codes.size > WHOLE
+        several = max(_LARGEST_BATCH // codes.size, 1) if codes.size < _LARGEST_ARRAY else 1
+        found = [batch for same in by_kind.values() for batch in evenly(same, several)]
+        alone = runs_in_chunks(codes) and codes.size > CHUNK
         return [batch for batch in found if len(batch) >= SMALLEST_BATCH or alone]
 
     def together(self, units: list[Unit], inputs: list[list[Any]]) -> list[jax.Array]:
@@ -146,7 +147,7 @@ class Moments:
             update = jnp.zeros((len(units), *flat), units[0].dtype)
             into = (update, operands[0])
             (update, new), _ = in_chunks(lambda _, chunk: (some(*chunk), ()), count, operands, into)
-        return unstack((update, new), len(units), self._indices)
+        return unstack((update, new), len(units))
 
     def _after(self, codes: jax.Array, last: jax.Array) -> jax.Array:
         """The codes, unchanged, after `last` was computed.  This saves memory: see `in_turn`."""

@@ -19,7 +19,6 @@ from automagic_optax.arrays.containers import flatten_like, pure, unflatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import only_state, parts_of
-from automagic_optax.cameamp.flat_states import array_state, flat_fields
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
 from automagic_optax.cameamp.states import WARM_UP_ONLY as WARM_UP_FIELDS
 from automagic_optax.cameamp.states import (
@@ -27,6 +26,8 @@ from automagic_optax.cameamp.states import (
     ScaleByCameampState,
     Search,
     absent_states,
+    array_state,
+    flat_fields,
     gather_states,
     scatter_states,
 )

@@ -12,8 +12,7 @@ import torch
 
 from automagic_core import Config
 from automagic_optax import scale_by_cameamp
-from automagic_optax.cameamp.flat_states import flat_fields
-from automagic_optax.cameamp.states import scatter_states
+from automagic_optax.cameamp.states import flat_fields, scatter_states
 from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.codec import quantized_tensor
 from parity.rules import rounding_rule

@@ -38,7 +38,7 @@ def test_arrays_of_one_shape_dtype_and_kind_are_together() -> None:
     kinds = ["b" if position == 8 else "a" for position in range(len(arrays))]
     batched = in_batches(arrays, kinds)
     assert batched.positions == ((0, 4, 9), (1,), (2, 7), (3,), (5,), (6,), (8,), (11,))
-    assert [array.shape for array in batched.arrays[:4]] == [(3, 16, 96), (5,), (2, 96, 16), (4, 3, 3, 3)]
+    assert [x.shape for x in batched.map(lambda x: x)[:4]] == [(3, 16, 96), (5,), (2, 96, 16), (4, 3, 3, 3)]
     assert batched.kinds == ("a",) * 6 + ("b", "a")
     assert_same_bits(batched.flat(), arrays)
     # The way in and the way back through a tree.
@@ -66,6 +66,9 @@ def test_large_arrays_are_alone_and_batches_are_bounded(monkeypatch: pytest.Monk
     monkeypatch.setattr(batches, "LARGEST_ARRAY", 10)
     monkeypatch.setattr(batches, "LARGEST_BATCH", 29)
     assert in_batches(arrays, [()] * 7).positions == ((0, 2), (1,), (3,), (4, 5), (6,))
+    # Of equal size, so that they share their kernels: not (0, 2, 4, 5) and (6,).
+    monkeypatch.setattr(batches, "LARGEST_BATCH", 49)
+    assert in_batches(arrays, [()] * 7).positions == ((0, 2, 4), (1,), (3,), (5, 6))
 
 
 def test_a_few_arrays_are_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:

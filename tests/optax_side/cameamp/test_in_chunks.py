@@ -12,7 +12,7 @@ import pytest
 
 from automagic_optax import automagic_8bit
 from automagic_optax.arrays import in_chunks
-from automagic_optax.cameamp import array_step
+from automagic_optax.cameamp import array_step, batch_step
 
 pytestmark = pytest.mark.compiled_quickly
 SHAPES = {
@@ -63,9 +63,9 @@ def test_chunks_give_what_the_whole_array_gives(
     fields = {"min_8bit_size": 256, "block_size": 64, **fields}
     whole = run(layout, fields, dtype)
     taken: list[int] = []
-    cut = array_step.in_chunks
-    monkeypatch.setattr(array_step, "in_chunks", lambda f, count, *rest: taken.append(count) or cut(f, count, *rest))
-    monkeypatch.setattr(in_chunks, "WHOLE", 512)
+    cut = in_chunks.in_chunks
+    for module in (array_step, batch_step):
+        monkeypatch.setattr(module, "in_chunks", lambda f, count, *rest: taken.append(count) or cut(f, count, *rest))
     monkeypatch.setattr(in_chunks, "CHUNK", 512)
     monkeypatch.setattr(in_chunks, "SMALLEST_CHUNK", 64)
     chunks = run(layout, fields, dtype)
