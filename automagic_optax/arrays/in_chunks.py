@@ -1,14 +1,15 @@
-"""Computes large arrays, and batches, a chunk at a time, so that what is computed stays in the cache of a CPU core.
+"""Computes large arrays, and batches, a chunk at a time: less is in memory at once, and on a CPU it stays in the cache.
 
-Whole arrays at once, XLA's CPU backend stores every value that two kernels share: 12 bytes a parameter for Adam in 8
-bits, 28 for `scale_by_cameamp`.  In chunks these are below 0.2 bytes, and a step takes less than half the time
-(docs/performance.md).  Other backends keep values in registers, and a mesh cuts arrays in its own way: both compute
-whole arrays.
+Whole arrays at once, XLA stores every value that two kernels share: on a CPU 12 bytes a parameter for Adam in 8 bits
+and 28 for `scale_by_cameamp`, on a GPU 9 for the latter.  In chunks these are below 0.5 bytes.  A step then takes less
+than half the time on a CPU and a third more on a GPU (docs/performance.md), so there only very large arrays are cut.
+A mesh cuts arrays in its own way: they are computed whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import jax
@@ -22,6 +23,10 @@ from automagic_optax.sharding.placement import devices_of
 
 CHUNK = 2**18
 """In elements: 1 MB for each float32 value of a chunk.  Smaller chunks take longer to start than they save."""
+GPU_CHUNK = 2**24
+"""In elements.  With 2²² a step took as long."""
+GPU_WHOLE = 2**26
+"""In elements: arrays up to here are computed whole on a GPU, with 0.6 GB of temporary memory at the most."""
 SMALLEST_CHUNK = 2**12
 """In elements.  Smaller ones take longer to start than to compute."""
 Sums = TypeVar("Sums")
@@ -32,16 +37,26 @@ def runs_in_chunks(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer) and jax.default_backend() == "cpu" and devices_of(x) == 1
 
 
-def chunk_count(length: int, width: int, blocks: int = 1) -> int:
+def chunk_of_array(x: Any) -> int | None:
+    """About how many elements a chunk of an array has; None where the array is computed whole."""
+    if runs_in_chunks(x):
+        return CHUNK
+    large = isinstance(x, jax.core.Tracer) and x.size > GPU_WHOLE
+    return GPU_CHUNK if large and jax.default_backend() == "gpu" and devices_of(x) == 1 else None
+
+
+def chunk_count(length: int, width: int, blocks: int = 1, chunk: int | None = None) -> int:
     """Into how many equal chunks an array of `length` rows of `width` elements is cut; 1 where it is not.
 
     Args:
         length, width: their product is the number of elements; a chunk has whole rows.
         blocks: every chunk has a multiple of this many elements.
+        chunk: about how many elements a chunk has, by default `CHUNK`.
     """
-    if length * width <= CHUNK:
+    chunk = CHUNK if chunk is None else chunk
+    if length * width <= chunk:
         return 1
-    for rows in range(max(CHUNK // max(width, 1), 1), 0, -1):
+    for rows in range(max(chunk // max(width, 1), 1), 0, -1):
         if length % rows == 0 and rows * width % blocks == 0:
             return length // rows if rows * width >= SMALLEST_CHUNK else 1
     return 1
@@ -71,6 +86,7 @@ def in_chunks(
     buffer_structure: Any
     leaves, structure = jax.tree.flatten(arrays)
     buffers, buffer_structure = jax.tree.flatten(into)
+    stays_a_call = jax.default_backend() == "cpu"
     shared = [next((i for i, x in enumerate(leaves) if x is buffer), None) for buffer in buffers]
 
     def cut(x: jax.Array, index: Any) -> jax.Array:
@@ -83,14 +99,15 @@ def in_chunks(
             if i is not None:
                 now[i] = buffer
         chunk = structure.unflatten([cut(x, index) for x in now])
-        # A call that stays a call: what it is given is cut out once, before anything is written.  Inlined, each kernel
-        # would cut its own slices, also after some were written, and XLA would copy the whole arrays first.
-        with set_xla_metadata(inlineable="false"):
+        # On a CPU a call that stays a call: what it is given is cut out once, before anything is written.  Inlined,
+        # each kernel would cut its own slices, also after some were written, and XLA would copy the whole arrays first.
+        # On a GPU XLA copies the whole arrays for the call, and a step takes 12 times as long as inlined.
+        with set_xla_metadata(inlineable="false") if stays_a_call else nullcontext():
             results, sums = jax.jit(inside)(index, chunk)
         return jax.tree.leaves(results), sums
 
     def inside(index: Any, chunk: Any) -> tuple[Any, Sums]:
-        with set_xla_metadata(inlineable="true"), float32_sums():
+        with set_xla_metadata(inlineable="true") if stays_a_call else nullcontext(), float32_sums():
             return function(index, chunk)
 
     def put(held: list[jax.Array], results: list[jax.Array], index: Any) -> list[jax.Array]:

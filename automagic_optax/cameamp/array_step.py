@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from automagic_core import MAX_STEP, StatePlan
-from automagic_optax.arrays.in_chunks import chunk_count, in_chunks, runs_in_chunks
+from automagic_optax.arrays.in_chunks import chunk_count, chunk_of_array, in_chunks, runs_in_chunks
 from automagic_optax.arrays.usable import is_usable
 from automagic_optax.cameamp import equations
 from automagic_optax.cameamp.known_before import Known, Shared, known, look
@@ -59,9 +59,10 @@ def step_array(
     """
     plan = held(plan, old, shared.config)
     take = functools.partial(taken_whole, plan=plan, decayed=decayed, shared=shared)
-    if not runs_in_chunks(g):
+    chunk = chunk_of_array(g)
+    cut = None if chunk is None else _cut(plan, chunk)
+    if cut is None and not runs_in_chunks(g):
         return with_skips(is_usable(g, shared.gradient_limit), take(g, w, old, skipped), old)
-    cut = _cut(plan)
     if cut is not None:
         return _step_in_chunks(g, w, old, plan, decayed, shared, cut, skipped)
     # The branch is a border: what one array needs is not computed before the last one is done.
@@ -119,8 +120,8 @@ class _Cut(NamedTuple):
     length: int
 
 
-def _cut(plan: StatePlan) -> _Cut | None:
-    """How the array is cut; None where it is computed as a whole."""
+def _cut(plan: StatePlan, chunk: int) -> _Cut | None:
+    """How the array is cut into chunks of about so many elements; None where it is computed as a whole."""
     if plan.block_size is None or not plan.shape or plan.size == 0:
         return None
     last = plan.row_axis not in (None, 0)
@@ -133,7 +134,7 @@ def _cut(plan: StatePlan) -> _Cut | None:
     length = plan.size // width
     if plan.has_last_polarity and plan.shape[-1] % 8 and width != plan.shape[-1]:
         return None  # its bytes end with the last axis
-    count = chunk_count(length, width, plan.block_size if plan.quantized else 1)
+    count = chunk_count(length, width, plan.block_size if plan.quantized else 1, chunk)
     if count == 1:
         return None
     part = (length // count, width)

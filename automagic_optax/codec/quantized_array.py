@@ -104,16 +104,34 @@ def quantize(
         >>> q.codes.shape, q.absmax.shape
         ((512,), (2,))
     """
-    x = jnp.asarray(x)
+    return quantized(jnp.asarray(x), signed, block_size, random, rule)
+
+
+def quantized(
+    x: jax.Array,
+    signed: bool,
+    block_size: int | None,
+    random: jax.Array | None,
+    rule: RoundingRule,
+    *,
+    apart: bool = False,
+) -> QuantizedArray:
+    """`quantize`; `apart`: codes are not computed in the kernel that finds x and the absmax.
+
+    A GPU otherwise may compute them in the kernel of another state's absmax, which then takes twice the whole step's
+    time (docs/performance.md).
+    """
     if has_explicit_axes(x):
         split: Any = jax.typeof(x).sharding
         absmax_split: Any = absmax_sharding(split, x.shape, block_size)
         types = QuantizedArray(split, absmax_split, signed, block_size)
-        make = functools.partial(quantize, signed=signed, block_size=block_size, rule=rule)
+        make = functools.partial(quantized, signed=signed, block_size=block_size, rule=rule, apart=apart)
         stored: QuantizedArray = untyped(lambda x, random: make(x, random=random), types)(x, random)
         return stored
     x = _constant(x.astype(jnp.float32))
     absmax = block_absmax(x, block_size)
+    if apart:
+        x, absmax = jax.lax.optimization_barrier((x, absmax))
     absmax = jnp.where(absmax < np.float32(MIN_ABSMAX), np.float32(0), absmax)
     zero_block = absmax == 0
     factor = jnp.where(zero_block, np.float32(0), np.float32(1) / jnp.where(zero_block, np.float32(1), absmax))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from automagic_optax.codec.quantized_array import QuantizedArray, RoundingRule, exact_rule, quantize
+from automagic_optax.codec.quantized_array import QuantizedArray, RoundingRule, exact_rule, quantized
 from automagic_optax.codec.random_bits import Chunk, random_unit, walk_signs
 
 Stored = jax.Array | QuantizedArray
@@ -91,7 +91,9 @@ class Writer(NamedTuple):
         if not isinstance(like, QuantizedArray):
             return value
         random = random_unit(self.step, slot, value.shape, self.chunk) if self.stochastic else None
-        return quantize(value, signed=like.signed, block_size=like.block_size, random=random, rule=self.rule)
+        # In chunks values stay in the cache.
+        apart = self.chunk is None and jax.default_backend() == "gpu"
+        return quantized(value, like.signed, like.block_size, random, self.rule, apart=apart)
 
     def nonnegative(self, value: jax.Array | Statistics, like: StoredMoment, slot: int | jax.Array) -> StoredMoment:
         """Stores a non-negative state in the form of `like`."""

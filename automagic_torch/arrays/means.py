@@ -106,6 +106,6 @@ class SlabMeans(Means):
 
 def _over_all(x: Tensor) -> Tensor:
     if x.ndim > 2 and torch.compiler.is_compiling():
-        # A compiled loop over rows can compute x and its sums at once; one over the array reads what others have stored.
+        # A compiled loop over rows can compute x and its sums at once; one over the array reads what is stored.
         x = x.mean(-1, keepdim=True)
     return x.mean(dim=tuple(range(1, x.ndim)), keepdim=True) if x.ndim > 1 else x.clone()

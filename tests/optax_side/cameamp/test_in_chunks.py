@@ -49,16 +49,17 @@ def run(layout: Any, fields: dict[str, Any], dtype: Any, steps: int = 4) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("layout", "fields", "dtype"),
+    ("layout", "fields", "dtype", "backend"),
     [
-        ("flax", {"factored": "second_moment", "stable_emb": False, "lr_mask_gain": 0.3}, jnp.float32),
-        ("torch", {"factored": "all", "torque_decay": 0.5}, jnp.bfloat16),
-        ("flax", {"factored": "none", "optim_bits": 32, "background_regularization": False}, jnp.float32),
+        ("flax", {"factored": "second_moment", "stable_emb": False, "lr_mask_gain": 0.3}, jnp.float32, "cpu"),
+        ("torch", {"factored": "all", "torque_decay": 0.5}, jnp.bfloat16, "cpu"),
+        ("flax", {"factored": "none", "optim_bits": 32, "background_regularization": False}, jnp.float32, "cpu"),
+        ("flax", {"factored": "second_moment"}, jnp.float32, "gpu"),
     ],
-    ids=["flax", "torch", "32 bits"],
+    ids=["flax", "torch", "32 bits", "as on a GPU"],
 )
 def test_chunks_give_what_the_whole_array_gives(
-    layout: Any, fields: dict[str, Any], dtype: Any, monkeypatch: pytest.MonkeyPatch
+    layout: Any, fields: dict[str, Any], dtype: Any, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = {"min_8bit_size": 256, "block_size": 64, **fields}
     whole = run(layout, fields, dtype)
@@ -68,8 +69,11 @@ def test_chunks_give_what_the_whole_array_gives(
         monkeypatch.setattr(module, "in_chunks", lambda f, count, *rest: taken.append(count) or cut(f, count, *rest))
     monkeypatch.setattr(in_chunks, "CHUNK", 512)
     monkeypatch.setattr(in_chunks, "SMALLEST_CHUNK", 64)
+    monkeypatch.setattr(in_chunks, "GPU_CHUNK", 512)
+    monkeypatch.setattr(in_chunks, "GPU_WHOLE", 1024)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     chunks = run(layout, fields, dtype)
-    assert len(taken) >= 9
+    assert len(taken) >= (9 if backend == "cpu" else 2)  # on a GPU only what is larger than GPU_WHOLE
     assert min(taken) > 1
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(chunks), strict=True):
         assert a.dtype == b.dtype
