@@ -25,8 +25,8 @@ CHUNK = 2**18
 """In elements: 1 MB for each float32 value of a chunk.  Smaller chunks take longer to start than they save."""
 GPU_CHUNK = 2**24
 """In elements.  With 2²² a step took as long."""
-GPU_WHOLE = 2**26
-"""In elements: arrays up to here are computed whole on a GPU, with 0.6 GB of temporary memory at the most."""
+GPU_WHOLE = 2**27
+"""In elements: arrays up to here are computed whole on a GPU, with 1.2 GB of temporary memory at the most."""
 SMALLEST_CHUNK = 2**12
 """In elements.  Smaller ones take longer to start than to compute."""
 Sums = TypeVar("Sums")
