@@ -102,8 +102,8 @@ PARTS = (
     _tuned("row-mask", "with the row mask", {"lr_mask_gain": 0.2}),
     _tuned("no-edges", "without edges", {"edge_suppression": False}),
     _tuned("no-frequency", "without frequency", {"frequency_penalty": 0.0}),
-    _tuned("no-low-rank", "without low rank", {"lora_rank_penalty": False}),
-    _tuned("emphasis", "with `low_rank_emphasis` 1.2", {"low_rank_emphasis": 1.2}),
+    _tuned("low-rank", "with low rank", {"lora_rank_penalty": True}),
+    _tuned("emphasis", "with `low_rank_emphasis` 1.2", {"lora_rank_penalty": True, "low_rank_emphasis": 1.2}),
     _tuned("on-matrices", "with edges and frequency on matrices", ON_MATRICES),
 )
 """Each part switched alone, at the rate of `TUNED`."""

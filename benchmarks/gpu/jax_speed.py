@@ -50,7 +50,7 @@ class Entry:
 NAMES = (
     "optax.adamw",
     "ours, balanced",
-    "ours, balanced, stages off",
+    "ours, balanced, stages on",
     "ours, memory_optimized",
     "ours, quality_optimized",
     "quantize_state(adamw)",

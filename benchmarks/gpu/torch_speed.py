@@ -18,8 +18,8 @@ def contestants() -> dict[str, Make]:
     reference = "AdamW fused"
     return {
         **{name: PEERS[name] for name in (reference, "bitsandbytes AdamW8bit")},
-        **{f"ours, {name}": ours(name) for name in ("balanced, stages off", "balanced", "memory_optimized")},
-        "ours, balanced, stages off, eager": ours("balanced, stages off", compiled=False),
+        **{f"ours, {name}": ours(name) for name in ("balanced", "balanced, stages on", "memory_optimized")},
+        "ours, balanced, eager": ours("balanced", compiled=False),
         "ours, quality_optimized": ours("quality_optimized"),
         "ours, balanced, warming up": ours("balanced", warmup_steps=100_000),
         **{name: PEERS[name] for name in ("flashoptim FlashAdamW", "CAME", "Prodigy", "AdamW foreach")},
@@ -28,7 +28,7 @@ def contestants() -> dict[str, Make]:
 
 
 OURS_COMPILED = (
-    *("ours, balanced, stages off", "ours, balanced", "ours, memory_optimized", "ours, quality_optimized"),
+    *("ours, balanced", "ours, balanced, stages on", "ours, memory_optimized", "ours, quality_optimized"),
     "ours, balanced, warming up",
 )
 COMPILED: dict[str, Make] = {name: PEERS[name] for name in ("torchao AdamW8bit",)}

@@ -9,7 +9,7 @@ from benchmarks.gpu import measuring
 
 OURS = (
     "memory_optimized",
-    "balanced, stages off",
+    "balanced",
     "balanced, stages on",
     "balanced, everything on",
     "quality_optimized, stages on",

@@ -24,6 +24,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "min_8bit_size": 1024,
         "spatial_awareness": False,
         "background_regularization": False,
+        "lora_rank_penalty": False,
         "low_rank_emphasis": 1.0,
     },
     "quality_optimized": {
