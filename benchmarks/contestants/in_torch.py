@@ -38,6 +38,7 @@ PEERS: dict[str, Make] = {
     "adafactor8bit as CAME": of_library("adafactor8bit", "Adafactor8Bit", **_CAME),
     "flashoptim FlashAdamW": of_library("flashoptim", "FlashAdamW", master_weight_bits=None),
     "CAME": of_library("came_pytorch", "CAME"),
-    "Prodigy": of_library("prodigyopt", "Prodigy", lr=1.0),
+    # Gradients are the same at every step: its estimate would grow until the parameters are infinite.
+    "Prodigy": of_library("prodigyopt", "Prodigy", lr=1.0, growth_rate=1.0),
 }
 NOT_ON_A_CPU = {"flashoptim FlashAdamW": ONLY_CUDA}
