@@ -90,7 +90,7 @@ PEERS := .venv-peers
 	touch $@
 
 # Two threads: the figures are of two cores.
-bench: .venv-peers/installed  ## a step on a CPU beside other optimizers, a quarter of an hour, goes on where it stopped
+bench: .venv-peers/installed  ## a step on a CPU beside other optimizers, half an hour, goes on where it stopped
 	OMP_NUM_THREADS=2 $(PEERS)/bin/python -m benchmarks.speed $(OPTIONS)
 
 memory: .venv/installed  ## what the states of three profiles hold, in JAX and in PyTorch
