@@ -257,7 +257,10 @@ class AutomagicCameAMP8bit(Optimizer):
         if call.warming and call.step >= call.config.warmup_steps:
             for p in call.group["params"]:
                 state = self.state.get(p, {})
-                if any(name in state for name in WARM_UP_ONLY):
+                if self._owned.get(p) is state:  # the dict that the stacks know
+                    for name in WARM_UP_ONLY:
+                        self.state[p].pop(name, None)
+                elif any(name in state for name in WARM_UP_ONLY):
                     self.state[p] = {name: value for name, value in state.items() if name not in WARM_UP_ONLY}
 
     def state_dict(self) -> dict[str, Any]:

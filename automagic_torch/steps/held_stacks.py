@@ -54,22 +54,33 @@ class HeldStacks:
 
     def drop_unused(self) -> None:
         """At the end of a step: stacks of batches that were not formed again are let go."""
-        self._stacks = {key: stack for key, stack in self._stacks.items() if key in self._used}
+        for key in self._stacks.keys() - self._used:
+            _separate(self._stacks.pop(key))
         self._used = set()
 
     def separate(self) -> None:
         """Gives each state memory of its own again, so that saving one saves no other."""
         for stack in self._stacks.values():
-            for name, parts in stack.parts.items():
-                for state, part, own in zip(stack.states, parts, separate(stack.whole[name]), strict=True):
-                    if state.get(name) is part:
-                        state[name] = own
+            _separate(stack)
         self._stacks = {}
 
 
 def can_hold(batch: Batch) -> bool:
     """Whether the states of a batch are several, and whole on the device of their parameters."""
     return len(batch.states) > 1 and type(batch.extent) is Extent and batch.extent.state_device is None
+
+
+def _separate(stack: Stack) -> None:
+    for name, parts in stack.parts.items():
+        still = [
+            (state, i)
+            for i, (state, part) in enumerate(zip(stack.states, parts, strict=True))
+            if state.get(name) is part
+        ]
+        if still:
+            own = separate(stack.whole[name])
+            for state, i in still:
+                state[name] = own[i]
 
 
 def _key(batch: Batch) -> tuple[int, ...]:

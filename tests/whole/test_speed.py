@@ -74,7 +74,6 @@ def test_the_terminal_and_the_picture_show_every_contestant(tmp_path):
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.skipif(not speed.FILE.exists(), reason="`make bench` has not written its file yet")
 def test_page_readme_and_picture_are_those_of_the_file():
     whole = json.loads(speed.FILE.read_text())
     for path, write in page.WRITERS.items():

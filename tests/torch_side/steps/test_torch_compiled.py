@@ -151,6 +151,8 @@ def test_stacks_that_stay_are_those_of_the_states(monkeypatch: pytest.MonkeyPatc
             set_gradients(params, 4)
             params[1].grad = None  # another batch
             optimizer.step()
+            rest = optimizer.state[params[1]]
+            assert all(x.untyped_storage().nbytes() == x.nbytes for x in rest.values())
             run(optimizer, range(5, 7))
             optimizer.state[params[2]]["exp_avg"] = torch.ones(4, 16)  # somebody else's
             run(optimizer, range(7, 9))
