@@ -68,8 +68,8 @@ class Config:
     factored: str = "second_moment"
     torque: bool = True
     torque_decay: float = 0.0
-    search_gain: float = 0.3
-    straightness: float = 1.3
+    search_gain: float = 0.5
+    straightness: float = 1.2
     agreement_floor: float = -0.05
     lr_mask_gain: float = 0.0
     optim_bits: int = 8

@@ -11,6 +11,8 @@ SEARCH_START = 1e-5
 """The search begins at the lower of this rate and η₀ (section 5.8)."""
 CLIMB = 0.4
 """What one step of the climb adds to ℓ, or as much as lifts the rate to `SEARCH_START`."""
+STEP_BACK = 2 * CLIMB
+"""What ℓ loses when the climb ends: A is an average and tells some steps late that the rate is too high."""
 CLIMB_STEPS = 5
 """From this step on the climb may end; the first votes are of few arrays.  The steps before it give the first norm."""
 AGREEMENT_DECAY = 0.5

@@ -225,11 +225,12 @@ def searched(
             climbing = peak >= 0
             may_end = step >= constants.CLIMB_STEPS
             peak = jnp.where(climbing & counts & may_end, jnp.maximum(peak, agreement), peak)
-            climbs = (square > 1) & (~may_end | ((agreement > 0) & (agreement >= peak * f32(0.5))))
-            below = f32(math.log(constants.SEARCH_START)) - jnp.log(jnp.maximum(rates.array(), f32(_LEAST)))
-            higher = jnp.maximum(below, f32(constants.CLIMB))
-            rise = jnp.where(climbing, jnp.where(climbs, higher, f32(0)), rise)
-            peak = jnp.where(climbing & counts & may_end & (agreement != 0) & ~climbs, f32(-1), peak)
+            climbs = ~may_end | ((agreement > 0) & (agreement >= peak * f32(0.5)))
+            ends = climbing & counts & may_end & (agreement != 0) & ~climbs
+            to_start = f32(math.log(constants.SEARCH_START)) - jnp.log(jnp.maximum(rates.array(), f32(_LEAST)))
+            back = jnp.where(ends, jnp.clip(to_start, -f32(constants.STEP_BACK), f32(0)), f32(0))
+            rise = jnp.where(climbing, jnp.where(climbs, jnp.maximum(to_start, f32(constants.CLIMB)), back), rise)
+            peak = jnp.where(ends, f32(-1), peak)
         # A search has no ramp, so η is η₀.
         limit = jnp.log(_float32(config.max_lr) / jnp.maximum(rates.eta, _float32(config.min_lr)))
         ell = jnp.where(counts, ell + jnp.minimum(rise, jnp.maximum(limit - ell, f32(0))), ell)

@@ -23,6 +23,7 @@ from automagic_core.config.constants import (
     ROW_SHRINKAGE,
     SEARCH_START,
     SHORT_STEP,
+    STEP_BACK,
 )
 from automagic_torch.arrays.means import Means
 from automagic_torch.arrays.stacked import spread, to_device
@@ -223,14 +224,16 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
     rise = torch.where(rises, config.search_gain * beyond, 0.0)
     if config.climbs:
         # A step of the rate 0 says nothing, nor does one in which no array moves.
-        climbing, climbs = (peak >= 0) & (energy > 0), straightness > 0
+        climbs = climbing = (peak >= 0) & (energy > 0)
+        back = torch.zeros_like(rise)
+        to_start = math.log(SEARCH_START) - rates.array.log()
         if step >= CLIMB_STEPS:
             peak = torch.where(climbing, torch.maximum(peak, agreement), peak)
-            climbs = climbs & (agreement > 0) & (agreement >= peak / 2)
-            peak = torch.where(climbing & (agreement != 0) & ~climbs, -1.0, peak)
-        # Not `torch.where` of two numbers, which has the default dtype.
-        higher = (math.log(SEARCH_START) - rates.array.log()).clamp(min=CLIMB)
-        rise = torch.where(climbing, torch.where(climbs, higher, 0.0), rise)
+            climbs = (agreement > 0) & (agreement >= peak / 2)
+            ends = climbing & (agreement != 0) & ~climbs
+            back = torch.where(ends, to_start.clamp(-STEP_BACK, 0.0), back)
+            peak = torch.where(ends, -1.0, peak)
+        rise = torch.where(climbing, torch.where(climbs, to_start.clamp(min=CLIMB), back), rise)
     limit = (config.max_lr / rates.eta.clamp(min=config.min_lr)).log()
     return Search(ell + torch.minimum(rise, (limit - ell).clamp(min=0.0)), energy, agreement, peak, first, norm)
 

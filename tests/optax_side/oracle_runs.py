@@ -29,6 +29,7 @@ WITHOUT_ADAPTERS = range(7)
 WHOLE = [1, 2, 4, 6, 7, 8, 9]
 STEPS = 50
 WARMUP = 20
+TURN = 7
 
 
 def schedule(count: Any) -> Any:
@@ -50,8 +51,8 @@ EVERYTHING: dict[str, Any] = {
     "confidence_floor": 0.02,
     "torque_decay": 0.6,
     "search_gain": 0.35,
-    "straightness": 1.2,
-    "agreement_floor": 0.08,
+    "straightness": 0.9,
+    "agreement_floor": 0.05,
     "lr_mask_gain": 0.2,
     **STAGES_OFF,
 }
@@ -86,7 +87,7 @@ def gradients(shapes: Sequence[tuple[int, ...]], seed: int, steps: int, absent: 
     elements drift, which keeps their momentum away from zero, and alternate about the drift, which does the same for
     the residual u − m̂.  The first element begins long: alone and only growing it would have u = ±1 and no residual.
     Larger arrays have elements that turn round (votes disagree), zeros, now and then far larger gradients (which meet
-    the clip), and for some steps a row without any gradient.
+    the clip), and for some steps a row without any gradient.  At `TURN` they point the other way, which ends the climb.
     """
     rng = np.random.default_rng(seed)
     drifts = [rng.choice([-1.0, 1.0], shape) * rng.uniform(0.7, 1.5, shape) for shape in shapes]
@@ -100,7 +101,7 @@ def gradients(shapes: Sequence[tuple[int, ...]], seed: int, steps: int, absent: 
                 continue
             turn = np.where(rng.random(shape) < 0.3, -1.0, 1.0)
             noise = 0.7 * rng.standard_normal(shape) * (5 if t % 11 == 0 else 1)
-            g = np.asarray(drift * turn + noise, np.float32)
+            g = np.asarray((drift * turn + noise) * (-1 if t == TURN else 1), np.float32)
             g[rng.random(shape) < 0.05] = 0
             if 5 <= t <= 9:
                 g[1] = 0

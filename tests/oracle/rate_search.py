@@ -98,10 +98,13 @@ class RateSearch:
             if may_end:
                 self.peak_agreement = max(self.peak_agreement, self.agreement)
             agrees = self.agreement > 0 and self.agreement >= self.peak_agreement / 2
-            if straightness > 1 and (agrees or not may_end):
-                rise = max(0.4, math.log(1e-5 / float(array_rate)))
-            elif may_end and self.agreement != 0:
+            to_start = math.log(1e-5 / float(array_rate))
+            if agrees or not may_end:
+                rise = max(0.4, to_start)
+            elif self.agreement != 0:
                 self.peak_agreement = -1.0
+                # Back by two steps of the climb, but not below 1e-5.
+                rise = min(0.0, max(-0.8, to_start))
         elif (
             straightness > self.cfg.straightness
             and calm

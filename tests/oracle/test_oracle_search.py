@@ -47,10 +47,10 @@ def test_the_climb_and_its_end_by_hand() -> None:
         updates = oracle.step_([np.array([2.0]), np.array([2.0 * second])], w)
         rows.append((oracle.log_rate_scale + math.log(100), oracle.agreement, oracle.peak_agreement))
         rows[-1] += (oracle.walk_energy, updates)
-    # From 1e-5, by 0.4 in each step until A is below half of its peak; at t = 6 it is half of it.
+    # From 1e-5, by 0.4 in each step until A is below half of its peak, and then back by 0.8; at t = 6 it is half of it.
     found, agreement, peak, energy, updates = zip(*rows, strict=True)
     # After the climb log(rho / s) counts as 0.5 at most.
-    assert found == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 2.8, 2.8, 2.85])
+    assert found == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 2.8, 2.0, 2.05])
     assert agreement == (0, 1, 1, 1, 1, 0.5, 0.75, 0.375, 0.6875)
     assert peak == (0, 0, 0, 0, 1, 1, 1, -1, -1)
     # In the climb E and the walk are those of the step alone.  The first step after it keeps those of the last in it.
@@ -127,8 +127,9 @@ def test_what_moves_the_rate() -> None:
     assert found(lambda t: steady, max_lr=1e-5) == 0
     # Noise: the climb ends as soon as it may.  Momentum runs straight for some steps more, and hardly ever again.
     noise = [[rng.normal(size=x.shape) for x in steady] for _ in range(80)]
-    assert 1.2 <= found(lambda t: noise[t], 30) == pytest.approx(found(lambda t: noise[t], 80), abs=0.02)
+    assert 1.2 <= found(lambda t: noise[t], 30) == pytest.approx(found(lambda t: noise[t], 80), abs=0.2)
     # A drift under alternating noise: the path is straight, so the walk alone would rise.
     drift = lambda t: [(0.4 + (-1) ** t) * x for x in steady]  # noqa: E731
-    assert found(drift, 4) == found(drift) == pytest.approx(0.4)
+    assert found(drift, 4) == pytest.approx(1.6)
+    assert found(drift) == pytest.approx(0.8)
     assert found(drift, agreement_floor=-1) > 3

@@ -137,7 +137,7 @@ def test_a_search_goes_on() -> None:
     assert resting.walk is None
     assert float(resting.log_rate_scale) == float(resting.walk_energy) == 0
     # Its climb is over, so the rate rises with the walk from where version 0.1.0 had got to.
-    assert 0 < float(searching.log_rate_scale) <= 6 * 0.2 * 0.5
+    assert 0 < float(searching.log_rate_scale) <= 6 * 0.5 * 0.5
     assert float(searching.peak_agreement) == -1
 
     model, optimizer = torch_model()

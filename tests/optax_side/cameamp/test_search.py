@@ -107,7 +107,7 @@ def test_an_absent_array_has_travelled_and_a_zero_gradient_does_not_count() -> N
     np.testing.assert_allclose(search(after)[1], energy + rate**2 * 4096, rtol=1e-6)
     walks = jax.tree.leaves(find_state(after).walk)
     rho = np.sqrt(sum(float(np.square(np.asarray(walk, np.float64)).sum()) for walk in walks) / search(after)[1])
-    risen = ell + 0.3 * min(np.log(rho / 0.8), 0.5)
+    risen = ell + 0.5 * min(np.log(rho / 0.8), 0.5)
     assert rho > 0.8
     np.testing.assert_allclose(search(after)[0], risen, rtol=1e-5)
     assert agreement > 0

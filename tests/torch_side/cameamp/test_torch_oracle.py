@@ -121,7 +121,7 @@ def test_updates_and_states_are_the_oracles(factored: str, variant: str) -> None
 
 @pytest.mark.parametrize("feature", sorted(FEATURES))
 def test_a_feature_taken_out_of_the_oracle_is_noticed(feature: str) -> None:
-    variants = {"max_lr": "low limit", "lr_mask": "rows", "warmup_ramp": "no torque, no search"}
+    variants = {"max_lr": "low limit", "lr_mask": "rows", "calm": "walk alone", "warmup_ramp": "no torque, no search"}
     variant = variants.get(feature, "torque memory")
     fields = BASE | {"factored": "none"} | VARIANTS[variant]
     try:

@@ -48,7 +48,7 @@ def test_the_signs_of_a_piece_are_the_cores(numel: int, first: int) -> None:
 def test_the_walk_is_the_distance_that_the_weights_have_travelled() -> None:
     (p,) = parameters([(2000, 8)])
     start = p.detach().clone()
-    optimizer = AutomagicCameAMP8bit([p], **FIELDS)
+    optimizer = AutomagicCameAMP8bit([p], **FIELDS, agreement_floor=-1)
     for t in range(30):
         p.grad = 0.3 + torch.randn(p.shape, generator=torch.Generator().manual_seed(t))
         optimizer.step()
@@ -67,21 +67,26 @@ def test_a_straight_path_raises_the_rate_and_a_random_walk_does_not() -> None:
         noisy.step()
         found.append(float(noisy.param_groups[0]["automagic_log_rate_scale"]))
     # The votes of noise are about 0, and end the climb as soon as one is low.  Then its path is hardly a straight one.
-    assert found[:3] == pytest.approx([0.4, 0.8, 1.2])
-    assert found[9] == pytest.approx(found[-1], abs=0.1)
+    assert found[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
+    (ended,) = [t for t in range(1, 60) if found[t] < found[t - 1]]
+    assert ended < 15
+    assert found[ended] == pytest.approx(found[ended - 1] - 0.8)
+    assert found[ended] == pytest.approx(found[-1], abs=0.1)
 
 
 def test_gradients_that_alternate_stop_a_search_that_the_walk_alone_would_go_on_with() -> None:
     def drift(t: int) -> float:
         return DRIFT[t % 2]
 
-    assert taken(made(), range(4), drift) == taken(made(), range(40), drift) == pytest.approx(0.8)
+    # The climb asks from step 5 on, and goes back by two of its steps.
+    assert taken(made(), range(4), drift) == pytest.approx(4 * 0.4)
+    assert taken(made(), range(40), drift) == pytest.approx(2 * 0.4)
     assert taken(made(agreement_floor=-1), range(40), drift) > 3
-    # What was found before stays.
+    # What was found before stays, but for these two.
     optimizer = made()
     before = taken(optimizer, range(15))
     assert before == pytest.approx(15 * 0.4)
-    assert before == taken(optimizer, range(15, 30), drift)
+    assert taken(optimizer, range(15, 30), drift) == pytest.approx(13 * 0.4)
 
 
 def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
@@ -104,7 +109,7 @@ def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
     assert all(a >= before / 2 for a, before, _ in seen[5:ended])
 
 
-def test_the_rate_that_was_found_never_falls_and_a_scheduled_one_is_never_limited() -> None:
+def test_limits_change_nothing_that_was_found_and_no_rate_that_is_scheduled() -> None:
     optimizer = made(lr=1e-3, max_lr=1e-2)
     (group,) = optimizer.param_groups
     found = taken(optimizer, range(40))
@@ -176,8 +181,8 @@ def test_what_is_absent_or_skipped_keeps_its_walk_and_counts_with_it() -> None:
             stays = p not in moved and not (p is expert and step == "expert without a gradient")
             assert same(optimizer.state[p]["walk"], before[p]) == stays, step
         walked = sum(float(optimizer.state[p]["walk"].double().square().sum()) for p in params)
-        rise = 0.3 * math.log(math.sqrt(walked / energy) / 16) if moved else 0.0
-        assert 0.01 < rise < 0.3 * 0.5 or not moved
+        rise = 0.5 * math.log(math.sqrt(walked / energy) / 16) if moved else 0.0
+        assert 0.01 < rise < 0.5 * 0.5 or not moved
         assert float(group["automagic_log_rate_scale"]) == pytest.approx(ell + rise, abs=1e-6), step
 
 
