@@ -184,8 +184,8 @@ def draw_search() -> None:
     agree.set(title=f"Two of the questions, lr={STARTS[1]:g}", xlabel="step of the warm-up", ylim=(-0.5, 4.2))
     agree.legend(frameon=False, loc="upper left")
     straight.plot(found.straightness, color=AFTER, label="2. distance travelled, of a random walk's")
-    straight.axhline(1.3, color=BEFORE, label="straightness=1.3: below it the rate stays")
-    straight.set(title="The other question", xlabel="step of the warm-up", ylim=(0.9, 3.1))
+    straight.axhline(1.2, color=BEFORE, label="straightness=1.2: below it the rate stays")
+    straight.set(title="The other question", xlabel="step of the warm-up", ylim=(0.4, 3.1))
     straight.legend(frameon=False, loc="upper right")
     _write(figure, "search")
 
