@@ -127,7 +127,7 @@ def test_what_moves_the_rate() -> None:
     assert found(lambda t: steady, max_lr=1e-5) == 0
     # Noise: the climb ends as soon as it may.  Momentum runs straight for some steps more, and hardly ever again.
     noise = [[rng.normal(size=x.shape) for x in steady] for _ in range(80)]
-    assert 1.2 <= found(lambda t: noise[t], 30) == pytest.approx(found(lambda t: noise[t], 80), abs=0.2)
+    assert 0.8 <= found(lambda t: noise[t], 30) == pytest.approx(found(lambda t: noise[t], 80), abs=0.2)
     # A drift under alternating noise: the path is straight, so the walk alone would rise.
     drift = lambda t: [(0.4 + (-1) ** t) * x for x in steady]  # noqa: E731
     assert found(drift, 4) == pytest.approx(1.6)

@@ -93,8 +93,8 @@ def test_the_search_goes_on_in_the_other_framework_and_back() -> None:
         run.train(range(4, STEPS))
     assert in_the_climb[3] > 0.2
     assert second.search()[3] == -1
-    # Two more steps up, and after the turn a rise.
-    assert second.search()[0] > in_the_climb[0] + 0.8 + 0.1
+    # Two more steps up, which the turn takes back, and after it a rise.
+    assert second.search()[0] > in_the_climb[0] + 0.1
     # 32 bits: float32 sums in another order, over sixteen steps.
     for run in (in_jax, second):
         np.testing.assert_allclose(run.search(), in_torch.search(), rtol=1e-5)

@@ -104,7 +104,7 @@ def test_without_the_search_there_is_a_ramp() -> None:
         {"update_clip": 3.0},
         {"torque_decay": 0.5},
         {"search_gain": 0.36},
-        {"straightness": 0.95},
+        {"straightness": 1.15},
         {"agreement_floor": 0.07},
         {"lr_mask_gain": 0.21},
         {"min_lr": 5e-5},
