@@ -223,7 +223,7 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
     rises = (agreement >= config.agreement_floor) & (SHORT_STEP * step * of_step >= energy) & (energy > 0) & calm
     rise = torch.where(rises, config.search_gain * beyond, 0.0)
     if config.climbs:
-        rise = torch.minimum(rise, agreement.clamp(min=0.0))
+        rise = torch.minimum(rise, agreement.clamp(min=0.0) / 2)
         # A step of the rate 0 says nothing, nor does one in which no array moves.
         climbs = climbing = (peak >= 0) & (energy > 0)
         back = torch.zeros_like(rise)

@@ -113,7 +113,7 @@ class RateSearch:
         ):
             rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 0.5)
             if self.use_agreement:
-                rise = min(rise, max(0.0, self.agreement))
+                rise = min(rise, max(0.0, self.agreement) / 2)
         room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
         self.log_rate_scale += min(rise, max(0.0, room))
 

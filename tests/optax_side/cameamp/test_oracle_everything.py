@@ -103,7 +103,7 @@ def test_without_the_search_there_is_a_ramp() -> None:
         {"confidence_floor": 0.01},
         {"update_clip": 3.0},
         {"torque_decay": 0.5},
-        {"search_gain": 0.36},
+        {"search_gain": 0.16},
         {"straightness": 1.15},
         {"agreement_floor": 0.07},
         {"lr_mask_gain": 0.21},
