@@ -14,7 +14,7 @@ import torch
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 
-from automagic_core import codebook_midpoints, dynamic_codebook
+from automagic_core import Config, codebook_midpoints, dynamic_codebook
 from automagic_torch import (
     AutomagicCameAMP8bit,
     clip_by_percentile,
@@ -184,7 +184,8 @@ def draw_search() -> None:
     agree.set(title=f"Two of the questions, lr={STARTS[1]:g}", xlabel="step of the warm-up", ylim=(-0.5, 4.2))
     agree.legend(frameon=False, loc="upper left")
     straight.plot(found.straightness, color=AFTER, label="2. distance travelled, of a random walk's")
-    straight.axhline(1.2, color=BEFORE, label="straightness=1.2: below it the rate stays")
+    limit = Config().straightness
+    straight.axhline(limit, color=BEFORE, label=f"straightness={limit:g}: below it the rate stays")
     straight.set(title="The other question", xlabel="step of the warm-up", ylim=(0.4, 3.1))
     straight.legend(frameon=False, loc="upper right")
     _write(figure, "search")
