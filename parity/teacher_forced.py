@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 from automagic_core import dynamic_codebook
@@ -21,8 +22,9 @@ from parity.sides import Arrays, JaxSide, TorchSide
 
 SUITE = "Step parity, teacher-forced"
 EVERYTHING = slice(None)
-UPDATE_BOUND = 2e-6
-"""About 16 float32 roundings; sums of thousands of elements differ by a few."""
+UPDATE_BOUND = 2e-6 if jax.default_backend() == "cpu" else 2e-5
+"""About 16 float32 roundings; sums of thousands of elements differ by a few.  On a GPU XLA rounds a third of all
+quotients to the neighbour of the nearest number, and a step divides ten times in a row."""
 CODE_BOUND = 0.9999
 ELEMENT_BOUND = 0.999
 STATE_FLOORS = {"exp_avg_res": 1e-3, "lr_mask": 0.2, "spatial_variance": 1e-6, "log_rate_scale": 1.0, "agreement": 1.0}

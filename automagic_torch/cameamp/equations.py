@@ -45,11 +45,18 @@ class Direction(NamedTuple):
     states: States
 
 
-def scale_by_cameamp(g: Tensor, old: States, age: Tensor, config: Config, means: Means) -> Direction:
+Squares = tuple[Tensor, Tensor]
+"""The means of g² over rows and over columns."""
+
+
+def scale_by_cameamp(
+    g: Tensor, squares: Squares | None, old: States, age: Tensor, config: Config, means: Means
+) -> Direction:
     """One step of stacked arrays.
 
     Args:
         g: the gradients after the stages, finite float32, (arrays, *`StatePlan.shape`).
+        squares: of g, if the second moment is factored.
         old: states before the step, float32; `s` only while the arrays have it.  Scalars have shape (arrays, 1, …, 1).
         age: the arrays' ages, this step included, float32.
         config: hyperparameters.
@@ -58,8 +65,9 @@ def scale_by_cameamp(g: Tensor, old: States, age: Tensor, config: Config, means:
     plan = means.plan
     beta1, beta2, beta3 = (decay(beta) for beta in config.betas)
     correction2 = one_minus_power(beta2, age)
-    root, mean_square, growth, new = second_moment(g, old, age, correction2, means, beta2)
-    u = (g / growth).div_(root).clamp_(-config.update_clip, config.update_clip)
+    root, mean_square, growth, new = second_moment(g, squares, old, age, correction2, means, beta2)
+    root = means.elementwise(root)
+    u = (means.elementwise(g) / growth).div_(root).clamp_(-config.update_clip, config.update_clip)
     m_hat, states = momentum(u, old, age, beta1)
     new |= states
     r_hat, states = confidence(u, m_hat, old, age, means, beta3)
@@ -95,11 +103,12 @@ class SecondMoment(NamedTuple):
     states: States
 
 
-def second_moment(g: Tensor, old: States, age: Tensor, correction: Tensor, means: Means, beta: Decay) -> SecondMoment:
+def second_moment(
+    g: Tensor, squares: Squares | None, old: States, age: Tensor, correction: Tensor, means: Means, beta: Decay
+) -> SecondMoment:
     """Averages q = g² + 10⁻³⁰ (section 5.1); `correction` is 1 − β₂ᵃ."""
-    q = g.square()
-    if means.plan.factored_sq:
-        of_rows, of_columns = means.squares(q)
+    if squares is not None:
+        of_rows, of_columns = squares
         # The mean of q + 10⁻³⁰ is the mean of q, plus 10⁻³⁰.
         of_rows = of_rows + SQUARE_FLOOR
         R = ema(beta, old["exp_avg_sq_row"], of_rows)
@@ -111,7 +120,8 @@ def second_moment(g: Tensor, old: States, age: Tensor, correction: Tensor, means
         v_hat = (R / mean / correction) * C
         states = {"exp_avg_sq_row": R, "exp_avg_sq_col": C}
     else:
-        v = ema(beta, old["exp_avg_sq"], q.add_(SQUARE_FLOOR))
+        q = g.square().add_(SQUARE_FLOOR)
+        v = ema(beta, old["exp_avg_sq"], q)
         v_hat = v / correction
         mean, mean_square = means.arrays(v), means.arrays(q)
         states = {"exp_avg_sq": v}

@@ -19,7 +19,7 @@ def add_updates(params: list[Tensor], before: Tensor, delta: Tensor, ok: Tensor,
         params: parameters of one shape, device and dtype (one of `SUPPORTED_DTYPES`), in any memory format.
         before: the same, stacked.
         delta: float32 in the shape of `before`.
-        ok: (arrays,) bool; where it is False, an array keeps every bit.
+        ok: (arrays,) bool; where it is False, an array keeps every value.
         key: the key of the random bits that round half-precision parameters; None rounds to nearest.
     """
     written(params, updated(before, delta, ok, key))

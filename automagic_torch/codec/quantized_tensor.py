@@ -37,7 +37,7 @@ def _codebook(signed: bool, device: torch.device) -> Tensor:
 def _upper_midpoints(signed: bool, device: torch.device) -> Tensor:
     # Entry k is the midpoint above code k, and infinity above the last code.
     middle = torch.from_numpy(codebook_midpoints(signed).copy())
-    return torch.cat([middle, torch.tensor([torch.inf])]).to(device)
+    return pad(middle, (0, 1), value=torch.inf).to(device)
 
 
 @dataclass(frozen=True)

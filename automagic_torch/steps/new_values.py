@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import MAX_STEP, Slot
-from automagic_torch.arrays.means import SlabMeans
+from automagic_torch.arrays.means import BlockMeans, SlabMeans
 from automagic_torch.arrays.stacked import chosen, spread
 from automagic_torch.arrays.usable import are_usable, finite, usable_or_zero
 from automagic_torch.cameamp.equations import scale_by_cameamp
@@ -38,6 +38,8 @@ class Way(NamedTuple):
     """States are rounded stochastically."""
     shows: bool
     """The updates are asked for."""
+    in_blocks: bool = False
+    """Parameters and states of elements are at hand as (arrays, blocks, elements of a block)."""
     share: int = 1
     """The arrays are this many slabs of rows each, of which one is at hand: `automagic_torch.steps.slabs`."""
 
@@ -125,18 +127,25 @@ def _moved(
     This is a function of its own so that its many temporary arrays are freed on return.
     """
     extent, config, stored = way.extent, way.arrays.config, given.stored
+    means = extent.means if way.share == 1 else SlabMeans(extent.plan, way.share, given.known)
+    if way.in_blocks:
+        means = BlockMeans(extent.plan)
     g, ok = given.g.float(), given.usable
+    squares = means.squares(g.square()) if extent.plan.factored_sq else None
     if ok is None:
         ok = are_usable(g)
         g = usable_or_zero(g, ok)
-    square_norm = extent.means.square_norm(g) if way.measures else None
+        if squares is not None:  # these were formed of the raw gradients, so that they are read once
+            squares = usable_or_zero(squares[0], ok), usable_or_zero(squares[1], ok)
+    square_norm = None
+    if way.measures:
+        square_norm = means.square_norm(g) if squares is None else squares[0].sum() * extent.plan.columns
     w = given.before.float()
     old = extent.read(stored)
     new_age = old["age"] + (old["age"] < MAX_STEP)
     age = new_age.float()
 
-    means = extent.means if way.share == 1 else SlabMeans(extent.plan, way.share, given.known)
-    direction = scale_by_cameamp(g, old, age, config, means)
+    direction = scale_by_cameamp(g, squares, old, age, config, means)
     eta_rows = given.rates.rows(old.get("lr_mask"), direction.kappa)
     delta = direction.d.mul_(-eta_rows)
     walk = None

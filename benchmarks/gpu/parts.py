@@ -105,9 +105,9 @@ STAGES: tuple[tuple[Part, ...], ...] = (
         _parity("codec", ("codec",), 130),
         *_compiling(9, 145),
     ),
-    (_own("torch_speed", 170),),
-    (_own("jax_speed", 90),),
-    (_own("places", 40),),
+    (_own("torch_speed", 115),),
+    (_own("jax_speed", 65),),
+    (_own("places", 25),),
     (
         *_shared_parity("teacher", 3, 150),
         *_shared_parity("stages", 4, 150),

@@ -64,8 +64,8 @@ FAULTS = (
     Fault(
         "the second moment decays with the residual's β",
         TORCH,
-        "second_moment(g, old, age, correction2, means, beta2)",
-        "second_moment(g, old, age, correction2, means, beta3)",
+        "second_moment(g, squares, old, age, correction2, means, beta2)",
+        "second_moment(g, squares, old, age, correction2, means, beta3)",
         ("test_torch_oracle",),
     ),
     Fault(
