@@ -20,9 +20,12 @@ AGREEMENT_DECAY = 0.5
 SHORT_STEP = 4
 """A step with less than a quarter of the mean energy of all steps so far is no evidence for a higher rate."""
 LARGEST_GROWTH = 2
-"""Above this much of the gradients' first norm the search rests: steps that make gradients grow are long enough."""
+"""Above this much of the gradients' first norm the search rests: steps that make gradients grow are long enough.  Below
+the inverse of it votes are noise, and the walk alone says how far to rise."""
 LARGEST_RISE = 0.5
 """log(ρ / straightness) counts as at most this much in one step of the search."""
+RISE_BY_VOTES = (0.75, 0.15)
+"""After the climb ℓ rises in one step by at most so much of A, and by at most so much."""
 ROW_SHRINKAGE = 256
 """In n / (n + 256): rows of few columns follow their array (section 5.8)."""
 ROW_LIMIT = 1.0986122886681098

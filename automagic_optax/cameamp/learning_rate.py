@@ -222,7 +222,10 @@ def searched(
         calm = (first == 0) | (norm <= f32(constants.LARGEST_GROWTH) * first)
         rise = jnp.where(straight & long & calm & (agreement >= _float32(config.agreement_floor)), rise, f32(0))
         if config.climbs:
-            rise = jnp.minimum(rise, f32(0.5) * jnp.maximum(agreement, f32(0)))
+            of_agreement, at_most = map(f32, constants.RISE_BY_VOTES)
+            shrunk = f32(constants.LARGEST_GROWTH) * norm < first
+            bound = jnp.clip(of_agreement * agreement, f32(0), at_most)
+            rise = jnp.where(shrunk, rise, jnp.minimum(rise, bound))
             climbing = peak >= 0
             may_end = step >= constants.CLIMB_STEPS
             peak = jnp.where(climbing & counts & may_end, jnp.maximum(peak, agreement), peak)

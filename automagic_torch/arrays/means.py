@@ -41,10 +41,6 @@ class Means:
         """Means of every row and of every column of squared gradients."""
         return self.rows(q), self.columns(q)
 
-    def elementwise(self, x: Tensor) -> Tensor:
-        """An array in the shape in which the states of its elements are at hand."""
-        return x
-
     def averaged(self, name: str, decay: Decay, old: Tensor, value: Tensor) -> Tensor:
         """The moving average of a statistic that only the next step uses."""
         return ema(decay, old, value)
@@ -78,13 +74,6 @@ class Means:
     def _row_axis(self) -> int:
         assert self.plan.row_axis is not None, "only arrays with rows are factored"
         return self.plan.row_axis + 1
-
-
-class BlockMeans(Means):
-    """Means of arrays whose elements are at hand block by block: (arrays, blocks, elements of a block)."""
-
-    def elementwise(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), -1, self.plan.block_size or self.plan.size)
 
 
 class SlabMeans(Means):

@@ -66,8 +66,7 @@ def scale_by_cameamp(
     beta1, beta2, beta3 = (decay(beta) for beta in config.betas)
     correction2 = one_minus_power(beta2, age)
     root, mean_square, growth, new = second_moment(g, squares, old, age, correction2, means, beta2)
-    root = means.elementwise(root)
-    u = (means.elementwise(g) / growth).div_(root).clamp_(-config.update_clip, config.update_clip)
+    u = (g / growth).div_(root).clamp_(-config.update_clip, config.update_clip)
     m_hat, states = momentum(u, old, age, beta1)
     new |= states
     r_hat, states = confidence(u, m_hat, old, age, means, beta3)

@@ -19,6 +19,7 @@ from automagic_core.config.constants import (
     CLIMB_STEPS,
     LARGEST_GROWTH,
     LARGEST_RISE,
+    RISE_BY_VOTES,
     ROW_LIMIT,
     ROW_SHRINKAGE,
     SEARCH_START,
@@ -223,7 +224,9 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
     rises = (agreement >= config.agreement_floor) & (SHORT_STEP * step * of_step >= energy) & (energy > 0) & calm
     rise = torch.where(rises, config.search_gain * beyond, 0.0)
     if config.climbs:
-        rise = torch.minimum(rise, agreement.clamp(min=0.0) / 2)
+        of_agreement, at_most = RISE_BY_VOTES
+        shrunk = LARGEST_GROWTH * norm < first
+        rise = torch.where(shrunk, rise, torch.minimum(rise, (of_agreement * agreement).clamp(0.0, at_most)))
         # A step of the rate 0 says nothing, nor does one in which no array moves.
         climbs = climbing = (peak >= 0) & (energy > 0)
         back = torch.zeros_like(rise)

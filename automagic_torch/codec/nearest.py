@@ -55,17 +55,20 @@ def codes_of(y: Tensor, signed: bool, r: Tensor | None) -> Tensor:
         int32 in the shape of y.
     """
     table = tables(signed, y.device)
-    dropped = table.dropped_bits
+    dropped, one = table.dropped_bits, 1 << COUNT_SHIFT
     magnitude = y.abs()
     bits = magnitude.view(torch.int32)
     word = table.bins[((bits >> dropped) - table.first_bin).clamp(0, table.last_bin)]
     place = bits & ((1 << dropped) - 1)
-    # How many thresholds are ≤ |y|.  Even: |y| is at or above its nearest value; odd: below.
-    passed = (word >> COUNT_SHIFT) + (place >= (word & ((1 << COUNT_SHIFT) - 1))).int()
-    distance = (passed + 1) >> 1
+    # Its high bits say how many thresholds are ≤ |y|.  Even: |y| is at or above its nearest value; odd: below.  The low
+    # bits stay: 16-bit arithmetic on pairs, which a compiler would make of the counts, goes wrong on an H100.
+    counted = word + ((place >= (word & (one - 1))).int() << COUNT_SHIFT)
+    up: Tensor | int = one
     if r is not None:
-        neighbour = (distance + 1 - 2 * (passed & 1)).clamp(max=table.top)
+        passed = counted >> COUNT_SHIFT
+        # Beyond the last value the gap is infinite, so there is no step to a neighbour.
         chance = (magnitude - table.nearest[passed]).abs() / table.gap[passed]
-        distance = torch.where(r < chance, neighbour, distance)
+        up = torch.where(r < chance, (~counted & one) << 1, one)
+    distance = (counted + up) >> (COUNT_SHIFT + 1)
     # The negative side ends at −0.993, 127 codes below zero.
     return torch.where(y < 0, 127 - distance.clamp(max=127), 127 + distance) if signed else distance

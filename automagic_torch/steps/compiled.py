@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Hashable
@@ -17,7 +16,6 @@ from automagic_core import FIELD_NAMES, Config
 from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.codec.random_bits import signed_key
 from automagic_torch.sharding.extent import Extent
-from automagic_torch.steps.in_blocks import blocks_in_registers, can_be_in_blocks, in_blocks
 from automagic_torch.steps.new_values import Given, New, Way, new_values, written_back
 
 Program = Callable[[Given], tuple[Any, ...]]
@@ -81,9 +79,6 @@ def run_compiled(way: Way, given: Given) -> New:
     values = tuple(tuple(v) if isinstance(v, list) else v for v in way.arrays.config.__dict__.values())
     config = _computed_with(values)
     way = way._replace(arrays=way.arrays._replace(config=config), extent=Extent(way.extent.plan))
-    as_given = given
-    if device.type != "cpu" and can_be_in_blocks(way, given):
-        way, given = way._replace(in_blocks=True), in_blocks(way, given)
     fields = tuple(config.__dict__.values())
     key = (
         *(way.arrays.plan, fields, *way.arrays[2:], *way[2:], frozenset(given.stored), several, device),
@@ -115,12 +110,11 @@ def run_compiled(way: Way, given: Given) -> New:
             torch._dynamo.mark_dynamic(x, 0)
         if given.usable is not None:
             torch._dynamo.mark_dynamic(given.usable, 0)
-    with contextlib.nullcontext() if device.type == "cpu" else blocks_in_registers():
-        new = New(*program(given))
+    new = New(*program(given))
     if device.type == "cpu" and several:
         return new
     shares = written_back(way, given, new) if device.type == "cpu" else new.stored
-    return new._replace(after=as_given.before, stored=shares or as_given.stored)
+    return new._replace(after=given.before, stored=shares or given.stored)
 
 
 _programs: dict[Hashable, Program] = {}

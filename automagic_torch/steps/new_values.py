@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import MAX_STEP, Slot
-from automagic_torch.arrays.means import BlockMeans, SlabMeans
+from automagic_torch.arrays.means import SlabMeans
 from automagic_torch.arrays.stacked import chosen, spread
 from automagic_torch.arrays.usable import are_usable, finite, usable_or_zero
 from automagic_torch.cameamp.equations import scale_by_cameamp
@@ -38,8 +38,6 @@ class Way(NamedTuple):
     """States are rounded stochastically."""
     shows: bool
     """The updates are asked for."""
-    in_blocks: bool = False
-    """Parameters and states of elements are at hand as (arrays, blocks, elements of a block)."""
     share: int = 1
     """The arrays are this many slabs of rows each, of which one is at hand: `automagic_torch.steps.slabs`."""
 
@@ -128,8 +126,6 @@ def _moved(
     """
     extent, config, stored = way.extent, way.arrays.config, given.stored
     means = extent.means if way.share == 1 else SlabMeans(extent.plan, way.share, given.known)
-    if way.in_blocks:
-        means = BlockMeans(extent.plan)
     g, ok = given.g.float(), given.usable
     squares = means.squares(g.square()) if extent.plan.factored_sq else None
     if ok is None:

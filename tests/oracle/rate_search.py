@@ -112,8 +112,8 @@ class RateSearch:
             and 4 * self.step * energy >= self.walk_energy
         ):
             rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 0.5)
-            if self.use_agreement:
-                rise = min(rise, max(0.0, self.agreement) / 2)
+            if self.use_agreement and not 2 * self.gradient_norm < self.first_norm:
+                rise = min(rise, 0.75 * max(0.0, self.agreement), 0.15)
         room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
         self.log_rate_scale += min(rise, max(0.0, room))
 

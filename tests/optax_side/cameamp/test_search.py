@@ -82,7 +82,7 @@ def test_after_the_warm_up_and_without_a_walk_it_rests() -> None:
     assert search(later) == search(end)
     assert_same_bits(find_state(later).walk, find_state(end).walk)
     np.testing.assert_allclose(learning_rate(later), 1e-4 * np.exp(search(end)[0]), rtol=1e-6)
-    assert learning_rate(later) > 2e-4
+    assert learning_rate(later) > 1.5e-4
     off = find_state(automagic_8bit(1e-4, search_gain=0.0).init(params()))
     assert off.walk is None
     assert off.last_polarity is None
@@ -107,7 +107,7 @@ def test_an_absent_array_has_travelled_and_a_zero_gradient_does_not_count() -> N
     np.testing.assert_allclose(search(after)[1], energy + rate**2 * 4096, rtol=1e-6)
     walks = jax.tree.leaves(find_state(after).walk)
     rho = np.sqrt(sum(float(np.square(np.asarray(walk, np.float64)).sum()) for walk in walks) / search(after)[1])
-    risen = ell + 0.5 * min(np.log(rho / 0.8), 0.5)
+    risen = ell + min(0.5 * min(np.log(rho / 0.8), 0.5), 0.15)
     assert rho > 0.8
     np.testing.assert_allclose(search(after)[0], risen, rtol=1e-5)
     assert agreement > 0

@@ -109,6 +109,26 @@ def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
     assert all(a >= before / 2 for a, before, _ in seen[5:ended])
 
 
+@pytest.mark.parametrize("length", [1.0, 0.25])
+def test_votes_bound_the_rise_unless_gradients_have_shrunk(length) -> None:
+    """Five of eight rows keep their signs after the climb, so A is 0.25 and the path is straight."""
+    (p,) = parameters([(64, 64)])
+    optimizer = AutomagicCameAMP8bit([p], **FIELDS | {"max_lr": 1e6, "straightness": 0.1})
+    (group,) = optimizer.param_groups
+    direction = torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    turning = torch.arange(64) % 8 < 3
+    rises = []
+    for t in range(40):
+        p.grad = torch.where(turning & (t >= 10) & (t % 2 == 1), -direction, direction) * (length if t >= 20 else 1.0)
+        before = float(group["automagic_log_rate_scale"])
+        optimizer.step()
+        rises.append(float(group["automagic_log_rate_scale"]) - before)
+    agreement = float(group["automagic_agreement"])
+    assert 0.1 < agreement < 0.3
+    bound = min(0.75 * agreement, 0.15)
+    assert rises[-1] == pytest.approx(bound if length == 1.0 else 0.5 * 0.5, rel=1e-5)
+
+
 def test_limits_change_nothing_that_was_found_and_no_rate_that_is_scheduled() -> None:
     optimizer = made(lr=1e-3, max_lr=1e-2)
     (group,) = optimizer.param_groups
