@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
-import automagic_optax
+from automagic_optax.arrays import means
 from benchmarks.gpu import jax_speed, measuring
 from benchmarks.gpu.measuring import Clock, Record
 
-SWITCH = "_WITH_FLOAT64"
+SWITCH = "WITH_FLOAT64"
 """The backends that sum in float64."""
-
-
-def module_of_sums() -> ModuleType:
-    """The module of `automagic_optax` that forms its sums."""
-    name = automagic_optax.__name__
-    return next(m for key, m in sys.modules.items() if key.startswith(name) and hasattr(m, SWITCH))
 
 
 def update(shapes: measuring.Shapes, lora: bool, name: str, rounds: int) -> dict[str, Any]:
@@ -37,7 +29,7 @@ def update(shapes: measuring.Shapes, lora: bool, name: str, rounds: int) -> dict
 
 def sums(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """Over all elements, over rows and over columns, in float64 and in float32."""
-    accurate_sum = module_of_sums().accurate_sum
+    accurate_sum = means.accurate_sum
     x = jax.block_until_ready(jax.random.normal(jax.random.key(0), shape, jnp.float32))
     found: dict[str, Any] = {}
     for label, axes in (("all", None), ("rows", (0,)), ("columns", (1,))):
@@ -73,9 +65,9 @@ def main() -> None:
                     record.put("unfinished", f"{case}, {name}")
                     return
                 row: dict[str, Any] = {"case": case, "name": name, "sums": kind}
-                switched = {"float64": getattr(module_of_sums(), SWITCH), "float32": ()}[kind]
+                switched = {"float64": getattr(means, SWITCH), "float32": ()}[kind]
                 try:
-                    with mock.patch.object(module_of_sums(), SWITCH, switched):
+                    with mock.patch.object(means, SWITCH, switched):
                         row |= update(shapes, lora, name, rounds)
                 except Exception as error:
                     row |= measuring.failure(error)
