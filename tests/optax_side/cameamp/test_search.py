@@ -73,6 +73,26 @@ def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
     assert all(a >= before / 2 for a, before, _ in seen[5:ended])
 
 
+@pytest.mark.parametrize("length", [1.0, 0.25])
+def test_votes_bound_the_rise_unless_gradients_have_shrunk(length: float) -> None:
+    """Five of eight rows keep their signs after the climb, so A is about 0.25, and the path is straight."""
+    tx = automagic_8bit(1e-5, **{**FIELDS, "warmup_steps": 100, "max_lr": 1e6, "straightness": 0.1}, optim_bits=32)
+    weights = jnp.zeros((64, 64))
+    direction = jnp.asarray(np.random.default_rng(0).standard_normal(weights.shape), jnp.float32)
+    turned = jnp.where(jnp.arange(64) % 8 < 3, -direction, direction)
+    state, update = tx.init(weights), jax.jit(tx.update)
+    before = 0.0
+    for t in range(40):
+        before = search(state)[0]
+        g = (turned if t >= 10 and t % 2 == 1 else direction) * (length if t >= 20 else 1.0)
+        updates, state = update(g, state, weights)
+        weights = optax.apply_updates(weights, updates)
+    ell, _, agreement, *_ = search(state)
+    assert 0.1 < agreement < 0.3
+    bound = min(0.75 * agreement, 0.15)
+    assert ell - before == pytest.approx(bound if length == 1.0 else 0.5 * 0.5, rel=1e-5)
+
+
 def test_after_the_warm_up_and_without_a_walk_it_rests() -> None:
     half, weights = go_on(TX.init(params()), params(), range(CLIMBING))
     without, _ = go_on(finish_warmup(half), weights, range(CLIMBING, 7))
