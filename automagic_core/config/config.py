@@ -27,13 +27,11 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "spatial_awareness": False,
         "background_regularization": False,
         "lora_rank_penalty": False,
-        "low_rank_emphasis": 1.0,
     },
     "quality_optimized": {
         "factored": "none",
         "edge_penalty": 0.15,
         "frequency_penalty": 0.08,
-        "rank_penalty_strength": 0.02,
     },
 }
 """The fields that each profile sets; every other field keeps its default."""
@@ -89,8 +87,8 @@ class Config:
     spatial_awareness: bool = True
     frequency_penalty: float = 0.05
     lora_rank_penalty: bool = True
-    rank_penalty_strength: float = 0.01
-    low_rank_emphasis: float = 1.2
+    rank_penalty_strength: float = 0.003
+    low_rank_emphasis: float = 1.0
     profile: str | None = None
     verbose: bool = False
 

@@ -30,8 +30,8 @@ DEFAULTS: dict[str, Any] = {
     "edge_threshold": 0.6,
     "frequency_penalty": 0.05,
     "lora_rank_penalty": True,
-    "rank_penalty_strength": 0.01,
-    "low_rank_emphasis": 1.2,
+    "rank_penalty_strength": 0.003,
+    "low_rank_emphasis": 1.0,
 }
 # The other fields change nothing at 32 bits, or may only be given as they are here.
 WITHOUT_EFFECT = {"min_8bit_size", "block_size", "block_wise", "stable_emb", "force_8bit", "verbose"}

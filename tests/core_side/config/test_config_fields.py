@@ -45,8 +45,8 @@ DEFAULTS: dict[str, Any] = {
     "spatial_awareness": True,
     "frequency_penalty": 0.05,
     "lora_rank_penalty": True,
-    "rank_penalty_strength": 0.01,
-    "low_rank_emphasis": 1.2,
+    "rank_penalty_strength": 0.003,
+    "low_rank_emphasis": 1.0,
     "profile": None,
     "verbose": False,
 }

@@ -25,13 +25,11 @@ TABLE: dict[str, dict[str, Any]] = {
         "spatial_awareness": False,
         "background_regularization": False,
         "lora_rank_penalty": False,
-        "low_rank_emphasis": 1.0,
     },
     "quality_optimized": {
         "factored": "none",
         "edge_penalty": 0.15,
         "frequency_penalty": 0.08,
-        "rank_penalty_strength": 0.02,
     },
 }
 
