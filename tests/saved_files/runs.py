@@ -18,6 +18,9 @@ FIELDS: dict[str, Any] = {
     "percentile_clipping": 90,
     "min_8bit_size": 256,
     "max_lr": 0.1,
+    # Defaults of then.
+    "rank_penalty_strength": 0.01,
+    "low_rank_emphasis": 1.2,
 }
 
 
