@@ -1,6 +1,6 @@
 """Free-running parity: both sides start once from the same place and then go their own way.
 
-Their distance is held against that of two torch runs whose starts differ by 1e-7, which is what rounding alone does.
+Their distance is held against those of torch runs whose starts differ by 1e-7, which is what rounding alone does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from parity.sides import Arrays, JaxSide, TorchSide
 SUITE = "Free-running"
 MARKS = (1, 10, 100, 1000)
 ALLOWANCE = 3
-"""How many times the distance of the two torch runs."""
+"""How many times the largest distance of two torch runs."""
+NEAR = 3
+"""So many torch runs begin 1e-7 away.  Five such were 0.9, 1.0, 1.0, 1.1 and 3.3e-4 away after 1,000 steps."""
 FIELDS: dict[str, Any] = {
     "lr": 1e-3,
     "max_lr": 1e-2,
@@ -53,13 +55,16 @@ class Problem:
 
 
 def runs(fields: dict[str, Any], device: str, marks: tuple[int, ...]) -> dict[str, dict[int, Arrays]]:
-    """What the updates have summed up to at each mark, in torch, in torch from a start 1e-7 away, and in JAX."""
+    """What the updates have summed up to at each mark, in torch, in torch from starts 1e-7 away, and in JAX."""
     problem = Problem()
     rng = np.random.default_rng(5)
-    near = [np.asarray(w * (1 + 1e-7 * rng.choice([-1, 1], w.shape)), np.float32) for w in problem.start]
-    near[1] = near[1] + np.float32(1e-7)
+    starts = {"torch": problem.start}
+    for number in range(NEAR):
+        near = [np.asarray(w * (1 + 1e-7 * rng.choice([-1, 1], w.shape)), np.float32) for w in problem.start]
+        near[1] = near[1] + np.float32(1e-7)
+        starts[f"near {number}"] = near
     moved: dict[str, dict[int, Arrays]] = {}
-    for name, start in (("torch", problem.start), ("torch from 1e-7 away", near)):
+    for name, start in starts.items():
         side = TorchSide(start, fields, device, "float32")
         updates = (side.step(problem.gradients(side.weights(), step)) for step in range(1, max(marks) + 1))
         moved[name] = _sums(updates, marks)
@@ -95,6 +100,7 @@ def suite(device: str, marks: tuple[int, ...] = MARKS) -> Iterable[Check]:
         for mark in marks:
             reference = moved["torch"][mark]
             ours = max(distance(a, b) for a, b in zip(moved["JAX"][mark], reference, strict=True))
-            theirs = max(distance(a, b) for a, b in zip(moved["torch from 1e-7 away"][mark], reference, strict=True))
-            kind = f"{bits}-bit, {mark} steps: distance of the summed updates (two torch runs: {theirs:.2g})"
+            near = [moved[name][mark] for name in moved if name.startswith("near")]
+            theirs = max(distance(a, b) for run in near for a, b in zip(run, reference, strict=True))
+            kind = f"{bits}-bit, {mark} steps: distance of the summed updates (torch runs: {theirs:.2g})"
             yield Check(SUITE, kind, ours, ALLOWANCE * theirs)
