@@ -127,12 +127,15 @@ def _moved(
     extent, config, stored = way.extent, way.arrays.config, given.stored
     means = extent.means if way.share == 1 else SlabMeans(extent.plan, way.share, given.known)
     g, ok = given.g.float(), given.usable
-    squares = means.squares(g.square()) if extent.plan.factored_sq else None
+    seen = g
     if ok is None:
         ok = are_usable(g)
         g = usable_or_zero(g, ok)
-        if squares is not None:  # these were formed of the raw gradients, so that they are read once
-            squares = usable_or_zero(squares[0], ok), usable_or_zero(squares[1], ok)
+    if not g.is_cuda:  # a GPU reads raw gradients once for this and their means
+        seen = g
+    squares = means.squares(seen.square()) if extent.plan.factored_sq else None
+    if squares is not None and seen is not g:
+        squares = usable_or_zero(squares[0], ok), usable_or_zero(squares[1], ok)
     square_norm = None
     if way.measures:
         square_norm = means.square_norm(g) if squares is None else squares[0].sum() * extent.plan.columns
