@@ -29,7 +29,8 @@ def raw_gradients(grads: Sequence[Tensor]) -> Tensor:
 def are_usable(g: Tensor) -> Tensor:
     """(arrays,) bool: whether every element is finite and its square stays in float32."""
     # If an element is NaN, the maximum is NaN, which compares as False.
-    if g.ndim > 2 and g.is_cuda and torch.compiler.is_compiling():  # one loop over rows forms this and the means of rows
+    # On a GPU one loop over rows forms the maximum and the means of rows.
+    if g.is_cuda and g.ndim > 2 and torch.compiler.is_compiling():
         g = g.abs().amax(-1)
     return g.abs().view(len(g), -1).amax(1) <= GRADIENT_LIMIT
 
