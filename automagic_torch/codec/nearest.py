@@ -21,7 +21,6 @@ class Tables(NamedTuple):
     dropped_bits: int
     first_bin: int
     last_bin: int
-    top: int
 
 
 _known: dict[tuple[bool, str], Tables] = {}
@@ -34,7 +33,7 @@ def prepare_tables(device: torch.device) -> None:
             steps = half_steps(signed)
             arrays = (dynamic_codebook(signed), steps.bins, steps.nearest, steps.gap)
             codebook, bins, nearest, gap = (torch.from_numpy(array.copy()).to(device) for array in arrays)
-            numbers = (steps.dropped_bits, steps.first_bin, len(steps.bins) - 1, steps.top)
+            numbers = (steps.dropped_bits, steps.first_bin, len(steps.bins) - 1)
             _known[signed, str(device)] = Tables(codebook, bins, nearest, gap, *numbers)
 
 
@@ -61,7 +60,7 @@ def codes_of(y: Tensor, signed: bool, r: Tensor | None) -> Tensor:
     word = table.bins[((bits >> dropped) - table.first_bin).clamp(0, table.last_bin)]
     place = bits & ((1 << dropped) - 1)
     # Its high bits say how many thresholds are ≤ |y|.  Even: |y| is at or above its nearest value; odd: below.  The low
-    # bits stay: 16-bit arithmetic on pairs, which a compiler would make of the counts, goes wrong on an H100.
+    # bits stay: of bare counts a compiler makes sums of 16-bit pairs, some of which CUDA 12.8 gets wrong.
     counted = word + ((place >= (word & (one - 1))).int() << COUNT_SHIFT)
     up: Tensor | int = one
     if r is not None:
