@@ -148,4 +148,5 @@ gpu-wheels:  ## the optimizers that `make gpu` compares with, into .whl; needs a
 	$(PYTHON) -m benchmarks.gpu.wheels .whl
 
 clean:
-	rm -rf .venv .venv-docs .venv-integrations .venv-peers out dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs .venv-integrations .venv-peers out dist build *.egg-info .pytest_cache .mypy_cache \
+		.ruff_cache .hypothesis benchmarks/results/evidence/base

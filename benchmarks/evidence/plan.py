@@ -39,11 +39,6 @@ class Spec(NamedTuple):
     lr: float
     seed: int
 
-    @property
-    def file_name(self) -> str:
-        """Below the job's folder."""
-        return f"{self.variant}-lr{self.lr:g}-s{self.seed}.json"
-
 
 class Place(NamedTuple):
     """What the plan knows of a job.

@@ -1,4 +1,4 @@
-"""Where bases and results lie: one file each, written whole or not at all."""
+"""Where bases and results lie: files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from benchmarks.evidence.plan import Losses, Place, Spec
 from benchmarks.evidence.settings import MAX_LR, RAMP_SHARE, WARM_UP_SHARE, WEIGHT_DECAY
 from benchmarks.evidence.variants import VARIANTS
 
-FOLDER = Path("out/evidence")
+FOLDER = Path("benchmarks/results/evidence")
+"""Under version control, but for the bases, so that the report can be written anew without a run."""
 
 Record = dict[str, Any]
 """What is kept of one run; `training.train` says what is in it."""
@@ -28,7 +29,7 @@ class Store:
     """Results below a folder.
 
     Args:
-        folder: bases go to `base/`, results to `runs/<job>/`.
+        folder: bases go to `base/`, results to `<job>.jsonl`, one line a run.
         settings: of each job by name, as `settings_of`; a result under others is as good as missing.
     """
 
@@ -37,19 +38,21 @@ class Store:
         self.settings = settings
 
     def write(self, record: Record) -> None:
-        """Keeps one result."""
-        path = self.folder / "runs" / record["job"] / spec_of(record).file_name
-        _whole(path, lambda temporary: temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n"))
+        """Keeps one result, in place of an earlier one of the same run."""
+        path = self.folder / f"{record['job']}.jsonl"
+        kept = {spec_of(old): old for old in _lines(path)} | {spec_of(record): record}
+        text = "".join(json.dumps(kept[spec], allow_nan=False) + "\n" for spec in sorted(kept))
+        _whole(path, lambda temporary: temporary.write_text(text))
 
     def records(self) -> dict[Spec, Record]:
         """All results of variants as they are now, under the present settings."""
         found = {}
-        for path in sorted((self.folder / "runs").glob("*/*.json")):
-            record = json.loads(path.read_text())
-            variant = VARIANTS.get(record["variant"])
-            same = record["settings"] == self.settings.get(record["job"])
-            if same and variant is not None and record["fields"] == dict(variant.fields):
-                found[spec_of(record)] = record
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for record in _lines(path):
+                variant = VARIANTS.get(record["variant"])
+                same = record["settings"] == self.settings.get(record["job"])
+                if same and variant is not None and record["fields"] == dict(variant.fields):
+                    found[spec_of(record)] = record
         return found
 
 
@@ -101,6 +104,10 @@ def _sources() -> Iterator[Path]:
     root = Path(__file__).parents[2]
     for folder in (*("automagic_" + name for name in ("core", "torch", "optax")), *_RUNS):
         yield from sorted((root / folder).rglob("*.py"))
+
+
+def _lines(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _whole(path: Path, write: Callable[[Path], Any]) -> None:
