@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=240.0, help="no run begins later (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="only write the report of the results there are")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="results, and bases in base/ (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="results and base/ (default: %(default)s)")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the report goes (default: %(default)s)")
     options = parser.parse_args(arguments)
 
