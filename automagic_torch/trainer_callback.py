@@ -12,7 +12,7 @@ from automagic_torch.gradient_release import refuse_clipping
 from automagic_torch.watching.logged_rates import logged_rates
 
 
-class TrainerRateCallback(TrainerCallback):
+class TrainerRateCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not read transformers
     """Marks adapters and embeddings before training, and logs the rate in force as ``effective_lr``.
 
     ``learning_rate`` in the Trainer's log is what the scheduler set, without ramp and search.  ``effective_lr`` is

@@ -6,7 +6,7 @@ Every tensor is contiguous in row-major order, whatever the memory format of its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from automagic_core import Slot, StatePlan
 from automagic_core.arrays import state_forms as core_forms
-from automagic_core.arrays.state_forms import COMPANDED, SCALARS, SLOTS, coded_shapes, moment_of
+from automagic_core.arrays.state_forms import COMPANDED, SCALARS, SLOTS, moment_of
+from automagic_core.codec.blocks import Shape
 from automagic_torch.codec.quantized_tensor import QuantizedTensor
 
 States = dict[str, Tensor]
@@ -55,10 +56,9 @@ def read_states(stored: States, plan: StatePlan) -> States:
         stay integers.
     """
     values: States = {}
-    coded = coded_shapes(plan)
     for name, tensor in stored.items():
-        if name in coded:
-            absmax = stored[name + "_absmax"]
+        absmax = stored.get(name + "_absmax")
+        if absmax is not None:
             values[name] = QuantizedTensor(tensor, absmax, moment_of(name) in COMPANDED, plan.block_size).read()
         elif name in SCALARS:
             values[name] = tensor.view(-1, *[1] * len(plan.shape))
@@ -67,21 +67,21 @@ def read_states(stored: States, plan: StatePlan) -> States:
     return values
 
 
-def encoded_states(new: States, plan: StatePlan, key: Key | None) -> States:
+def encoded_states(new: States, coded: Mapping[str, Shape], block_size: int, key: Key | None) -> States:
     """Brings stacked states into their stored form.
 
     Args:
         new: the states that change, as `read_states` returns them.
-        plan: the plan of the arrays.
+        coded: `coded_shapes` of the arrays' plan.
+        block_size: of the plan.
         key: gives the keys of the random bits; None rounds to nearest.
     """
     encoded: States = {}
-    coded = coded_shapes(plan)
     for name, value in new.items():
         if name in coded:
             moment = moment_of(name)
             bits = None if key is None else key(SLOTS[moment], math.prod(coded[name]))
-            quantized = QuantizedTensor.write(value, moment in COMPANDED, plan.block_size, bits)
+            quantized = QuantizedTensor.write(value, moment in COMPANDED, block_size, bits)
             encoded[name], encoded[name + "_absmax"] = quantized.codes, quantized.absmax
         else:
             encoded[name] = value.view(-1) if name in SCALARS else value

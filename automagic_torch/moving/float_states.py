@@ -22,5 +22,5 @@ def stored_values(values: States, plan: StatePlan, key: Key | None) -> States:
     """Brings values as `float_values` returns them into the form that `plan` gives them, rounded by `key`."""
     coded = coded_shapes(plan)
     to_quantize = {name: value[None] for name, value in values.items() if name in coded}
-    quantized = {name: tensor[0] for name, tensor in encoded_states(to_quantize, plan, key).items()}
+    quantized = {name: tensor[0] for name, tensor in encoded_states(to_quantize, coded, plan.block_size, key).items()}
     return {**values, **quantized}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import StatePlan
-from automagic_core.arrays.state_forms import own_states
+from automagic_core.arrays.state_forms import coded_shapes, own_states
 from automagic_torch.arrays.dtensors import whole
 from automagic_torch.arrays.host_memory import on_device, on_host
 from automagic_torch.arrays.means import Means
@@ -28,6 +28,7 @@ class Extent:
 
     Attributes:
         plan: plan of the whole arrays.
+        coded: the shapes of their codes.
         means: forms means over rows, columns and arrays.
         state_device: the device of the states; None for that of their parameter.
         first: row-major index, in the whole array, of the first element that this process holds.
@@ -39,6 +40,7 @@ class Extent:
 
     def __init__(self, plan: StatePlan, state_device: torch.device | None = None) -> None:
         self.plan = plan
+        self.coded = coded_shapes(plan)
         self.state_device = state_device
         self.means = Means(plan)
 
@@ -109,7 +111,7 @@ class Extent:
 
     def encoded(self, new: States, key: Key | None) -> States:
         """Brings new values into their stored form: `automagic_torch.codec.stored.encoded_states`."""
-        return encoded_states(new, self.plan, key)
+        return encoded_states(new, self.coded, self.plan.block_size, key)
 
     def write(self, states: Sequence[States], stored: States, new: States, ok: Tensor, key: Key | None) -> None:
         """Stores new values in the form that the states have.

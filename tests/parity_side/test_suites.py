@@ -26,6 +26,7 @@ def test_the_codec_suite_notices_another_rule(monkeypatch):
     assert any("off the grid rule" in name for name in failed)
 
 
+@pytest.mark.slow  # `make parity` has it, with more steps
 def test_free_running_sides_stay_as_near_as_two_torch_runs():
     checks = list(free_running.suite("cpu", marks=(1, 10, 60)))
     assert [check.name for check in checks if not check.passed] == []

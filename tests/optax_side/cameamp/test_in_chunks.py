@@ -52,8 +52,11 @@ def run(layout: Any, fields: dict[str, Any], dtype: Any, steps: int = 4) -> Any:
     ("layout", "fields", "dtype", "backend"),
     [
         ("flax", {"factored": "second_moment", "stable_emb": False, "lr_mask_gain": 0.3}, jnp.float32, "cpu"),
-        ("torch", {"factored": "all", "torque_decay": 0.5}, jnp.bfloat16, "cpu"),
-        ("flax", {"factored": "none", "optim_bits": 32, "background_regularization": False}, jnp.float32, "cpu"),
+        pytest.param(*("torch", {"factored": "all", "torque_decay": 0.5}, jnp.bfloat16, "cpu"), marks=pytest.mark.slow),
+        pytest.param(
+            *("flax", {"factored": "none", "optim_bits": 32, "background_regularization": False}, jnp.float32, "cpu"),
+            marks=pytest.mark.slow,
+        ),
         ("flax", {"factored": "second_moment"}, jnp.float32, "gpu"),
     ],
     ids=["flax", "torch", "32 bits", "as on a GPU"],

@@ -51,6 +51,7 @@ def compilations() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.filterwarnings("error:Dynamo")  # it tells users of caches that it does not use
 def test_a_compiled_step_is_the_eager_one_and_compiles_once() -> None:
     torch._dynamo.utils.counters.clear()
     # Small states in 8 bits, so that the grid of bitsandbytes is not in the way: values of one size.
