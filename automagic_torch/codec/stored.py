@@ -67,13 +67,13 @@ def read_states(stored: States, plan: StatePlan) -> States:
     return values
 
 
-def encoded_states(new: States, coded: Mapping[str, Shape], block_size: int, key: Key | None) -> States:
+def encoded_states(new: States, coded: Mapping[str, Shape], block_size: int | None, key: Key | None) -> States:
     """Brings stacked states into their stored form.
 
     Args:
         new: the states that change, as `read_states` returns them.
         coded: `coded_shapes` of the arrays' plan.
-        block_size: of the plan.
+        block_size: of the plan; None for one block an array.
         key: gives the keys of the random bits; None rounds to nearest.
     """
     encoded: States = {}
