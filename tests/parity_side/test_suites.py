@@ -32,6 +32,7 @@ def test_free_running_sides_stay_as_near_as_two_torch_runs():
     assert [check.name for check in checks if not check.passed] == []
 
 
+@pytest.mark.slow
 def test_free_running_notices_a_missing_feature(monkeypatch):
     real = free_running.JaxSide
     monkeypatch.setattr(free_running, "JaxSide", lambda fields, *rest: real({**fields, "torque": False}, *rest))

@@ -79,6 +79,7 @@ def test_a_few_arrays_are_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same_bits(batched.flat(), [*few, *enough])
 
 
+@pytest.mark.slow  # the oracle has batches too: test_stages_oracle
 def test_the_whole_optimizer_gives_what_it_gives_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     # The adapters have 8-bit states, all others 32-bit ones.
     tx = automagic_8bit(

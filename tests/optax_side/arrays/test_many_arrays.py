@@ -41,6 +41,7 @@ def operations(count: int) -> Counter[str]:
     )
 
 
+@pytest.mark.slow  # the time to compile, not what is computed
 def test_the_number_of_operations_does_not_grow_with_the_arrays() -> None:
     # Below 2¹⁸ elements a batch is not cut into chunks.
     few, many, more = operations(40), operations(60), operations(80)

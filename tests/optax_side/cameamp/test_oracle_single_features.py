@@ -45,8 +45,12 @@ ALONE: dict[str, dict[str, Any]] = {
 ARRAYS = [1, 2, 4]
 
 
-# Every way of factoring and both layouts; all of their pairs are in test_oracle_everything.  The background alone is
-# computed otherwise where second moments are factored.
+# test_oracle_everything notices each of them too.  The background alone is computed otherwise where second moments are
+# factored, and `walk` is what `straightness` and `agreement` change.
+QUICK = {(feature, "second_moment") for feature in ALONE if feature not in ("straightness", "agreement")}
+QUICK |= {("background", "none")}
+
+
 @pytest.mark.parametrize(
     ("feature", "factored", "layout"),
     [
@@ -54,7 +58,7 @@ ARRAYS = [1, 2, 4]
             feature,
             factored,
             layout,
-            marks=() if factored == "second_moment" or feature == "background" else pytest.mark.slow,
+            marks=() if (feature, factored) in QUICK else pytest.mark.slow,
         )
         for feature in ALONE
         for factored, layout in (("none", "torch"), ("second_moment", "flax"), ("all", "torch"))

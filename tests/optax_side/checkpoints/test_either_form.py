@@ -142,7 +142,10 @@ def test_equinox(tmp_path: Path) -> None:
     [
         ("whole", False),
         ("finished", True),
-        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("whole", True), ("finished", False))),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("whole", True), ("finished", False), ("whole", False))
+        ),
     ],
 )
 def test_a_state_of_nnx(form: str, pure: bool, tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def test_a_stored_array_is_a_tree_of_two_leaves() -> None:
     assert (mapped.signed, mapped.block_size) == (False, 256)
 
 
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("signed", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stochastic", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("block_size", [256, None])
 def test_memory_of_a_compiled_quantize(signed: bool, stochastic: bool, block_size: int | None) -> None:
     shape = (1024, 1024)

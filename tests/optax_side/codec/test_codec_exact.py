@@ -25,7 +25,10 @@ def quantizer(signed: bool, block_size: int | None, jit: bool) -> Callable[[jax.
 
 
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize(("block_size", "jit"), [(64, True), (256, True), (256, False), (4096, False), (None, True)])
+@pytest.mark.parametrize(
+    ("block_size", "jit"),
+    [(64, True), (256, True), (256, False), pytest.param(4096, False, marks=pytest.mark.slow), (None, True)],
+)
 def test_every_midpoint_its_neighbours_and_every_value(block_size: int | None, signed: bool, jit: bool) -> None:
     unit = with_unit_absmax(borders(signed), block_size)
     run = quantizer(signed, block_size, jit)
@@ -71,7 +74,9 @@ def test_block_sizes_on_a_size_that_no_block_divides(
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: np.dtype(dtype).name)
-@pytest.mark.parametrize(("block_size", "jit"), [(64, True), (256, False), (None, True)])
+@pytest.mark.parametrize(
+    ("block_size", "jit"), [(64, True), pytest.param(256, False, marks=pytest.mark.slow), (None, True)]
+)
 def test_every_half_precision_value(dtype: type, block_size: int | None, jit: bool) -> None:
     every = np.arange(2**16, dtype=np.uint16).view(dtype)
     # XLA flushes subnormals to zero on a CPU: bfloat16's own (below 2⁻¹²⁶), and the reciprocal of a scale above 2¹²⁶.

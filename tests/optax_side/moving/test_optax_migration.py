@@ -123,6 +123,7 @@ def test_factored_statistics_are_row_and_column_means() -> None:
     assert any("edge_history begins anew" in sentence for sentence in told)
 
 
+@pytest.mark.slow
 def test_in_nnx(caplog: pytest.LogCaptureFixture) -> None:
     model = nnx.Linear(64, 64, rngs=nnx.Rngs(0))
 

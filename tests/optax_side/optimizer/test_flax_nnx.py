@@ -115,6 +115,7 @@ class Adapted(nnx.Module):
         return nnx.relu(self.hidden(self.embed(x)))[:, :5]
 
 
+@pytest.mark.slow  # test_optax_compiled counts in optax
 def test_a_step_is_traced_once_and_once_more_after_the_warmup() -> None:
     # 8-bit states, row and column statistics, s and signs, adapters; without the stages that keep nothing.
     off: dict[str, Any] = {"edge_suppression": False, "frequency_penalty": 0.0}

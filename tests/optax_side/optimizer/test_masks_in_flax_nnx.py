@@ -137,8 +137,9 @@ def test_in_nnx_optimizer(inner: str, wrapper: str) -> None:
 
 @pytest.mark.parametrize(
     ("inner", "wrapper"),
-    [pytest.param("scale_by_cameamp", "partition", marks=pytest.mark.slow), ("quantize_state", "masked")],
+    [("scale_by_cameamp", "partition"), ("quantize_state", "masked")],
 )
+@pytest.mark.slow
 def test_under_the_transformations_of_nnx(inner: str, wrapper: str) -> None:
     def make() -> tuple[Model, nnx.Optimizer]:
         model = Model()

@@ -50,7 +50,7 @@ def run_stages(names: tuple[str, ...], layout: str, jit: bool) -> StageRun:
 
 @pytest.mark.parametrize(
     ("layout", "jit"),
-    [("torch", True), ("flax", True), ("flax", False)],
+    [pytest.param("torch", True, marks=pytest.mark.slow), ("flax", True), ("flax", False)],
     ids=["torch-compiled", "flax-compiled", "flax-operation by operation"],
 )
 @pytest.mark.parametrize("name", NAMES)

@@ -185,7 +185,11 @@ assert not {{"torch", "tensorflow"}} & {{name for name in sys.modules if sys.mod
 """
 
 
-@pytest.mark.parametrize("blocked", [("torch",), ("torch", "tensorboard", "matplotlib")], ids=["torch", "tensorboard"])
+@pytest.mark.parametrize(
+    "blocked",
+    [pytest.param(("torch",), marks=pytest.mark.slow), ("torch", "tensorboard", "matplotlib")],
+    ids=["torch", "tensorboard"],
+)
 def test_the_logger_without(blocked, tmp_path):
     command = [sys.executable, "-c", WITHOUT_TORCH.format(blocked=blocked), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
