@@ -140,7 +140,6 @@ def test_equinox(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "pure"),
     [
-        ("whole", False),
         ("finished", True),
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
