@@ -94,6 +94,7 @@ def test_page_readme_and_picture_are_those_of_the_file():
         assert fastest["name"] in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow  # the benchmark itself, not what it measures
 def test_a_case_in_torch(monkeypatch):
     monkeypatch.setitem(in_torch.PEERS, "missing", in_torch.of_library("no_such_library", "Adam"))
     names = ("AdamW fused", "missing", "ours, memory_optimized, eager")
@@ -114,6 +115,7 @@ def test_a_case_in_jax():
     assert unknown["error"].startswith("KeyError")
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_in_torch():
     def step():
         for count in (2000, 5000, 1000):

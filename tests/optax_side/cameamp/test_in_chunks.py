@@ -57,7 +57,7 @@ def run(layout: Any, fields: dict[str, Any], dtype: Any, steps: int = 4) -> Any:
             *("flax", {"factored": "none", "optim_bits": 32, "background_regularization": False}, jnp.float32, "cpu"),
             marks=pytest.mark.slow,
         ),
-        ("flax", {"factored": "second_moment"}, jnp.float32, "gpu"),
+        pytest.param("flax", {"factored": "second_moment"}, jnp.float32, "gpu", marks=pytest.mark.slow),
     ],
     ids=["flax", "torch", "32 bits", "as on a GPU"],
 )

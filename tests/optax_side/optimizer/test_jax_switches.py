@@ -87,7 +87,7 @@ def runs(tx: Any, switch: str, jitted: bool, dtype: Any, whole: bool = False) ->
 
 
 # Slow by themselves, much like another one, or in the run of all.
-SLOW = set(SWITCHES) - {"all that raise", "jax_enable_x64"}
+SLOW = set(SWITCHES) - {"all that raise"}  # test_optax_precision has x64
 
 
 @pytest.mark.parametrize("switch", [pytest.param(s, marks=pytest.mark.slow if s in SLOW else ()) for s in SWITCHES])
