@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
+import jax
 import optax
 
-from automagic_core import Config, Layout
+from automagic_core import Config, Layout, picture_axes
 from automagic_core.config.config import PROFILES
 from automagic_optax.arrays.marks import Mark, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.usable import refuse_unusable
@@ -156,8 +156,13 @@ def up_to_rounding(
     stages = _gradient_stages(config, layout, lora, embedding)
     if not stages:
         return [scale()]
-    # `refuse_unusable` checks the raw gradient.  The stages may enlarge it a little, so no limit holds after them.
-    return [refuse_unusable(kinds_of), *stages, scale(gradient_limit=np.inf)]
+
+    def changed(params: Any) -> bool:
+        if config.clips_by_percentile or config.encourages_low_rank:
+            return True
+        return any(picture_axes(x.shape, layout, config.spatial_scope) is not None for x in jax.tree.leaves(params))
+
+    return [refuse_unusable(kinds_of, changed), *stages, scale()]
 
 
 def _gradient_stages(

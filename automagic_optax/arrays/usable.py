@@ -23,7 +23,9 @@ def is_usable(g: jax.Array, limit: float = GRADIENT_LIMIT) -> jax.Array:
     return (jnp.max(jnp.abs(g), initial=0) <= np.float32(limit)) & (total == total)
 
 
-def refuse_unusable(kinds_of: Callable[[Any], Sequence[Hashable]]) -> optax.GradientTransformationExtraArgs:
+def refuse_unusable(
+    kinds_of: Callable[[Any], Sequence[Hashable]], changed: Callable[[Any], bool]
+) -> optax.GradientTransformationExtraArgs:
     """Puts gradients in float32 and in batches, and fills each unusable one with NaN.
 
     It is the first of the chain, so the raw gradient decides what is skipped: the stages pass on an array with a NaN
@@ -32,6 +34,8 @@ def refuse_unusable(kinds_of: Callable[[Any], Sequence[Hashable]]) -> optax.Grad
     Args:
         kinds_of: from params, one kind for each leaf.  It tells apart what any later stage tells apart, so that all
             stages use the same batches.
+        changed: from params, whether a stage changes the gradient of any.  Where none does, gradients pass as they
+            are, and `scale_by_cameamp` looks at them.
 
     Returns:
         A transformation without a state.  Its updates are `Batched`, for stages of this package.
@@ -45,6 +49,8 @@ def refuse_unusable(kinds_of: Callable[[Any], Sequence[Hashable]]) -> optax.Grad
     ) -> tuple[Any, optax.EmptyState]:
         del extra_args
         check_params(params)
+        if not changed(params):
+            return updates, state
         kinds = [(w.dtype, kind) for w, kind in zip(jax.tree.leaves(params), kinds_of(params), strict=True)]
         batched, _ = enter(updates, params, kinds)
         return batched.replace(batched.map(checked)), state

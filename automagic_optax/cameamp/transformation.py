@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, state_plan
 from automagic_core.config.constants import GRADIENT_LIMIT
-from automagic_optax.arrays.batches import enter, unstack
+from automagic_optax.arrays.batches import Batched, enter, unstack
 from automagic_optax.arrays.checks import check_dtypes, check_params
 from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.with_types import with_types
@@ -126,7 +127,9 @@ def scale_by_cameamp(
         now = rates(learning_rate, state.log_rate_scale, step, config)
         writer = Writer(step, config.stochastic_rounding, rule)
         keep = kept(Search.of(state), config)
-        shared = Shared(config, weight_decay, warming, now, keep, writer, gradient_limit)
+        # Batches come from `refuse_unusable`, which has looked at them; the stages may enlarge them a little.
+        limit = np.inf if isinstance(updates, Batched) else gradient_limit
+        shared = Shared(config, weight_decay, warming, now, keep, writer, limit)
 
         plans, weights = plans_of(params), jax.tree.leaves(params)
         decayed = resolve_decay_mask(weight_decay_mask, params)

@@ -125,7 +125,9 @@ class Moments:
 
         if count == 1:
             return [one(jnp.int32(0), (moments, cut))[0]]
-        update = jnp.zeros(flat, unit.dtype)
+        update = next((x for x in cut.values() if x.dtype == unit.dtype), None)
+        if update is None:
+            update = jnp.zeros(flat, unit.dtype)
         return [in_chunks(one, count, (moments, cut), (update, moments))[0]]
 
     def _batch(

@@ -115,6 +115,8 @@ def encourage_low_rank(
         weights = jax.tree.leaves(params)
         # `init` found the adapters: it saw types that flax hides from `update`.
         ranks = flatten_like(params, state.effective_rank)
+        if all(rank is None for rank in ranks):
+            return updates, state
         kinds = [(w.dtype, rank is not None) for w, rank in zip(weights, ranks, strict=True)]
         batched, leave = enter(updates, params, kinds)
         results = batched.map(one, weights, ranks, batch=batch)

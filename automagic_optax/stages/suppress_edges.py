@@ -98,6 +98,8 @@ def suppress_edges(
         del params, extra_args
         ages = flatten_like(state.age, state.age)
         histories = flatten_like(state.age, state.edge_history)
+        if all(history is None for history in histories):
+            return updates, state
 
         def one(g: jax.Array, age: jax.Array, history: jax.Array | None) -> Any:
             before = energy(g)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
-from automagic_optax.arrays.batches import enter
+from automagic_optax.arrays.batches import Batched, enter
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import scalar_like, whole
 from automagic_optax.stages.energy import energy, removed_share
@@ -54,6 +54,9 @@ def suppress_high_frequencies(
     check_field("spatial_scope", spatial_scope)
     check_layout(layout)
 
+    def is_picture(x: Any) -> bool:
+        return picture_axes(x.shape, layout, spatial_scope) is not None
+
     def one(g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         before = energy(g)
         axes = picture_axes(g.shape, layout, spatial_scope)
@@ -65,7 +68,9 @@ def suppress_high_frequencies(
     def update(
         updates: Any, state: SuppressHighFrequenciesState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SuppressHighFrequenciesState]:
-        del state, params, extra_args
+        del params, extra_args
+        if not isinstance(updates, Batched) and not any(map(is_picture, jax.tree.leaves(updates))):
+            return updates, state
         batched, leave = enter(updates, updates)
         results = batched.map_in_turn(one)
         removed = removed_share([result[1] for result in results], [result[2] for result in results])
