@@ -135,3 +135,19 @@ def test_temporary_memory_is_that_of_one_array(name: str) -> None:
     beyond = held - temporary(tx)[0]
     assert beyond <= (2 * states + 3) * one_array
     assert beyond < 0.5 * states * count * one_array  # all states in float32
+
+
+def test_the_update_of_a_large_array_takes_the_place_of_its_gradient() -> None:
+    tx = quantize_state(optax.adamw(1e-3))
+    weights = jax.ShapeDtypeStruct((2048, 1024), jnp.float32)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(weights: Any, state: Any, x: Any) -> tuple[Any, Any]:
+        gradient = jax.grad(lambda w: jnp.tanh(x @ w).sum())(weights)
+        updates, state = tx.update(gradient, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    x = jax.ShapeDtypeStruct((1, 2048), jnp.float32)
+    compiled = step.lower(weights, jax.eval_shape(tx.init, weights), x).compile()
+    # Beyond the gradient some ten float32 values of each element of a chunk, of which the array has eight.
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * weights.size * (1 + 10 / 8)
