@@ -110,10 +110,11 @@ def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
 
 
 @pytest.mark.parametrize("length", [1.0, 0.25])
-def test_votes_bound_the_rise_unless_gradients_have_shrunk(length) -> None:
+@pytest.mark.parametrize("floor", [0.0, 0.4])
+def test_votes_bound_the_rise_unless_gradients_have_shrunk(length, floor) -> None:
     """Five of eight rows keep their signs after the climb, so A is 0.25 and the path is straight."""
     (p,) = parameters([(64, 64)])
-    optimizer = AutomagicCameAMP8bit([p], **FIELDS | {"max_lr": 1e6, "straightness": 0.1})
+    optimizer = AutomagicCameAMP8bit([p], **FIELDS | {"max_lr": 1e6, "straightness": 0.1, "agreement_floor": floor})
     (group,) = optimizer.param_groups
     direction = torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
     turning = torch.arange(64) % 8 < 3
@@ -126,7 +127,8 @@ def test_votes_bound_the_rise_unless_gradients_have_shrunk(length) -> None:
     agreement = float(group["automagic_agreement"])
     assert 0.1 < agreement < 0.3
     bound = min(0.75 * agreement, 0.15)
-    assert rises[-1] == pytest.approx(bound if length == 1.0 else 0.5 * 0.5, rel=1e-5)
+    expected = 0.0 if agreement < floor else bound if length == 1.0 else 0.5 * 0.5
+    assert rises[-1] == pytest.approx(expected, rel=1e-5)
 
 
 def test_limits_change_nothing_that_was_found_and_no_rate_that_is_scheduled() -> None:
