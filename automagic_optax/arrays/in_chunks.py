@@ -45,6 +45,16 @@ def chunk_of_array(x: Any) -> int | None:
     return GPU_CHUNK if large and jax.default_backend() == "gpu" and devices_of(x) == 1 else None
 
 
+def after(last: jax.Array, x: jax.Array) -> jax.Array:
+    """x, where it is cut into chunks as a new array that waits for `last`, which is never negative.
+
+    The compiler cannot know that it is never negative.  What is written over a gradient that must be kept is written
+    over a copy, and without this XLA copies the gradients of all large arrays before the first step.
+    """
+    chunk = chunk_of_array(x)
+    return x if chunk is None or x.size <= chunk else jnp.where(last < 0, jnp.zeros_like(x), x)
+
+
 def chunk_count(length: int, width: int, blocks: int = 1, chunk: int | None = None) -> int:
     """Into how many equal chunks an array of `length` rows of `width` elements is cut; 1 where it is not.
 

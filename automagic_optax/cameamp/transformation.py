@@ -14,6 +14,7 @@ from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, st
 from automagic_core.config.constants import GRADIENT_LIMIT
 from automagic_optax.arrays.batches import Batched, enter, unstack
 from automagic_optax.arrays.checks import check_dtypes, check_params
+from automagic_optax.arrays.in_chunks import after
 from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.cameamp.batch_step import BatchStep, step_batch
@@ -144,6 +145,8 @@ def scale_by_cameamp(
         skipped = jnp.minimum(state.step, 0)
         for positions, g, kind in zip(batched.positions, batched.arrays, batched.kinds, strict=True):
             members = [(weights[position], arrays[position]) for position in positions]
+            if steps and len(members) == 1:
+                g = after(skipped, g)
             steps.append(step_batch(g, members, kind.plan, kind.decayed, shared, skipped))
             skipped = steps[-1].skipped
         # The count is never negative, but the compiler cannot know that: used here, it keeps the arrays in their order.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_optax.arrays.batches import SMALLEST_BATCH, evenly, stack, unstack
-from automagic_optax.arrays.in_chunks import CHUNK, chunk_count, in_chunks, runs_in_chunks
+from automagic_optax.arrays.in_chunks import CHUNK, after, chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.codec.random_bits import Chunk
 from automagic_optax.codec.stored import Writer
 from automagic_optax.moments.quantized_moment import QuantizedMoment, write_moment
@@ -125,10 +125,16 @@ class Moments:
 
         if count == 1:
             return [one(jnp.int32(0), (moments, cut))[0]]
-        update = next((x for x in cut.values() if x.dtype == unit.dtype), None)
-        if update is None:
+        place = next((i for i, x in cut.items() if x.dtype == unit.dtype), None)
+        if place is None:
             update = jnp.zeros(flat, unit.dtype)
-        return [in_chunks(one, count, (moments, cut), (update, moments))[0]]
+        else:  # in the place of the gradient
+            if self._last is not None:
+                cut[place] = after(jnp.minimum(self._writer.step, 0) * self._last.reshape(-1)[0], cut[place])
+            update = cut[place]
+        update, new = in_chunks(one, count, (moments, cut), (update, moments))[0]
+        self._last = new[0].codes
+        return [(update, new)]
 
     def _batch(
         self, units: list[Unit], moments: list[Any], given: list[Any], slots: np.ndarray, flat: tuple[int, int]

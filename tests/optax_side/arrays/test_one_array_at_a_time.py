@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
-from automagic_optax import automagic_8bit, suppress_high_frequencies
+from automagic_optax import automagic_8bit, quantize_state, suppress_high_frequencies
 
 SHAPES = [(8, 8), (8, 9), (9, 8), (5,), (10, 10), (3, 3, 2, 2)]
 
@@ -51,3 +53,29 @@ def test_one_array_in_memory_at_a_time() -> None:
     few, more = temporary(2), temporary(4)
     assert size < few < 12 * size
     assert more < few + size / 2
+
+
+@pytest.mark.parametrize(
+    ("tx", "given"),
+    [
+        (automagic_8bit(1e-3, profile="balanced", warmup_steps=0), False),
+        (quantize_state(optax.adamw(1e-3)), True),
+        pytest.param(automagic_8bit(1e-3, profile="balanced", warmup_steps=0), True, marks=pytest.mark.slow),
+        pytest.param(quantize_state(optax.adamw(1e-3)), False, marks=pytest.mark.slow),
+    ],
+    ids=["computed", "quantize_state, given", "given", "quantize_state, computed"],
+)
+def test_temporary_memory_beyond_the_gradients_does_not_grow_with_the_arrays(tx: Any, given: bool) -> None:
+    def beyond(count: int) -> int:
+        weights = [jax.ShapeDtypeStruct((1024, 512 + 256 * (i % 2)), jnp.float32) for i in range(count)]
+
+        def step(weights: Any, state: Any, grads: Any) -> Any:
+            grads = grads if given else jax.tree.map(lambda w: jnp.cumsum(w, 0), weights)
+            updates, state = tx.update(grads, state, weights)
+            return optax.apply_updates(weights, updates), state
+
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(weights, jax.eval_shape(tx.init, weights), weights)
+        held = int(lowered.compile().memory_analysis().temp_size_in_bytes)
+        return held if given else held - 4 * sum(x.size for x in weights)
+
+    assert beyond(6) < beyond(4) + 4 * 1024 * 512
