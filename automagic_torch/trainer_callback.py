@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerCallback
 
 from automagic_torch.arrays.marks import mark_embeddings, mark_lora
 from automagic_torch.gradient_release import refuse_clipping
 from automagic_torch.watching.logged_rates import logged_rates
 
 
-class TrainerRateCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not read transformers
+class TrainerRateCallback(TrainerCallback):
     """Marks adapters and embeddings before training, and logs the rate in force as ``effective_lr``.
 
     ``learning_rate`` in the Trainer's log is what the scheduler set, without ramp and search.  ``effective_lr`` is

@@ -101,9 +101,7 @@ class Batched:
         last: Any = None
 
         def after_the_last(array: jax.Array, *values: Any) -> Any:
-            # `last` is never negative, but the compiler cannot know that: so it must compute `last` first.
-            waiting = array if last is None else jnp.where(last < 0, jnp.zeros_like(array), array)
-            return function(waiting, *values)
+            return function(array if last is None else waiting(last, array), *values)
 
         for array, positions in zip(self.arrays, self.positions, strict=True):
             results.append(_apply(after_the_last, array, positions, columns))
@@ -111,6 +109,11 @@ class Batched:
             if isinstance(end, jax.core.Tracer):
                 last = end if last is None else last + end
         return results
+
+
+def waiting(last: jax.Array, x: jax.Array) -> jax.Array:
+    """x, as a new array that waits for `last`: it is never negative, but the compiler cannot know that."""
+    return jnp.where(last < 0, jnp.zeros_like(x), x)
 
 
 def _apply(

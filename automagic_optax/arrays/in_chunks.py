@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from automagic_optax.arrays.batches import waiting
 from automagic_optax.arrays.means import float32_sums
 from automagic_optax.sharding.placement import devices_of
 
@@ -48,11 +49,11 @@ def chunk_of_array(x: Any) -> int | None:
 def after(last: jax.Array, x: jax.Array) -> jax.Array:
     """x, where it is cut into chunks as a new array that waits for `last`, which is never negative.
 
-    The compiler cannot know that it is never negative.  What is written over a gradient that must be kept is written
-    over a copy, and without this XLA copies the gradients of all large arrays before the first step.
+    What is written over a gradient that must be kept is written over a copy, and without this XLA copies the gradients
+    of all large arrays before the first step.
     """
     chunk = chunk_of_array(x)
-    return x if chunk is None or x.size <= chunk else jnp.where(last < 0, jnp.zeros_like(x), x)
+    return x if chunk is None or x.size <= chunk else waiting(last, x)
 
 
 def chunk_count(length: int, width: int, blocks: int = 1, chunk: int | None = None) -> int:

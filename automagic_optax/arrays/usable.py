@@ -38,7 +38,7 @@ def refuse_unusable(
             are, and `scale_by_cameamp` looks at them.
 
     Returns:
-        A transformation without a state.  Its updates are `Batched`, for stages of this package.
+        A transformation without a state.  Its updates are `Batched`, for stages of this package, or what they were.
     """
 
     def checked(g: jax.Array) -> jax.Array:

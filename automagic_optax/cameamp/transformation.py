@@ -76,7 +76,8 @@ def scale_by_cameamp(
             by name (`default_marks`).
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
         rule: how the codec rounds, as in `quantize`.
-        gradient_limit: an array with a gradient element above this in magnitude is skipped.
+        gradient_limit: an array with a gradient element above this in magnitude is skipped.  It does not hold for what
+            comes from the stages of `automagic_8bit`, which looks at the gradients before them.
 
     Returns:
         A transformation whose update needs `params`.  Its state is a `ScaleByCameampState`.  Updates are float32 and

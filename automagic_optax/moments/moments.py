@@ -128,7 +128,7 @@ class Moments:
         place = next((i for i, x in cut.items() if x.dtype == unit.dtype), None)
         if place is None:
             update = jnp.zeros(flat, unit.dtype)
-        else:  # in the place of the gradient
+        else:  # in the place of an input, which is the gradient in most optimizers; what is used later is copied
             if self._last is not None:
                 cut[place] = after(jnp.minimum(self._writer.step, 0) * self._last.reshape(-1)[0], cut[place])
             update = cut[place]
