@@ -134,10 +134,21 @@ def quantized(
         x, absmax = jax.lax.optimization_barrier((x, absmax))
     absmax = jnp.where(absmax < np.float32(MIN_ABSMAX), np.float32(0), absmax)
     zero_block = absmax == 0
-    factor = jnp.where(zero_block, np.float32(0), np.float32(1) / jnp.where(zero_block, np.float32(1), absmax))
+    factor = jnp.where(zero_block, np.float32(0), _reciprocal(jnp.where(zero_block, np.float32(1), absmax)))
     factor = per_element(factor, x.shape, block_size, devices_of(x))
     codes = jnp.where(factor == 0, 0, rule(x * factor, signed, random)).astype(jnp.uint8)
     return QuantizedArray(codes, absmax, signed, block_size)
+
+
+def _reciprocal(x: jax.Array) -> jax.Array:
+    """1 / x, correctly rounded.  XLA's float32 division on a GPU is not: one code in twenty thousand would change."""
+    if jax.default_backend() != "gpu":
+        return np.float32(1) / x
+    with jax.enable_x64(True):
+        exact = jax.lax.convert_element_type(1 / jax.lax.convert_element_type(x, np.float64), np.float32)
+    # Else each element of a block divides anew, and few GPUs are fast in float64.
+    kept: jax.Array = jax.lax.optimization_barrier(exact)
+    return kept
 
 
 @jax.custom_jvp

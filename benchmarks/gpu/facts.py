@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -123,10 +124,16 @@ def rounding(apply: Callable[[Callable[..., Any]], np.ndarray]) -> dict[str, flo
     }
 
 
-def rounding_in_torch(device: str) -> dict[str, float]:
-    """`rounding`, eager."""
+def rounding_in_torch(device: str, compiled: bool = False) -> dict[str, float]:
+    """`rounding`, eager or each operation compiled."""
     operands = [torch.from_numpy(x).to(device) for x in _operands()]
-    return rounding(lambda function: function(torch, *operands).cpu().numpy())
+
+    def apply(function: Callable[..., Any]) -> np.ndarray:
+        operation = partial(function, torch)
+        found: np.ndarray = (torch.compile(operation) if compiled else operation)(*operands).cpu().numpy()
+        return found
+
+    return rounding(apply)
 
 
 def rounding_in_jax() -> dict[str, float]:
@@ -149,6 +156,7 @@ def main() -> None:
     record.tried("copy_jax", lambda: copy_in_jax(elements))
     record.tried("imports", imports)
     record.tried("rounding_torch", lambda: rounding_in_torch(options.device))
+    record.tried("rounding_compiled", lambda: rounding_in_torch(options.device, compiled=True))
     record.tried("rounding_jax", rounding_in_jax)
 
 

@@ -37,7 +37,10 @@ class OnDevice(TorchFunctionMode):
         return result
 
 
-_OF_A_CPU = ("test_the_number_of_operations_does_not_grow_with_the_arrays", "32 bits outside CUDA")
+_OF_A_CPU = (
+    *("test_the_number_of_operations_does_not_grow_with_the_arrays", "32 bits outside CUDA"),
+    "test_errors_and_the_warning_name_what_is_wrong",
+)
 """Tests whose names hold one of these say what holds on a CPU alone."""
 
 

@@ -44,7 +44,7 @@ def _facts(facts: dict[str, Any]) -> list[str]:
         if "GB_per_s" in facts.get(name, {}):
             lines.append(f"{name}: {facts[name]['GB_per_s']:.0f} GB/s")
     lines += [f"import {name}: {how}" for name, how in facts.get("imports", {}).items() if not how.startswith("ok")]
-    lines += [f"{name}: {facts[name]}" for name in ("rounding_torch", "rounding_jax") if name in facts]
+    lines += [f"{name}: {how}" for name, how in facts.items() if name.startswith("rounding")]
     return lines
 
 

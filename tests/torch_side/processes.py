@@ -23,11 +23,10 @@ def run_processes(worker: Callable[..., Any], count: int, *arguments: Any, limit
     Raises what the first process that failed raised; processes that hang are ended after `limit` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # Processes of a server that has imported what takes seconds.
+        # Processes of a server that has imported what takes seconds.  CUDA must not be there before it forks.
+        method = "spawn" if torch.cuda.is_available() else "forkserver"
         multiprocessing.set_forkserver_preload(["torch", "bitsandbytes", "torch.distributed.fsdp"])
-        context = mp.start_processes(
-            _begin, (worker, count, folder, arguments), count, join=False, start_method="forkserver"
-        )
+        context = mp.start_processes(_begin, (worker, count, folder, arguments), count, join=False, start_method=method)
         assert context is not None
         end = datetime.datetime.now() + datetime.timedelta(seconds=limit)
         while not context.join(timeout=5):

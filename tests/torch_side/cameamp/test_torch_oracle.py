@@ -36,11 +36,12 @@ def distance(ours: torch.Tensor, theirs: Any, least: float = 1e-30) -> float:
     return error / max(float(np.linalg.norm(theirs)), least)
 
 
-def differences(state: dict[str, torch.Tensor], oracle: dict[str, Any]) -> dict[str, float]:
-    """Of every float state the two have; integers and signs must be equal."""
+def differences(state: dict[str, torch.Tensor], oracle: dict[str, Any], update: float) -> dict[str, float]:
+    """Of every float state the two have, where the update has this norm; integers and signs must be equal."""
     found = {}
     # In the first step u and m̂ agree: residuals are squares of rounding errors, beside a floor of 0.01.
-    least = {"exp_avg_res": 1e-3}
+    # A walk adds up signed updates, which may cancel.
+    least = {"exp_avg_res": 1e-3, "walk": max(update, 1e-30)}
     for name, theirs in oracle.items():
         if name == "last_polarity" or theirs is None:
             continue
@@ -85,7 +86,8 @@ def largest_distance(fields: dict[str, Any], *, steps: int = 50, disable: frozen
         optimizer.step()
         for index, (p, theirs) in enumerate(zip(params, expected, strict=True)):
             update = updates.get(p, torch.zeros(p.shape))
-            found = differences(optimizer.state[p], oracle.state[index]) if p in optimizer.state else {}
+            size = float(np.linalg.norm(theirs))
+            found = differences(optimizer.state[p], oracle.state[index], size) if p in optimizer.state else {}
             largest = max(largest, distance(update, theirs), *found.values())
         for name in SEARCH_SCALARS:
             ours, theirs = optimizer.param_groups[0]["automagic_" + name].item(), getattr(oracle, name)

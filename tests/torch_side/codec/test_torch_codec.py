@@ -88,7 +88,7 @@ def test_one_block_rounds_to_the_nearest_code(companded, shape):
 
 
 def test_one_block_gives_ties_to_the_even_code():
-    midpoints = torch.from_numpy(codebook_midpoints(True).copy())
+    midpoints = torch.tensor(codebook_midpoints(True))
     codes = write(torch.cat([midpoints, torch.ones(1)]), False, None, None).codes[:-1]
     assert (codes % 2 == 0).all()
     assert codes.tolist() == [k + k % 2 for k in range(255)]

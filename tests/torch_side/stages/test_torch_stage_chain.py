@@ -82,7 +82,7 @@ def largest_distance(fields, *, layout="torch", steps=24, disable=frozenset()):
         optimizer.step()
         for index, (p, theirs) in enumerate(zip(params, expected, strict=True)):
             state = optimizer.state.get(p, {})
-            found = differences(state, oracle.state[index]) if state else {}
+            found = differences(state, oracle.state[index], float(np.linalg.norm(theirs))) if state else {}
             if not disable:
                 assert ("edge_history" in state) == (bool(state) and "edge_history" in oracle.state[index])
             furthest = max(distance(updates.get(p, torch.zeros(p.shape)), theirs), *found.values())
