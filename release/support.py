@@ -96,8 +96,8 @@ in float64, state files there and back.
 
 FOOTER = """
 The last row is what `make gpu` found on one {device} (`benchmarks/results/gpu.json`): how many of its
-comparisons of the two frameworks kept their bounds, which with JAX on a GPU are ten times those of a CPU
-([why](performance.md)).
+comparisons of the two frameworks kept their bounds: of the codec with both on the card, of single steps with JAX on the
+CPU, whose division is exact ([why](performance.md)).
 
 What is not in the table was not tried: no earlier torch, no PyTorch with Python 3.13, no Windows and no macOS.
 pyproject.toml allows {bounds}.

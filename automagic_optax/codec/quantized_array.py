@@ -144,11 +144,21 @@ def _reciprocal(x: jax.Array) -> jax.Array:
     """1 / x, correctly rounded.  XLA's float32 division on a GPU is not: one code in twenty thousand would change."""
     if jax.default_backend() != "gpu":
         return np.float32(1) / x
-    with jax.enable_x64(True):
-        exact = jax.lax.convert_element_type(1 / jax.lax.convert_element_type(x, np.float64), np.float32)
     # Else each element of a block divides anew, and few GPUs are fast in float64.
-    kept: jax.Array = jax.lax.optimization_barrier(exact)
-    return kept
+    exact: jax.Array = jax.lax.optimization_barrier(refined_reciprocal(x, np.float32(1) / x))
+    return exact
+
+
+def refined_reciprocal(x: jax.Array, first: jax.Array) -> jax.Array:
+    """1 / x, correctly rounded, from a float32 estimate, by Newton's method.
+
+    A compiler may turn a division in float64 whose result is rounded to float32 into one in float32.
+    """
+    with jax.enable_x64(True):
+        wide, found = (jax.lax.convert_element_type(value, np.float64) for value in (x, first))
+        for _ in range(2):
+            found = found + found * (1 - wide * found)
+        return jax.lax.convert_element_type(found, np.float32)
 
 
 @jax.custom_jvp

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from automagic_optax import QuantizedArray, quantize
+from automagic_optax.codec.quantized_array import refined_reciprocal
 from tests.optax_side.codec_samples import assert_as_oracle, borders, random_values, with_unit_absmax
 
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]
@@ -90,6 +91,14 @@ def test_every_half_precision_value(dtype: type, block_size: int | None, jit: bo
         if block_size is None:  # all beside a scale of 1
             x = x[np.abs(x.astype(np.float32)) <= 1]
         assert_as_oracle(quantizer(signed, block_size, jit)(jnp.asarray(x)), x, signed, block_size)
+
+
+@pytest.mark.parametrize("units", [-2, 0, 2])
+def test_the_reciprocal_of_every_mantissa_from_an_estimate_some_units_off(units: int) -> None:
+    x = np.arange(2**23, 2**24, dtype=np.uint32).astype(np.float32)
+    exact = np.float32(1) / x
+    estimate = (exact.view(np.int32) + np.int32(units)).view(np.float32)
+    assert np.array_equal(jax.jit(refined_reciprocal)(x, estimate), exact)
 
 
 def test_float64_is_read_as_float32() -> None:

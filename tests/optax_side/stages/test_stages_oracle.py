@@ -6,7 +6,6 @@ from itertools import combinations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,7 +39,8 @@ def run_stages(names: tuple[str, ...], layout: str, jit: bool) -> StageRun:
     for old, new in zip(*(states_of(s, ClipByPercentileState) for s in (before, stages.state)), strict=True):
         assert_same_bits(new._replace(energy_removed=old.energy_removed), old)
         if names == ("clip",):
-            assert_same_bits(passed, [jnp.asarray(g) for g in grads])
+            for ours, given in zip(passed, grads, strict=True):
+                np.testing.assert_array_equal(ours, given)
 
     for size, absent in ((3.0, ABSENT), (1.2, ())):
         grads = stages.gradients(size)
