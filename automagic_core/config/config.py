@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from automagic_core.config.constants import SEARCH_START, SHORT_SEARCH
 from automagic_core.config.not_here import INSTEAD
 from automagic_core.config.ranges import RANGES, is_checkable
 
@@ -137,6 +138,17 @@ class Config:
     def climbs(self) -> bool:
         """The search asks for agreement, and so begins with a climb."""
         return self.searches and not _is_plainly(self.agreement_floor, -1)
+
+    @property
+    def short_search(self) -> str | None:
+        """What to tell somebody whose search has fewer steps than its climb takes; None where it has enough."""
+        if not self.climbs or self.warmup_steps >= SHORT_SEARCH:
+            return None
+        return (
+            f"warmup_steps = {self.warmup_steps} is too short for the rate search, which begins at {SEARCH_START} or "
+            f"lower and climbs for about {SHORT_SEARCH} steps; give it 40 % of the run, or search_gain=0 to train with "
+            "lr as it is"
+        )
 
     @property
     def masks_rows(self) -> bool:

@@ -26,6 +26,8 @@ LARGEST_RISE = 0.5
 """log(ρ / straightness) counts as at most this much in one step of the search."""
 RISE_BY_VOTES = (0.75, 0.15)
 """After the climb ℓ rises in one step by at most so much of A, and by at most so much."""
+SHORT_SEARCH = 20
+"""A warm-up of fewer steps ends before the climb does."""
 ROW_SHRINKAGE = 256
 """In n / (n + 256): rows of few columns follow their array (section 5.8)."""
 ROW_LIMIT = 1.0986122886681098

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from automagic_core.config.constants import MAX_STEP
+
+_LARGEST = 2.0**128 - 2.0**104
+"""Of float32, in which arrays compute with the fields.  What is larger, infinite or NaN is not finite there."""
 
 
 class Range(NamedTuple):
@@ -32,7 +34,7 @@ def _real(accepts: Callable[[float], bool], text: str) -> Range:
         if _is_array(value):
             return True
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return is_number and math.isfinite(value) and accepts(value)
+        return is_number and abs(value) <= _LARGEST and accepts(value)
 
     return Range(check, text)
 

@@ -31,7 +31,7 @@ class Forgetful(TorchTraining):
     def restore(self, folder: Path) -> int:
         step = super().restore(folder)
         if step:
-            self.optimizer.state[self.model[0].weight]["exp_avg_sq_row"] *= 1.001
+            self.optimizer.state[self.model[0].weight]["exp_avg_sq_row_absmax"] *= 1.001
         return step
 
 

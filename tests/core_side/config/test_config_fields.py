@@ -63,7 +63,7 @@ INVALID: dict[str, tuple[list[Any], str]] = {
         [(0.9, 0.99), (0.9, 0.99, 1.0), (-0.1, 0.99, 0.999), (0.9, 0.99, NAN), 0.9, None, "abc", (0.9,) * 4],
         "each in [0, 1)",
     ),
-    "update_clip": ([0, -3.0, NAN, INF, None, True], "> 0"),
+    "update_clip": ([0, -3.0, NAN, INF, 3.5e38, 10**400, None, True], "> 0"),
     "confidence_floor": ([0.0, -0.01, NAN, INF, None, True], "> 0"),
     "factored": (["both", "", None, True, 0], "none, second_moment, all"),
     "torque": ([0, 1, None, "yes"], "True, False"),
@@ -210,3 +210,10 @@ def test_values_that_are_not_known_yet_are_not_checked() -> None:
 def test_absmax_block_size() -> None:
     assert Config(block_size=512).absmax_block_size == 512
     assert Config(block_size=512, block_wise=False).absmax_block_size is None
+
+
+def test_a_search_shorter_than_its_climb_is_told() -> None:
+    for steps in (1, 19):
+        assert f"warmup_steps = {steps} is too short" in (Config(warmup_steps=steps).short_search or "")
+    for enough in ({"warmup_steps": 20}, {"warmup_steps": 0}, {"search_gain": 0.0}, {"agreement_floor": -1.0}):
+        assert Config(**{"warmup_steps": 4} | enough).short_search is None

@@ -76,6 +76,11 @@ def test_scale_by_cameamp_takes_a_config() -> None:
         scale_by_cameamp(config=broken)
 
 
+def test_a_warm_up_too_short_for_the_search_is_told() -> None:
+    with pytest.warns(UserWarning, match="warmup_steps = 8 is too short"):
+        automagic_8bit(1e-3, warmup_steps=8)
+
+
 def test_an_empty_tree() -> None:
     for empty in ({}, [], (), {"none": None}):
         state = TX.init(empty)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -155,6 +156,13 @@ def test_parameters_left_on_the_meta_device_are_told() -> None:
     model(torch.ones(1, 6)).sum().backward()
     with pytest.warns(UserWarning, match="2 parameters are on the meta device"):
         optimizer.step()
+
+
+def test_a_warm_up_too_short_for_the_search_is_told_once() -> None:
+    with pytest.warns(UserWarning, match="warmup_steps = 8 is too short"):
+        optimizer = AutomagicCameAMP8bit([linear(8, 6)], lr=1e-3, warmup_steps=8)
+    with warnings.catch_warnings(action="error"):
+        optimizer.add_param_group({"params": [linear(4, 4)]})
 
 
 @pytest.mark.parametrize("after", [0, 2])
