@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -90,6 +91,8 @@ def automagic_8bit(
     elif learning_rate is None:
         raise ValueError("no learning rate: automagic_8bit(1e-4), lr=1e-4 or a Config says where the search begins")
     config = Config(lr=learning_rate, weight_decay=weight_decay, profile=profile, **overrides)
+    if short := config.short_search:
+        warnings.warn(short, stacklevel=2)
     rounding = round_to_parameters(config.stochastic_rounding_params)
     before = up_to_rounding(config, layout, lora=lora, embedding=embedding, weight_decay_mask=weight_decay_mask)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -97,8 +96,6 @@ def scale_by_cameamp(
     """
     config = Config() if config is None else config
     config.validate()
-    if short := config.short_search:
-        warnings.warn(short, stacklevel=2)
     check_layout(layout)
     learning_rate = config.lr if learning_rate is None else learning_rate
     weight_decay = config.weight_decay if weight_decay is None else weight_decay

@@ -155,7 +155,7 @@ def test_rows_follow_the_layout_and_embeddings_have_them_first(layout):
 
 
 def test_the_fallback_to_32_bits_is_said_once(monkeypatch):
-    fields = SMALL | {"force_8bit": False}
+    fields = SMALL | {"force_8bit": False, "warmup_steps": 20}
     optimizer = AutomagicCameAMP8bit(parameters([(8, 6), (8, 6)]), **fields)
     with pytest.warns(UserWarning, match="force_8bit=True") as told:
         run(optimizer, range(1, 3))

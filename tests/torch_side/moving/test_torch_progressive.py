@@ -143,7 +143,7 @@ def test_errors_and_the_warning_name_what_is_wrong() -> None:
         ProgressiveQuantization(AutomagicCameAMP8bit(parameters(), lr=1e-3), 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        quantization = ProgressiveQuantization(AutomagicCameAMP8bit(parameters(), **FIELDS), 10)
+        quantization = ProgressiveQuantization(AutomagicCameAMP8bit(parameters(), **FIELDS | {"warmup_steps": 20}), 10)
     with pytest.raises(TypeError, match="AdamW"):
         ProgressiveQuantization(torch.optim.AdamW(parameters()), 10)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="total_steps = 0"):
