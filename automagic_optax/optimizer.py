@@ -91,8 +91,8 @@ def automagic_8bit(
     elif learning_rate is None:
         raise ValueError("no learning rate: automagic_8bit(1e-4), lr=1e-4 or a Config says where the search begins")
     config = Config(lr=learning_rate, weight_decay=weight_decay, profile=profile, **overrides)
-    if short := config.short_search:
-        warnings.warn(short, stacklevel=2)
+    for _, sentence in config.advice():
+        warnings.warn(sentence, stacklevel=2)
     rounding = round_to_parameters(config.stochastic_rounding_params)
     before = up_to_rounding(config, layout, lora=lora, embedding=embedding, weight_decay_mask=weight_decay_mask)
 

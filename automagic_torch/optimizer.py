@@ -138,8 +138,8 @@ class AutomagicCameAMP8bit(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        if short := group_config(group).short_search:
-            self._warn_once("short search", short)
+        for name, sentence in group_config(group).advice():
+            self._warn_once(name, sentence)
         group[STEP] = 0
         group.update({key: torch.zeros((), device=group_device(group), dtype=torch.float32) for key in SEARCH_KEYS})
         group[EFFECTIVE_LR] = formed_rate(group, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from automagic_core.config.constants import SEARCH_START, SHORT_SEARCH
@@ -139,16 +139,15 @@ class Config:
         """The search asks for agreement, and so begins with a climb."""
         return self.searches and not _is_plainly(self.agreement_floor, -1)
 
-    @property
-    def short_search(self) -> str | None:
-        """What to tell somebody whose search has fewer steps than its climb takes; None where it has enough."""
-        if not self.climbs or self.warmup_steps >= SHORT_SEARCH:
-            return None
-        return (
-            f"warmup_steps = {self.warmup_steps} is too short for the rate search, which begins at {SEARCH_START} or "
-            f"lower and climbs for about {SHORT_SEARCH} steps; give it 40 % of the run, or search_gain=0 to train with "
-            "lr as it is"
-        )
+    def advice(self) -> Iterator[tuple[str, str]]:
+        """Names and sentences of what to warn somebody of who makes an optimizer with these fields."""
+        if self.climbs and self.warmup_steps < SHORT_SEARCH:
+            yield (
+                "short search",
+                f"warmup_steps = {self.warmup_steps} is too short for the rate search, which begins at {SEARCH_START} or "
+                f"lower and climbs for about {SHORT_SEARCH} steps; give it 40 % of the run, or search_gain=0 to train "
+                "with lr as it is",
+            )
 
     @property
     def masks_rows(self) -> bool:

@@ -214,6 +214,7 @@ def test_absmax_block_size() -> None:
 
 def test_a_search_shorter_than_its_climb_is_told() -> None:
     for steps in (1, 19):
-        assert f"warmup_steps = {steps} is too short" in (Config(warmup_steps=steps).short_search or "")
+        ((_, sentence),) = Config(warmup_steps=steps).advice()
+        assert f"warmup_steps = {steps} is too short" in sentence
     for enough in ({"warmup_steps": 20}, {"warmup_steps": 0}, {"search_gain": 0.0}, {"agreement_floor": -1.0}):
-        assert Config(**{"warmup_steps": 4} | enough).short_search is None
+        assert not list(Config(**{"warmup_steps": 4} | enough).advice())
