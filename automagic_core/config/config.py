@@ -144,9 +144,9 @@ class Config:
         if self.climbs and self.warmup_steps < SHORT_SEARCH:
             yield (
                 "short search",
-                f"warmup_steps = {self.warmup_steps} is too short for the rate search, which begins at {SEARCH_START} or "
-                f"lower and climbs for about {SHORT_SEARCH} steps; give it 40 % of the run, or search_gain=0 to train "
-                "with lr as it is",
+                f"warmup_steps = {self.warmup_steps} is too short for the rate search, which begins at {SEARCH_START} "
+                f"or lower and climbs for about {SHORT_SEARCH} steps; give it 40 % of the run, or search_gain=0 to "
+                "train with lr as it is",
             )
 
     @property
