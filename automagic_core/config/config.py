@@ -140,7 +140,7 @@ class Config:
         return self.searches and not _is_plainly(self.agreement_floor, -1)
 
     def advice(self) -> Iterator[tuple[str, str]]:
-        """Names and sentences of what to warn somebody of who makes an optimizer with these fields."""
+        """What to warn somebody of who makes an optimizer with these fields: a name and a sentence each."""
         if self.climbs and self.warmup_steps < SHORT_SEARCH:
             yield (
                 "short search",

@@ -6,9 +6,11 @@ import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from automagic_core.config.constants import MAX_STEP
 
-_LARGEST = 2.0**128 - 2.0**104
+_LARGEST = float(np.finfo(np.float32).max)
 """Of float32, in which arrays compute with the fields.  What is larger, infinite or NaN is not finite there."""
 
 
@@ -52,7 +54,7 @@ def _one_of(*choices: Any) -> Range:
 
 
 _SWITCH = Range(lambda value: isinstance(value, bool), "True, False")
-_POSITIVE = _real(lambda x: x > 0, "a finite number > 0")
+_POSITIVE = _real(lambda x: x > 0, "a finite number > 0 in float32")
 _BETA = _real(lambda x: 0 <= x < 1, "[0, 1)")
 
 
@@ -64,7 +66,7 @@ RANGES: dict[str, Range] = {
     "lr": Range(lambda x: callable(x) or _POSITIVE.accepts(x), "a number in [min_lr, max_lr], or a schedule"),
     "min_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
     "max_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
-    "weight_decay": _real(lambda x: x >= 0, "a finite number ≥ 0"),
+    "weight_decay": _real(lambda x: x >= 0, "a finite number ≥ 0 in float32"),
     # Less than the last value of the step counter, so that a warm-up always ends.
     "warmup_steps": _integer(lambda n: 0 <= n < MAX_STEP, f"an integer in [0, {MAX_STEP - 1}]"),
     "betas": Range(_are_betas, "three numbers, each in [0, 1)"),
@@ -73,10 +75,10 @@ RANGES: dict[str, Range] = {
     "factored": _one_of("none", "second_moment", "all"),
     "torque": _SWITCH,
     "torque_decay": _BETA,
-    "search_gain": _real(lambda x: x >= 0, "a finite number ≥ 0 (0: search off)"),
+    "search_gain": _real(lambda x: x >= 0, "a finite number ≥ 0 in float32 (0: search off)"),
     "straightness": _POSITIVE,
     "agreement_floor": _real(lambda x: -1 <= x <= 1, "[-1, 1] (-1: agreement is not asked for)"),
-    "lr_mask_gain": _real(lambda x: x >= 0, "a finite number ≥ 0 (0: no rates of rows)"),
+    "lr_mask_gain": _real(lambda x: x >= 0, "a finite number ≥ 0 in float32 (0: no rates of rows)"),
     "optim_bits": _integer(lambda n: n in (8, 32), "8 or 32"),
     "min_8bit_size": _integer(lambda n: n >= 1, "an integer ≥ 1"),
     "percentile_clipping": _integer(lambda n: 1 <= n <= 100, "an integer in [1, 100]"),
@@ -89,13 +91,13 @@ RANGES: dict[str, Range] = {
     "spatial_scope": _one_of("conv", "all"),
     "edge_suppression": _SWITCH,
     "edge_penalty": _real(lambda x: 0 <= x <= 0.2, "[0, 0.2]"),
-    "edge_threshold": _real(lambda x: x >= 0, "a finite number ≥ 0"),
+    "edge_threshold": _real(lambda x: x >= 0, "a finite number ≥ 0 in float32"),
     "background_regularization": _SWITCH,
     "spatial_awareness": _SWITCH,
     "frequency_penalty": _real(lambda x: 0 <= x <= 1, "[0, 1]"),
     "lora_rank_penalty": _SWITCH,
     "rank_penalty_strength": _real(lambda x: 0 <= x < 1, "[0, 1)"),
-    "low_rank_emphasis": _real(lambda x: x >= 1, "a finite number ≥ 1"),
+    "low_rank_emphasis": _real(lambda x: x >= 1, "a finite number ≥ 1 in float32"),
     "profile": _one_of(None, "memory_optimized", "balanced", "quality_optimized"),
     "verbose": _SWITCH,
 }

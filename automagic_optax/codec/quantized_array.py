@@ -142,17 +142,25 @@ def quantized(
 
 def _reciprocal(x: jax.Array) -> jax.Array:
     """1 / x, correctly rounded.  XLA's float32 division on a GPU is not: one code in twenty thousand would change."""
+    first = np.float32(1) / x
     if jax.default_backend() != "gpu":
-        return np.float32(1) / x
-    # Else each element of a block divides anew, and few GPUs are fast in float64.
-    exact: jax.Array = jax.lax.optimization_barrier(refined_reciprocal(x, np.float32(1) / x))
+        return first
+    # Without the barrier each element of a block computes it anew, and few GPUs are fast in float64.
+    exact: jax.Array = jax.lax.optimization_barrier(refined_reciprocal(x, first))
     return exact
 
 
 def refined_reciprocal(x: jax.Array, first: jax.Array) -> jax.Array:
-    """1 / x, correctly rounded, from a float32 estimate, by Newton's method.
+    """1 / x, correctly rounded, from an estimate, by two steps of Newton's method in float64.
 
     A compiler may turn a division in float64 whose result is rounded to float32 into one in float32.
+
+    Args:
+        x: float32, normal numbers, of any shape.
+        first: 1 / x in float32, of x's shape, a few units in the last place off at most.
+
+    Returns:
+        float32 in the shape of x.
     """
     with jax.enable_x64(True):
         wide, found = (jax.lax.convert_element_type(value, np.float64) for value in (x, first))

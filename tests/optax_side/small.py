@@ -38,6 +38,13 @@ def assert_same_bits(ours: Any, theirs: Any) -> None:
         assert a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
 
 
+def same_but_for_nans(ours: Any, theirs: Any) -> bool:
+    """Whether two arrays have the same bits, but where both are NaN: a GPU gives NaNs bits of its own."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    same = (ours == theirs) & (np.signbit(ours) == np.signbit(theirs)) | (np.isnan(ours) & np.isnan(theirs))
+    return (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) and bool(same.all())
+
+
 def assert_nearly_same(ours: Any, theirs: Any, tolerance: float = 1e-6) -> None:
     """As `assert_same_bits`, but floats within a relative tolerance of each array's largest."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)

@@ -92,7 +92,7 @@ def test_decompositions_do_not_wait_for_each_other() -> None:
 
 @pytest.mark.slow
 def test_a_thousand_adapters_compile_in_three_minutes() -> None:
-    # Everything is on.  Processor time: two on a quiet machine with two cores.
+    # Everything is on.  Two minutes of processor time on a quiet machine.
     start = time.process_time()
     traced = lowered(1000, SHAPES)
     between = time.process_time()

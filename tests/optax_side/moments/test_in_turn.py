@@ -137,7 +137,7 @@ def test_temporary_memory_is_that_of_one_array(name: str) -> None:
     assert beyond < 0.5 * states * count * one_array  # all states in float32
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU computes an array of this size in one piece")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU computes states in chunks")
 def test_the_update_of_a_large_array_takes_the_place_of_its_gradient() -> None:
     tx = quantize_state(optax.adamw(1e-3))
     weights = jax.ShapeDtypeStruct((2048, 1024), jnp.float32)
