@@ -91,15 +91,15 @@ def test_decompositions_do_not_wait_for_each_other() -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_adapters_compile_in_three_minutes() -> None:
-    # Everything is on.  Two minutes of processor time on a quiet machine.
+def test_a_thousand_adapters_compile_in_four_minutes() -> None:
+    # Everything is on.  Processor time on a quiet machine: 123 s, with the flags of `make test-all` 172.
     start = time.process_time()
     traced = lowered(1000, SHAPES)
     between = time.process_time()
     program = traced.compile()
     end = time.process_time()
     print(f"traced in {between - start:.0f} s, compiled in {end - between:.0f} s")
-    assert end - start < 180
+    assert end - start < 240
     rng = np.random.default_rng(0)
     params = [jnp.asarray(rng.standard_normal(SHAPES[i % len(SHAPES)]), jnp.float32) for i in range(1000)]
     updates, state = program(params, TX.init(params), params)
