@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,15 @@ class Store:
         self.folder = folder
         self.settings = settings
 
-    def write(self, record: Record) -> None:
-        """Keeps one result, in place of an earlier one of the same run."""
-        path = self.folder / f"{record['job']}.jsonl"
-        kept = {spec_of(old): old for old in _lines(path)} | {spec_of(record): record}
-        text = "".join(json.dumps(kept[spec], allow_nan=False) + "\n" for spec in sorted(kept))
-        _whole(path, lambda temporary: temporary.write_text(text))
+    def write(self, *records: Record) -> None:
+        """Keeps results, each in place of an earlier one of the same run."""
+        new = {spec_of(record): record for record in records}
+        for job in sorted({spec.job for spec in new}):
+            path = self.folder / f"{job}.jsonl"
+            kept = {spec_of(old): old for old in _lines(path)}
+            kept |= {spec: record for spec, record in new.items() if spec.job == job}
+            lines = [json.dumps(kept[spec], allow_nan=False) + "\n" for spec in sorted(kept)]
+            _whole(path, partial(Path.write_text, data="".join(lines)))
 
     def records(self) -> dict[Spec, Record]:
         """All results of variants as they are now, under the present settings."""

@@ -18,7 +18,10 @@ pytestmark = pytest.mark.compiled_quickly
 FIELDS: dict[str, Any] = {"weight_decay": 0.5, "warmup_steps": 2, "max_lr": 0.1, "optim_bits": 32}
 WEIGHTS = np.array([[1.0, np.inf, -2.0], [-np.inf, 0.5, -0.0], [3.0, 1.0, 2.0]], np.float32)
 GRADIENTS = np.array([[1.0, -1.0, 0.5], [0.2, 0.0, 1.0], [-1.0, 0.3, 0.1]], np.float32)
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = [
+    *("float32", "bfloat16"),
+    *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float16", "float64")),
+]
 
 
 def torch_steps(dtype: str, fields: dict[str, Any]) -> np.ndarray:

@@ -201,8 +201,7 @@ def test_the_report_says_what_the_numbers_say(tmp_path):
         return bowl(spec) + offsets.get(spec.variant, 0.0)
 
     store = Store(tmp_path, {name: settings_of(job) for name, job in JOBS.items()})
-    for done in full_set(loss).values():
-        store.write(done)
+    store.write(*full_set(loss).values())
     text = write_report(store, list(JOBS), tmp_path / "docs").read_text()
     known = sum(len(STARTS) for place in PLACES.values())
     row = next(line for line in text.splitlines() if line.startswith("| `bytes` | 1"))

@@ -88,6 +88,7 @@ class TestKills:
     def kill(make: Any, tmp_path: Path, kills: int = 2) -> dict[str, Any]:
         return kill_again_and_again(make, tmp_path / "run", kills, preload="benchmarks.soak.kills_torch", steps=25)
 
+    @pytest.mark.slow  # `make soak` kills more runs, and tests of checkpoints go on bit for bit
     def test_restarts_go_on_bit_for_bit(self, tmp_path: Path) -> None:
         record = self.kill(TorchTraining, tmp_path)
         assert record["failures"] == []

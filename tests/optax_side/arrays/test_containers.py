@@ -92,6 +92,17 @@ TRANSFORMATIONS = {
     "automagic_8bit": automagic_8bit(1e-3, **ON),
     "quantize_state": quantize_state(optax.adamw(1e-3), min_8bit_size=1024),
 }
+# Every container around the quick transformation; around the other one of each kind: a LogicallyPartitioned is a
+# Partitioned, and an own box is found by the class that both have.
+FIRST = ("Partitioned", "NamedArray", "Variable", "box in a Variable")
+BOTH = pytest.mark.parametrize(
+    ("name", "container"),
+    [
+        pytest.param(name, box, marks=() if name == "quantize_state" or box in FIRST else pytest.mark.slow)
+        for name in TRANSFORMATIONS
+        for box in CONTAINERS
+    ],
+)
 
 
 def numbers(seed: int) -> dict[str, Any]:
@@ -116,8 +127,7 @@ def steps(tx: Any, weights: Any, wrap: Callable[[Any], Any]) -> tuple[Any, Any, 
     return weights, state, first
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@BOTH
 def test_the_numbers_and_the_structure(name: str, container: str) -> None:
     def wrap(tree: Any) -> Any:
         return wrapped(tree, container)
@@ -193,8 +203,7 @@ def outer_runs(name: str) -> list[tuple[Any, Any]]:
     return [(outer, steps(outer, numbers(0), lambda tree: tree)[:2]) for outer in both]
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@BOTH
 def test_masks_and_labels_empty_containers(name: str, container: str) -> None:
     for outer, bare in outer_runs(name):
         weights, state, first = steps(outer, wrapped(numbers(0), container), lambda tree: wrapped(tree, container))

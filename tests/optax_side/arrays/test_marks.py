@@ -73,7 +73,7 @@ def train_with_nnx(model: Adapted, tx: Any, wrt: Any, steps: int = 2) -> nnx.Opt
     [
         pytest.param(nnx.Param, {LORA_A, LORA_B, "thin", "wide"}, marks=pytest.mark.slow),
         (nnx.LoRAParam, {LORA_A, LORA_B, "thin", "wide"}),
-        (nnx.PathContains("lora"), {LORA_A, LORA_B}),
+        pytest.param(nnx.PathContains("lora"), {LORA_A, LORA_B}, marks=pytest.mark.slow),
     ],
 )
 def test_nnx_optimizer_treats_lora_params_of_any_name_as_adapters(wrt: Any, expected: set[str]) -> None:

@@ -59,7 +59,7 @@ def test_one_array_in_memory_at_a_time() -> None:
     ("tx", "given"),
     [
         (automagic_8bit(1e-3, profile="balanced", warmup_steps=0), False),
-        (quantize_state(optax.adamw(1e-3)), True),
+        pytest.param(quantize_state(optax.adamw(1e-3)), True, marks=pytest.mark.slow),  # as in tests of moments
         pytest.param(automagic_8bit(1e-3, profile="balanced", warmup_steps=0), True, marks=pytest.mark.slow),
         pytest.param(quantize_state(optax.adamw(1e-3)), False, marks=pytest.mark.slow),
     ],
@@ -78,4 +78,4 @@ def test_temporary_memory_beyond_the_gradients_does_not_grow_with_the_arrays(tx:
         held = int(lowered.compile().memory_analysis().temp_size_in_bytes)
         return held if given else held - 4 * sum(x.size for x in weights)
 
-    assert beyond(6) < beyond(4) + 4 * 1024 * 512
+    assert beyond(4) < beyond(2) + 4 * 1024 * 512

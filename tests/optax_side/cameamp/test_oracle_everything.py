@@ -69,6 +69,7 @@ def test_the_run_visits_what_it_is_meant_to() -> None:
     assert steps[TURN].search.log_rate_scale + 0.1 < steps[-1].search.log_rate_scale < 10
 
 
+@pytest.mark.slow  # test_stages_oracle compares the whole optimizer compiled, parity each compiled step
 def test_compiled_steps_are_the_same_mathematics() -> None:
     compiled = run({**EVERYTHING, "factored": "second_moment"}, "flax", absent=False, bad=False, jit=True)
     errors = worst_errors(compiled)

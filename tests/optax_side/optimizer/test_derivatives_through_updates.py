@@ -72,7 +72,15 @@ def in_float64(W: np.ndarray, g: np.ndarray) -> np.ndarray:
     return g + 0.2 * (Q * (1 - weak)) @ Q.T @ g + 0.1 * np.linalg.norm(g) / np.linalg.norm(T) * T
 
 
-@pytest.mark.parametrize("sigma", [[1] * 6, [2, 2, 1, 1, 0.5, 0.5], [3, 2, 1, 1e-3, 1e-4, 0]], ids=str)
+@pytest.mark.parametrize(
+    "sigma",
+    [
+        [2, 2, 1, 1, 0.5, 0.5],
+        pytest.param([1] * 6, marks=pytest.mark.slow),
+        pytest.param([3, 2, 1, 1e-3, 1e-4, 0], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_of_the_low_rank_stage_where_singular_values_are_equal(sigma: list[float]) -> None:
     rng = np.random.default_rng(0)
     W = np.diag(sigma) @ np.linalg.qr(rng.standard_normal((10, 10)))[0][:6]
@@ -92,6 +100,7 @@ def test_of_the_low_rank_stage_where_singular_values_are_equal(sigma: list[float
     assert backwards == pytest.approx(float(np.vdot(wanted, dW)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_the_low_rank_stage() -> None:
     rng = np.random.default_rng(0)
     W = np.diag([3, 2, 1, 1, 0.5, 0.5]) @ np.linalg.qr(rng.standard_normal((10, 10)))[0][:6]

@@ -61,7 +61,8 @@ def test_it_trains() -> None:
     assert losses[-1] < 0.2 * losses[0]
 
 
-@pytest.mark.parametrize("finished", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow  # tests of checkpoints go through a TrainState too, with and without the warm-up's states
+@pytest.mark.parametrize("finished", [False, True])
 def test_a_restored_state_continues_bit_for_bit(finished: bool) -> None:
     state, _ = train(create(), 6 if finished else 2)
     target = create()
@@ -78,7 +79,7 @@ def test_a_restored_state_continues_bit_for_bit(finished: bool) -> None:
 
 
 def test_state_dict_holds_arrays_only() -> None:
-    state, _ = train(create(), 1)
+    state = create()
     saved = serialization.to_state_dict(state)
     leaves = jax.tree.leaves(saved)
     assert all(hasattr(leaf, "dtype") or isinstance(leaf, int) for leaf in leaves)
@@ -88,6 +89,7 @@ def test_state_dict_holds_arrays_only() -> None:
     assert len(serialization.to_bytes(state)) < held + 200 * len(leaves)
 
 
+@pytest.mark.slow  # tests of checkpoints take the step after `finish_warmup` too
 def test_finish_warmup_and_report() -> None:
     state, _ = train(create(), 5)
     before = memory_report(state.opt_state)

@@ -105,6 +105,7 @@ ONCE = {
     "low limit": "all",
     "zero and extreme betas": "second_moment",
     "flax layout": "all",
+    "torque memory": "none",
 }
 
 
