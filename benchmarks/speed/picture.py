@@ -16,6 +16,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 MARKERS = "ovsD^<>pP"
+Looks = dict[str, tuple[Any, str]]
+"""Colour and marker by name."""
 
 
 def write(whole: dict[str, Any], path: Path) -> None:
@@ -23,10 +25,12 @@ def write(whole: dict[str, Any], path: Path) -> None:
     # The reader's own style must not matter.
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", facecolor="white")
+        ours: Looks = {}  # the same in both frameworks
         for (left, right), framework in zip(panels, (TORCH, JAX), strict=True):
             rows = measured(whole["rows"], framework=framework)
-            _draw(left, rows, adapters=False)
-            _draw(right, rows, adapters=True)
+            looks: tuple[Looks, Looks] = ours, {}
+            _draw(left, rows, looks, adapters=False)
+            _draw(right, rows, looks, adapters=True)
             left.set_title(f"{framework}: one array", loc="left")
             right.set_title(f"{framework}: many adapters", loc="left")
             lines, names = left.get_legend_handles_labels()
@@ -37,19 +41,14 @@ def write(whole: dict[str, Any], path: Path) -> None:
     Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)  # a quarter of the bytes
 
 
-def _draw(axes: Axes, rows: list[Row], adapters: bool) -> None:
+def _draw(axes: Axes, rows: list[Row], looks: tuple[Looks, Looks], adapters: bool) -> None:
     names = cases(rows, adapters)
-    ours = mpl.colormaps["tab10"]
-    counts = {True: 0, False: 0}
-    colours: dict[str, Any] = {}
     for (_, name), by_case in entries(rows).items():
         mine = is_ours(name)
-        bare = name.removesuffix(", eager").removesuffix(", compiled")
-        if bare not in colours:
-            place = counts[mine]
-            counts[mine] += 1
-            colours[bare] = ours(place) if mine else str(0.15 + 0.08 * place), MARKERS[place % len(MARKERS)]
-        colour, marker = colours[bare]
+        known = looks[not mine]
+        place = len(known)
+        fresh = mpl.colormaps["tab10"](place) if mine else str(0.15 + 0.08 * place), MARKERS[place % len(MARKERS)]
+        colour, marker = known.setdefault(name.removesuffix(", eager").removesuffix(", compiled"), fresh)
         points = [by_case[case] for case in names if case in by_case]
         axes.plot(
             [row["arrays"] if adapters else row["parameters"] for row in points],
