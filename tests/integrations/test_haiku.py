@@ -61,7 +61,8 @@ def test_a_part_of_the_modules_is_trained() -> None:
     def others(params: Any) -> Any:
         return jax.tree.map(lambda trained: not trained, last(params))
 
-    tx = optax.chain(optax.masked(automagic_8bit(1e-3, **FIELDS), last), optax.masked(optax.set_to_zero(), others))
+    tx = automagic_8bit(1e-3, **FIELDS | {"search_gain": 0.0})  # a search begins with steps that float32 may lose
+    tx = optax.chain(optax.masked(tx, last), optax.masked(optax.set_to_zero(), others))
     step, (params, state) = step_of(tx), begin(tx)
     before = params
     for number in range(3):

@@ -123,7 +123,11 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+# The others of their kind: states in 8 bits, half precision, activations recomputed.
+SECOND = ("32 bits", "float64, states on the host", "activations recomputed")
+
+
+@pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.slow if w in SECOND else ()) for w in WAYS])
 def test_the_steps_are_those_of_arrays_alone_bit_for_bit(monkeypatch, way):
     # What a batch changes is the order of sums within its arrays; test_torch_batches holds that.
     monkeypatch.setattr(batches, "ARRAY_LIMIT", ALONE)
