@@ -28,9 +28,9 @@ def write(whole: dict[str, Any], path: Path) -> None:
         ours: Looks = {}  # the same in both frameworks
         for (left, right), framework in zip(panels, (TORCH, JAX), strict=True):
             rows = measured(whole["rows"], framework=framework)
-            looks: tuple[Looks, Looks] = ours, {}
-            _draw(left, rows, looks, adapters=False)
-            _draw(right, rows, looks, adapters=True)
+            peers: Looks = {}
+            _draw(left, rows, ours, peers, adapters=False)
+            _draw(right, rows, ours, peers, adapters=True)
             left.set_title(f"{framework}: one array", loc="left")
             right.set_title(f"{framework}: many adapters", loc="left")
             lines, names = left.get_legend_handles_labels()
@@ -41,11 +41,11 @@ def write(whole: dict[str, Any], path: Path) -> None:
     Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)  # a quarter of the bytes
 
 
-def _draw(axes: Axes, rows: list[Row], looks: tuple[Looks, Looks], adapters: bool) -> None:
+def _draw(axes: Axes, rows: list[Row], ours: Looks, peers: Looks, adapters: bool) -> None:
     names = cases(rows, adapters)
     for (_, name), by_case in entries(rows).items():
         mine = is_ours(name)
-        known = looks[not mine]
+        known = ours if mine else peers
         place = len(known)
         fresh = mpl.colormaps["tab10"](place) if mine else str(0.15 + 0.08 * place), MARKERS[place % len(MARKERS)]
         colour, marker = known.setdefault(name.removesuffix(", eager").removesuffix(", compiled"), fresh)
