@@ -69,7 +69,8 @@ class OwnBox(meta.AxisMetadata):
 
 
 NAMES = {"kernel": ("embed", "mlp"), "bias": ("mlp",), "lora_a": ("embed", "rank"), "scale": ()}
-SHAPES = {"kernel": (16, 256), "bias": (256,), "lora_a": (512, 4), "scale": ()}
+SHAPES = {"kernel": (16, 256), "bias": (256,), "lora_a": (16, 256), "scale": ()}
+"""Of two arrays that form a batch, and two that do not."""
 CONTAINERS: dict[str, Callable[[Any, tuple[str, ...]], Any]] = {
     "Partitioned": nn.Partitioned,
     "LogicallyPartitioned": nn.LogicallyPartitioned,
@@ -105,9 +106,9 @@ BOTH = pytest.mark.parametrize(
 )
 
 
-def numbers(seed: int) -> dict[str, Any]:
+def numbers(seed: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    return {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in SHAPES.items()}
+    return {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
 
 
 def wrapped(tree: dict[str, Any], container: str) -> dict[str, Any]:
@@ -296,6 +297,7 @@ def linen_specs(state: Any) -> Any:
     return nn.logical_to_mesh(nn.get_partition_spec(state), list(MESH_AXES.items()))
 
 
+SPLIT = SHAPES | {"lora_a": (512, 4)}
 MESH = AbstractMesh((2, 4), ("data", "model"))
 MESH_AXES = {"embed": "data", "mlp": "model", "rank": None}
 WAYS = {
@@ -310,7 +312,7 @@ WAYS = {
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_specs_that_libraries_derive(name: str, way: str) -> None:
     container, specs_of = WAYS[way]
-    state = jax.eval_shape(TRANSFORMATIONS[name].init, wrapped(numbers(0), container))
+    state = jax.eval_shape(TRANSFORMATIONS[name].init, wrapped(numbers(0, SPLIT), container))
     specs = jax.tree.broadcast(specs_of(state), state, is_leaf=lambda x: isinstance(x, P))
     split: dict[Any, set[int]] = {}
     pairs = zip(

@@ -36,8 +36,8 @@ def test_it_is_a_gradient_transformation_with_extra_args() -> None:
     assert isinstance(TX, optax.GradientTransformationExtraArgs)
     assert isinstance(scale_by_cameamp(1e-4), optax.GradientTransformationExtraArgs)
     weights = params()
-    plain = TX.update(grads(), TX.init(weights), weights)
-    extra = TX.update(grads(), TX.init(weights), weights, value=1.0, key=jax.random.key(0), unknown=None)
+    plain = update(grads(), TX.init(weights), weights)
+    extra = update(grads(), TX.init(weights), weights, value=1.0, key=jax.random.key(0), unknown=None)
     assert_same_bits(extra, plain)
 
 

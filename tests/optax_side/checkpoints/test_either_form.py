@@ -37,6 +37,7 @@ TX = optax.chain(
     optax.clip_by_global_norm(1.0),
     automagic_8bit(1e-3, frequency_penalty=0.0, warmup_steps=2, torque_decay=0.9, min_8bit_size=64),
 )
+UPDATE = jax.jit(TX.update)
 PARAMS = {"kernel": jnp.ones((4, 64)), "bias": jnp.ones(4)}
 
 
@@ -44,9 +45,9 @@ PARAMS = {"kernel": jnp.ones((4, 64)), "bias": jnp.ones(4)}
 def trained(form: str) -> Any:
     if form == "finished":
         return finish_warmup(trained("whole"))
-    state, update = TX.init(PARAMS), jax.jit(TX.update)
+    state = TX.init(PARAMS)
     for _ in range(3):
-        _, state = update(PARAMS, state, PARAMS)
+        _, state = UPDATE(PARAMS, state, PARAMS)
     return state
 
 
@@ -116,14 +117,14 @@ def test_into_a_fresh_optimizer(way: Callable[[Any, Path], Any], form: str, tmp_
     assert_same_bits(loaded, trained(form))
     # Arrays of Orbax are bound to a device, for which every program would be compiled again.
     free = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), loaded)
-    updates, after = TX.update(PARAMS, free, PARAMS)
+    updates, after = UPDATE(PARAMS, free, PARAMS)
     assert_same_bits((updates, finish_warmup(after)), next_step())
     assert jax.tree.structure(after) == jax.tree.structure(loaded)
 
 
 @functools.cache
 def next_step() -> Any:
-    return TX.update(PARAMS, trained("finished"), PARAMS)
+    return UPDATE(PARAMS, trained("finished"), PARAMS)
 
 
 def test_equinox(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_flax_with_a_target_of_another_form() -> None:
 def test_flax_reads_boxes_as_version_0_1_0_saved_them(tx: Any) -> None:
     """It had a box around every state of a boxed parameter: around the whole `QuantizedArray`, and around scalars."""
     boxed = {"kernel": nn.Partitioned(PARAMS["kernel"], ("data", None)), "bias": PARAMS["bias"]}
-    _, state = tx.update(boxed, tx.init(boxed), boxed)
+    _, state = jax.jit(tx.update)(boxed, tx.init(boxed), boxed)
 
     def boxed_as_then(tree: Any) -> Any:
         if isinstance(tree, QuantizedArray):

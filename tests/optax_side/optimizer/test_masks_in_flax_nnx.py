@@ -75,7 +75,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 class Model(nnx.Module):
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)
-        self.first, self.second = nnx.Linear(16, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs)
+        self.first, self.second = nnx.Linear(16, 16, rngs=rngs), nnx.Linear(16, 16, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.second(nnx.relu(self.first(x)))
@@ -194,7 +194,7 @@ def test_trees_that_can_be_called(kind: Any) -> None:
     mask = kind(True, False)
 
     def after(tx: Any, params: Any = params, grads: Any = grads) -> Any:
-        return tx.update(grads, tx.init(params), params)[0]
+        return jax.jit(tx.update)(grads, tx.init(params), params)[0]
 
     every_mark = {"weight_decay_mask": mask, "embedding": kind(False, False), "lora": mask}
     found = after(automagic_8bit(1e-3, weight_decay=0.1, **every_mark))

@@ -126,14 +126,14 @@ def test_low_rank_is_a_float64_decomposition(shape: tuple[int, int], layout: Any
     grads = [rng.standard_normal(shape).astype(np.float32) for _ in weights]
 
     @jax.jit
-    def stage(strength: jax.Array) -> list[jax.Array]:
+    def stage(strength: float, grads: Any, weights: Any) -> list[jax.Array]:
         tx = encourage_low_rank(strength, 1.2, layout=layout, lora=lambda path, leaf: True)
         return tx.update(grads, tx.init(weights), weights)[0]
 
     # At the default strength float32 accuracy is what counts.  At 0.3 the directions that eigh of a float32 Gram matrix
     # does not tell apart show: T weighs them up to ten times as much as strong ones.
     for strength, bound in ((0.01, 1e-5), (0.3, 2e-4)):
-        for ours, g, w, kind in zip(stage(strength), grads, weights, (*SPECTRA, "zero"), strict=True):
+        for ours, g, w, kind in zip(stage(strength, grads, weights), grads, weights, (*SPECTRA, "zero"), strict=True):
             wide = (g.astype(np.float64), w.astype(np.float64))
             expected = oracle.encourage_low_rank(*wide, layout=layout, strength=strength, emphasis=1.2)
             assert relative(ours, expected) <= bound, (kind, strength)
