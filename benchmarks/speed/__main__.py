@@ -50,15 +50,23 @@ def run_part(framework: str, case: Case, names: tuple[str, ...], folder: Path) -
 
 
 def conditions(folder: Path, threads: str) -> dict[str, Any]:
-    """Of the run: when it is taken up again, the highest load at which a part began counts."""
+    """Of the run, those of a run that was cut off included: `seconds` on the clock, `others` of processor time."""
     file = folder / "conditions.json"
-    now: dict[str, Any] = {"code": code_version(), "threads": threads, "load": os.getloadavg()[0], "seconds": 0.0}
-    before = json.loads(file.read_text()) if file.exists() else now
+    now: dict[str, Any] = {"code": code_version(), "threads": threads, "seconds": 0.0, "others": 0.0}
+    before: dict[str, Any] = json.loads(file.read_text()) if file.exists() else now
     if (before["code"], before["threads"]) != (now["code"], now["threads"]):
         shutil.rmtree(folder)
         folder.mkdir(parents=True)
         before = now
-    return now | {"load": max(before["load"], now["load"]), "seconds": before["seconds"]}
+    return before
+
+
+def used_by_others() -> float | None:
+    """Seconds of processor time so far of all but this process and those that it has waited for; None if unknown."""
+    if not Path("/proc/stat").exists():
+        return None
+    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8])
+    return sum((user, nice, system, *interrupts)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
 def versions() -> dict[str, str]:
@@ -95,9 +103,11 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     console = results.console()
     for framework, case in chosen:
-        started = time.monotonic()
+        started, before = time.monotonic(), used_by_others()
         rows += run_part(framework, case, entered[framework], folder)
         told["seconds"] += time.monotonic() - started
+        after = used_by_others()
+        told["others"] = None if None in (told["others"], before, after) else told["others"] + after - before
         (folder / "conditions.json").write_text(json.dumps(told))
         console.print(f"{framework}, {case.name}: {time.monotonic() - started:.0f} s")
     rows.sort(key=lambda row: row["framework"] == JAX)

@@ -12,8 +12,8 @@ from benchmarks.speed.tables import Row, cases, fastest_peer, figure, for_page, 
 PICTURE = "docs/pictures/speed.png"
 _PICTURED = "nanoseconds a parameter against the size of one array; milliseconds against the number of adapters"
 BEGIN, END = "<!-- written by make bench -->", "<!-- up to here -->"
-BUSY = 0.5
-"""A load above this, when a run begins, is said."""
+BUSY = 0.02
+"""Of the cores' time, what other work took is said from here on."""
 
 
 def with_tables(text: str, whole: dict[str, Any]) -> str:
@@ -35,9 +35,14 @@ WRITERS = {"docs/speed.md": with_tables, "README.md": with_rows}
 def _parts(whole: dict[str, Any]) -> Iterator[str]:
     rows, environment = whole["rows"], whole["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in {**environment["versions"], **whole["peers"]}.items())
-    busy = ", which other work kept busy" if whole["load"] > BUSY else ""
+    cores = environment["cores"]
+    if whole["others"] is None:
+        busy = " (not known whether other work ran on them)"
+    else:
+        share = whole["others"] / (cores * whole["seconds"])
+        busy = f", of whose time other work took {100 * share:.0f} %" if share >= BUSY else ""
     yield (
-        f"{environment['date']}; {environment['device']}, {environment['cores']} cores{busy}; {versions}. "
+        f"{environment['date']}; {environment['device']}, {cores} cores{busy}; {versions}. "
         "All contestants of a framework step the same arrays in turn; medians, ± half of the range."
     )
     yield f"![{_PICTURED}]({PICTURE.removeprefix('docs/')})"

@@ -3,9 +3,10 @@
 import io
 import json
 import subprocess
+import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -39,7 +40,7 @@ def invented():
             del gone["ms"]
             rows.append(gone)
     environment = {"date": "today", "device": "abacus", "cores": 2, "versions": {"torch": "9"}}
-    return {"environment": environment, "load": 3.0, "peers": {"torchao": "8"}, "rows": rows}
+    return {"environment": environment, "seconds": 10.0, "others": 6.0, "peers": {"torchao": "8"}, "rows": rows}
 
 
 def test_the_unkind_figures_are_shown_beside_the_fastest_peer():
@@ -55,7 +56,7 @@ def test_the_unkind_figures_are_shown_beside_the_fastest_peer():
     assert text.startswith("before\n\n")
     assert text.endswith("\n\nafter\n")
     assert "the slowest of ours, unkind, takes 25 × the time of the fastest peer, quick peer" in text
-    assert "abacus, 2 cores, which other work kept busy; torch 9, torchao 8" in text
+    assert "abacus, 2 cores, of whose time other work took 30 %; torch 9, torchao 8" in text
     assert f"| flashy | {ONLY_CUDA} |" in text
     assert "| ours, unkind | 50 ±10 % | 50 ±10 % | 25 | 0.2 | 3.0 | 2.0 |" in text
     assert page.with_tables(text, whole) == text, "written twice it is the same"
@@ -153,8 +154,21 @@ def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch):
         assert [row["name"] for row in speed.run_part(TORCH, TINY, names, tmp_path)] == list(names)
     assert len(commands) == 2, "other contestants make another run"
     told = speed.conditions(tmp_path, "2")
-    (tmp_path / "conditions.json").write_text(json.dumps(told | {"load": np.inf, "seconds": 3.0}))
-    assert speed.conditions(tmp_path, "2")["load"] == np.inf
+    (tmp_path / "conditions.json").write_text(json.dumps(told | {"others": 2.0, "seconds": 3.0}))
+    assert [speed.conditions(tmp_path, "2")[name] for name in ("others", "seconds")] == [2.0, 3.0]
     assert any(tmp_path.glob("PyTorch*"))
     assert speed.conditions(tmp_path, "1")["seconds"] == 0, "other threads: all again"
     assert not any(tmp_path.glob("PyTorch*"))
+
+
+def test_the_time_of_a_process_that_has_been_waited_for_is_not_that_of_others():
+    if speed.used_by_others() is None:
+        pytest.skip("this system does not tell what all processes use")
+    spin = "import time\nwhile time.process_time() < 0.5: pass"
+    process = subprocess.Popen([sys.executable, "-c", spin])
+    while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
+        time.sleep(0.01)
+    before = speed.used_by_others()
+    process.wait()
+    # The system counts in hundredths of a second, for each of some kinds of time.
+    assert before - speed.used_by_others() == pytest.approx(0.5, abs=0.1)
