@@ -18,7 +18,7 @@ from automagic_core.arrays.layout import Layout
 from automagic_core.moving.neutral import Axes, NeutralArray, NeutralGroup, check_group, in_layout
 from automagic_core.moving.notes import Notes
 from automagic_core.moving.state_file import read_groups, write_groups
-from automagic_core.moving.torch_checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
+from automagic_core.moving.torch_checkpoint import SUFFIXES, read_checkpoint, refuse_to_lose, write_checkpoint
 
 LOGGER = "automagic_core"
 NEUTRAL = ".safetensors"
@@ -38,7 +38,8 @@ def convert(
 
     Args:
         source, target: files; ``.safetensors`` is the neutral form, ``.pt``, ``.pth`` and ``.bin`` are PyTorch's.
-            `target` is replaced as a whole, or stays as it was if this fails.
+            `target` is replaced as a whole, or stays as it was if this fails.  A PyTorch file that holds more than an
+            optimizer state, such as a model, is not replaced.
         layout: ``"torch"`` or ``"flax"`` for all arrays; None keeps their layout.
         axes: with `layout`, permutations of single arrays by name, for arrays that are no dense or convolution kernels.
         embedding, lora: which parameters are embeddings and adapters: names or positions, with ``*`` and ``?`` as in
@@ -64,6 +65,8 @@ def convert(
     _refuse_unknown(axes, groups, layout)
     if like is not None:
         groups = _ordered(groups, _read(like), str(like))
+    if write is write_checkpoint:
+        refuse_to_lose(target)
     write(target, groups)
     return [*_described(groups), *notes.tell(LOGGER)]
 
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Converts an optimizer state between a PyTorch checkpoint and the neutral .safetensors form.",
     )
     parser.add_argument("source", metavar="IN", help=f"a file ending in {NEUTRAL} or {', '.join(SUFFIXES)}")
-    parser.add_argument("target", metavar="OUT", help="likewise; replaced as a whole where it is there")
+    parser.add_argument("target", metavar="OUT", help="likewise; an optimizer state that is there is replaced")
     parser.add_argument("--layout", choices=("torch", "flax"), help="of the arrays in OUT; by default that of IN")
     parser.add_argument(
         "--axes", action="append", default=[], metavar="NAME=2,3,0,1", help="order of one parameter's axes in OUT"

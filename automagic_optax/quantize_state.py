@@ -60,11 +60,14 @@ def quantize_state(
       are no moments.
 
     States that are never negative are stored as their square roots with the unsigned codebook, all others as they are
-    with the signed one.  A block with a value that cannot be stored, such as NaN, reads as NaN as a whole.  Put
-    ``optax.apply_if_finite`` around `quantize_state` where gradients may not be finite.
+    with the signed one; of these roots none but 0 is stored as 0.  A block with a value that cannot be stored, such as
+    NaN, reads as NaN as a whole.  Put ``optax.apply_if_finite`` around `quantize_state` where gradients may not be
+    finite.
 
     Inside `quantize_state` a clipping of updates, or a wrapper with branches (``optax.MultiSteps``,
     ``optax.apply_if_finite``), needs all float32 states in memory at once.  Put those around it.
+    ``optax.lookahead`` and ``optax.flatten`` belong around it too: inside, the wrapped transformation has other trees
+    than the parameters, and nothing gets 8 bits.
 
     No derivative goes through states in 8 bits: they count as constants.
 

@@ -54,6 +54,26 @@ def read_checkpoint(path: str | Path) -> list[NeutralGroup]:
     return groups
 
 
+def refuse_to_lose(path: str | Path) -> None:
+    """Raises a ValueError where a file holds more than an optimizer state, which would be lost if it were replaced.
+
+    Raises:
+        ImportError: PyTorch is missing; the message says how to get it.
+    """
+    if not Path(path).is_file():
+        return
+    torch = needed("torch", "torch", _PURPOSE)
+    try:
+        loaded = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # a file of another kind fails in many ways
+        held = "what cannot be read as weights alone"
+    else:
+        if isinstance(loaded, Mapping) and ("param_groups" in loaded or set(loaded) <= {"optimizer"}):
+            return
+        held = ", ".join(map(repr, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
+    raise ValueError(f"{path} is there and holds {held}, which would be lost; give a name of a file that is not there")
+
+
 def _check_archive(path: str | Path) -> None:
     """Compares the file with its own checksums, which ``torch.load`` does not; old checkpoints have none."""
     try:

@@ -60,7 +60,8 @@ def write_moment(
     """Stores a state's new values.
 
     A block in which nothing changed keeps its codes.  Rounded again, its most negative element would shrink with each
-    step, since the signed codebook ends at −0.993.
+    step, since the signed codebook ends at −0.993.  A value of an unsigned state that is not 0 has at least code 1, the
+    zero-point problem of 8-bit second moments (Li et al., arXiv 2309.01507).
 
     Args:
         value: floating, in the state's shape; not negative where `old` is unsigned.
@@ -86,14 +87,16 @@ def write_moment(
     # What cannot be stored must not reach the absmax, since a maximum may pass over a NaN.
     safe = jnp.where(usable, wide, np.float32(0))
     new: Any = writer.signed(safe, old, slot) if old.signed else writer.nonnegative(safe, old, slot)
+    # Whoever divides by the root of a mean must not divide by 0 because others in the block are larger.
+    codes = new.codes if old.signed else jnp.maximum(new.codes, (safe > 0).astype(jnp.uint8))
     changed = _CHANGED if old_value is None else jnp.where(value != old_value, _CHANGED, _UNCHANGED)
     fate = block_absmax(jnp.where(usable, changed, _UNUSABLE), old.block_size)
     absmax = jnp.where(fate == _UNUSABLE, np.float32(np.nan), new.absmax)
     if old_value is None:
-        return dataclasses.replace(old, codes=new.codes, absmax=absmax)
+        return dataclasses.replace(old, codes=codes, absmax=absmax)
     stays = per_element(fate, value.shape, old.block_size, devices_of(value)) == _UNCHANGED
     return dataclasses.replace(
         old,
-        codes=jnp.where(stays, old.codes, new.codes),
+        codes=jnp.where(stays, old.codes, codes),
         absmax=jnp.where(fate == _UNCHANGED, old.absmax, absmax),
     )

@@ -122,15 +122,19 @@ def group_device(group: Mapping[str, Any]) -> torch.device:
     return next((torch.device(p.device) for p in group["params"] if not p.is_meta), torch.device("cpu"))
 
 
+_OF_SCHEDULERS = ("min_lr", "max_lr")
+"""Where OneCycleLR keeps rates of its own."""
+
+
 def unread_entries(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was written by a field's plain name, which nobody reads: the name, and a sentence about it."""
     betas = group.get("betas", group[_BETAS])
     if not isinstance(betas, (tuple, list)) or [*betas] != [*group[_BETAS]]:
         yield "betas", "a group's betas were changed, by a scheduler perhaps: the moments keep their own"
-    if "initial_lr" not in group:  # else a scheduler's, which keeps its own rates there
-        for name in FIELD_NAMES:
-            if name in group and name not in (*PLAIN, "betas"):
-                yield name, f"group[{name!r}] is not read; the field is group[{OWN_KEYS[name]!r}]"
+    of_scheduler = _OF_SCHEDULERS if "initial_lr" in group else ()
+    for name in FIELD_NAMES:
+        if name in group and name not in (*PLAIN, "betas", *of_scheduler):
+            yield name, f"group[{name!r}] is not read; the field is group[{OWN_KEYS[name]!r}]"
 
 
 @lru_cache(maxsize=256, typed=True)

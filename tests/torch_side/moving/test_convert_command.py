@@ -214,6 +214,24 @@ def test_files_that_are_none(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_file_that_holds_more_than_an_optimizer_is_not_replaced(tmp_path, capsys):
+    source, middle = tmp_path / "run.pt", tmp_path / "run.safetensors"
+    state = run(3).state_dict()
+    whole = {"model": {"w": torch.ones(3)}, "optimizer": state, "epoch": 2}
+    torch.save(whole, source)
+    assert main([str(source), str(middle)]) == 0
+    for held, named in ((whole, "'model', 'optimizer', 'epoch'"), (torch.nn.Linear(2, 2), "what cannot be read")):
+        torch.save(held, source)
+        before = source.read_bytes()
+        assert main([str(middle), str(source)]) == 2
+        assert named in capsys.readouterr().err
+        assert source.read_bytes() == before
+    for held in (state, {"optimizer": state}):
+        torch.save(held, source)
+        assert main([str(middle), str(source)]) == 0
+        assert torch.load(source, weights_only=True)["param_groups"]
+
+
 def test_neutral_files_change_their_layout_without_any_framework(tmp_path):
     source, middle, target = (tmp_path / name for name in ("run.pt", "run.safetensors", "flax.safetensors"))
     torch.save(run(3).state_dict(), source)

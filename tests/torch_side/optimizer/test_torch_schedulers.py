@@ -166,6 +166,16 @@ def test_a_field_written_by_its_plain_name_is_told_once(recwarn: Any) -> None:
     assert told == "group['max_lr'] is not read; the field is group['automagic_max_lr']"
 
 
+def test_a_scheduler_keeps_rates_of_its_own_and_no_other_field(recwarn: Any) -> None:
+    optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=LR, optim_bits=32)
+    torch_schedulers.OneCycleLR(optimizer, **ARGUMENTS["OneCycleLR"])  # which changes betas too, and that is told
+    optimizer.step()
+    optimizer.param_groups[0]["warmup_steps"] = 3
+    optimizer.step()
+    (told,) = [str(w.message) for w in recwarn if "is not read" in str(w.message)]
+    assert told == "group['warmup_steps'] is not read; the field is group['automagic_warmup_steps']"
+
+
 def test_changed_betas_are_told_once(recwarn: Any) -> None:
     optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=1e-4, optim_bits=32)
     optimizer.param_groups[0]["betas"] = (0.5, 0.99, 0.999)
