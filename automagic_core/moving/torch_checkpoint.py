@@ -55,9 +55,10 @@ def read_checkpoint(path: str | Path) -> list[NeutralGroup]:
 
 
 def refuse_to_lose(path: str | Path) -> None:
-    """Raises a ValueError where a file holds more than an optimizer state, which would be lost if it were replaced.
+    """Checks that a file may be replaced: it is not there, or holds an optimizer state and nothing else.
 
     Raises:
+        ValueError: it holds something else, which would be lost; the message says what.
         ImportError: PyTorch is missing; the message says how to get it.
     """
     if not Path(path).is_file():

@@ -170,5 +170,5 @@ def test_the_time_of_a_process_that_has_been_waited_for_is_not_that_of_others():
         time.sleep(0.01)
     before = speed.used_by_others()
     process.wait()
-    # The system counts in hundredths of a second, for each of some kinds of time.
+    # The system counts in hundredths of a second, for each of some kinds of time; others go on between two readings.
     assert before - speed.used_by_others() == pytest.approx(0.5, abs=0.1)
