@@ -221,6 +221,8 @@ def test_wrong_arguments_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             quantize_state(optax.adam(1e-3), **arguments)
+    with pytest.raises(ValueError, match="static_args="):
+        optax.inject_hyperparams(quantize_state)(optax.adam(1e-3)).init(params())
     changing = optax.GradientTransformation(
         lambda p: jax.tree.map(jnp.zeros_like, p), lambda u, s, p=None: (u, {"else": s})
     )
