@@ -96,7 +96,7 @@ def quantize_state(
     if any(isinstance(x, jax.Array) for x in (min_8bit_size, block_size)):
         raise ValueError(
             "min_8bit_size or block_size is a jax.Array, and both decide what is stored; give inject_hyperparams "
-            "static_args=('min_8bit_size', 'block_size'), or put it inside: quantize_state(inject_hyperparams(adam)(...))"
+            "static_args=('min_8bit_size', 'block_size'), or put it inside: quantize_state(inject_hyperparams(tx)(...))"
         )
     Config(min_8bit_size=min_8bit_size, block_size=block_size, stochastic_rounding=stochastic_rounding).validate()
     if nonnegative is not None and not callable(nonnegative):

@@ -134,6 +134,7 @@ class GradientRelease:
                 refuse_gradients(call.group, group_index)
             optimizer._form_batches(call, group_index, (index,))
             self._updated.add(p)
+            call.begin()
             for batch in call.batches:
                 update_batch(batch, opened.energy, optimizer._on_update, optimizer._stacks)
             p.grad = None
@@ -179,8 +180,6 @@ class GradientRelease:
         for index, call in enumerate(opened.calls):
             _refuse_stage_1(call.group, index)
             optimizer._form_batches(call, index, ())  # its checks of the group
-        for call in opened.calls:
-            call.begin()
         self._places = {
             p: (group_index, index)
             for group_index, call in enumerate(opened.calls)

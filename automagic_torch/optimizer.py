@@ -30,7 +30,7 @@ from automagic_torch.cameamp.groups import (
     refuse_gradients,
     refuse_misfit,
     refuse_placements,
-    unread_entries,
+    unused_entries,
 )
 from automagic_torch.cameamp.rehearsal import is_rehearsal
 from automagic_torch.cameamp.verbose import tell_step
@@ -189,6 +189,8 @@ class AutomagicCameAMP8bit(Optimizer):
             self._compiles(device)  # an error comes before anything changes
         agree_on_gradients(batches)
         for call in opened.calls:
+            if not call.counts:
+                continue
             call.begin()
             call.clip()
             for batch in call.batches:
@@ -218,7 +220,7 @@ class AutomagicCameAMP8bit(Optimizer):
                 f"the state of group {group_index} does not fit its percentile_clipping: "
                 "stage 1 cannot be turned on or off after the first step"
             )
-        for name, sentence in unread_entries(call.group):
+        for name, sentence in unused_entries(call.group):
             self._warn_once(name, sentence)
         call.batches = []
         open_batches: dict[Hashable, Batch] = {}

@@ -67,6 +67,12 @@ class Call:
     _factor: Tensor | None = None
 
     @property
+    def counts(self) -> bool:
+        """Whether this is a step of the group: its first one is that of its first gradient (section 1.5)."""
+        holds_nothing = not any(p.numel() for p in self.group["params"])  # here; another process may hold its arrays
+        return self.group[STEP] > 0 or bool(self.batches) or holds_nothing
+
+    @property
     def warming(self) -> bool:
         """t ≤ `warmup_steps`."""
         return self.step <= self.config.warmup_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 import warnings
 from collections.abc import Iterator, Mapping
@@ -126,12 +127,15 @@ _OF_SCHEDULERS = ("min_lr", "max_lr")
 """Where OneCycleLR keeps rates of its own."""
 
 
-def unread_entries(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was written by a field's plain name, which nobody reads: the name, and a sentence about it."""
+def unused_entries(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was written into a group and is not used: its name, and a sentence about it."""
+    lr = group["lr"]
+    if not isinstance(lr, Tensor) and not 0 <= lr < math.inf:  # one on a device is not waited for
+        yield "lr", f"a group's lr was set to {lr!r}, which counts as 0"
     betas = group.get("betas", group[_BETAS])
     if not isinstance(betas, (tuple, list)) or [*betas] != [*group[_BETAS]]:
         yield "betas", "a group's betas were changed, by a scheduler perhaps: the moments keep their own"
-    of_scheduler = _OF_SCHEDULERS if "initial_lr" in group else ()
+    of_scheduler = _OF_SCHEDULERS if all(name in group for name in ("initial_lr", *_OF_SCHEDULERS)) else ()
     for name in FIELD_NAMES:
         if name in group and name not in (*PLAIN, "betas", *of_scheduler):
             yield name, f"group[{name!r}] is not read; the field is group[{OWN_KEYS[name]!r}]"
@@ -228,7 +232,7 @@ def refuse_misfit(
         name = parameter_name(group, group_index, index)
         raise RuntimeError(
             f"the state of {name} does not fit its group's fields: fields that decide which states there are cannot "
-            "change after the first step, nor can the kind of device; load_requantized goes on with others"
+            "change after the first step, nor can marks or the kind of device; load_requantized goes on with others"
         )
     if state["exp_avg"].shape != p.shape:
         name = parameter_name(group, group_index, index)

@@ -32,10 +32,12 @@ from automagic_torch.codec.random_bits import signs
 
 
 def starting_rate(lr: float | Tensor, device: torch.device) -> Tensor:
-    """η₀ as 0-d float32."""
+    """η₀ as 0-d float32; 0 where `lr` is NaN, infinite or negative."""
     if isinstance(lr, Tensor):
-        return to_device(lr.detach().reshape(()).float(), device)
-    return torch.full((), float(lr), dtype=torch.float32, device=device)
+        eta = to_device(lr.detach().reshape(()).float(), device)
+        return torch.where((eta >= 0) & (eta < math.inf), eta, 0.0)
+    lr = float(lr) if 0 <= lr <= torch.finfo(torch.float32).max else 0.0
+    return torch.full((), lr, dtype=torch.float32, device=device)
 
 
 class Rates(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -103,6 +104,13 @@ def _check_group(group: Group, saved: Any, index: int) -> None:
             f"group {index} has {len(saved['params'])} parameters in the saved state, "
             f"{len(group['params'])} in the optimizer"
         )
+    names, now = saved.get("param_names") or (), group.get("param_names") or ()
+    if list(names) != list(now) and sorted(names) == sorted(now):
+        old, new = next(pair for pair in zip(names, now, strict=True) if pair[0] != pair[1])
+        warnings.warn(
+            f"group {index} was saved in another order: states go by place, so that of {old!r} goes to {new!r}",
+            stacklevel=4,
+        )
     if saved[LAYOUT] != group[LAYOUT]:
         raise ValueError(f"group {index} was saved with layout {saved[LAYOUT]!r}, the optimizer has {group[LAYOUT]!r}")
     step = saved[STEP]
@@ -185,6 +193,8 @@ def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: s
         return
     if planned:
         hint = "its hyperparameters plan 8 bits here; save from the same device, or set optim_bits to 32 in it"
+        if config.stable_emb:
+            hint += "; if it is an embedding, call mark_embeddings(model) before loading"
     elif not quantized_tensor.BITSANDBYTES_AVAILABLE:
         hint = "8 bits need bitsandbytes, which is not installed"
     elif config.optim_bits == 8 and not config.force_8bit:
@@ -204,5 +214,5 @@ def _merged(group: Group, saved: Group) -> Group:
         saved = {key: value for key, value in saved.items() if key != EFFECTIVE_LR}
     merged[EFFECTIVE_LR] = rate_in_force(saved)
     if "param_names" in group:
-        merged.setdefault("param_names", group["param_names"])
+        merged["param_names"] = group["param_names"]  # messages name what is there now
     return merged

@@ -34,9 +34,10 @@ from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_hist
 def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, Any]) -> list[str]:
     """Takes over a saved run and converts its states to the form that `optimizer` stores.
 
-    ``optimizer.load_state_dict`` would take over the saved hyperparameters; here the optimizer's own stay.  `step`,
-    ℓ, `lr_mask`, ages and counters are those of the saved run.  A state that keeps its form keeps every bit.
-    One that goes to 8 bits is rounded with the random bits of the saved step.
+    ``optimizer.load_state_dict`` would take over the saved hyperparameters; here the optimizer's own stay, but for
+    `lr`, which schedulers move and for which ℓ was found.  `step`, ℓ, `lr_mask`, ages and counters are those of the
+    saved run.  A state that keeps its form keeps every bit.  One that goes to 8 bits is rounded with the random bits of
+    the saved step.
 
     Args:
         optimizer: an optimizer of the same parameters in the same groups, order and layout.
@@ -70,12 +71,14 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
 
 
 def _continued(group: Mapping[str, Any], saved: Mapping[str, Any], index: int, notes: Notes) -> dict[str, Any]:
-    """The group with its own fields, and the step, ℓ and norms of the saved one."""
+    """The group with its own fields, and the rate, step, ℓ and norms of the saved one."""
     theirs = fields_of(saved)
     for field, value in fields_of(group).items():
-        if value != theirs[field] and field != "profile":
+        if value != theirs[field] and field == "lr":
+            notes.changed(f"group {index} goes on with the saved run's lr = {theirs[field]!r}, not {value!r}")
+        elif value != theirs[field] and field != "profile":
             notes.changed(f"group {index} keeps its own {field} = {value!r}; the saved run had {theirs[field]!r}")
-    new = dict(group)
+    new = dict(group) | {key: saved[key] for key in ("lr", "initial_lr") if key in saved}
     device = group[LOG_RATE_SCALE].device
     new |= {STEP: saved[STEP]} | {key: saved[key].to(device, copy=True) for key in SEARCH_KEYS}
     new[EFFECTIVE_LR] = saved[EFFECTIVE_LR]

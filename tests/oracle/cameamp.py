@@ -103,6 +103,7 @@ class CameampOracle(RateSearch):
         """Advance by one call; the updates are to be ADDED to the parameters."""
         self.step = t = min(self.step + 1, 2**31 - 1)
         base_lr = float(self.cfg.lr(t - 1)) if callable(self.cfg.lr) else float(self.cfg.lr)
+        base_lr = base_lr if 0 <= base_lr < np.inf else 0.0
         self._start(base_lr)
         self._drop_warmup_states()
         updates = [np.zeros(shape) for shape in self.shapes]

@@ -155,3 +155,20 @@ def test_the_search_stops_at_max_lr() -> None:
     _, state = train(guarded, 10)
     np.testing.assert_allclose(search(state)[0], np.log(1.2), rtol=1e-5)
     assert float(learning_rate(state)) <= np.float32(1.2e-4)
+
+
+@pytest.mark.parametrize("rate", [np.nan, np.inf, -1e-3])
+@pytest.mark.parametrize("at", [0, 7])
+def test_a_rate_that_is_none_counts_as_0(rate: float, at: int) -> None:
+    def after(one: float) -> Any:
+        schedule = lambda t: jnp.where(t == at, one, 1e-4)  # noqa: E731
+        tx = automagic_8bit(schedule, **FIELDS)
+        state, weights, update = tx.init(params()), params(), jax.jit(tx.update)
+        for t in range(10):
+            updates, state = update(gradient(t), state, weights)
+            weights = optax.apply_updates(weights, updates)
+        return state, weights
+
+    broken = after(rate)
+    assert_same_bits(broken, after(0.0))
+    assert 1e-5 < float(learning_rate(broken[0])) <= 1e-2

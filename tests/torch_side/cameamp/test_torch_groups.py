@@ -104,6 +104,14 @@ def test_named_parameters_keep_their_names():
     assert other.param_groups[0]["param_names"] == ["weight", "bias"]
 
 
+def test_names_in_another_order_are_told_and_stay():
+    saved = AutomagicCameAMP8bit(torch.nn.Linear(4, 4).named_parameters(), **SMALL).state_dict()
+    other = AutomagicCameAMP8bit([*torch.nn.Linear(4, 4).named_parameters()][::-1], **SMALL)
+    with pytest.warns(UserWarning, match="saved in another order: .* 'weight' goes to 'bias'"):
+        other.load_state_dict(saved)
+    assert other.param_groups[0]["param_names"] == ["bias", "weight"]
+
+
 def test_fields_can_change_between_steps_but_not_what_decides_the_states():
     params = parameters([(8, 6)])
     optimizer = AutomagicCameAMP8bit(params, **SMALL)

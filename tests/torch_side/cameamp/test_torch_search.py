@@ -293,3 +293,18 @@ def test_a_rate_of_0_is_no_evidence_and_a_schedule_may_begin_there() -> None:
         assert math.isfinite(ell)
         assert all(x.isfinite().all() for state in scheduled.state.values() for x in state.values())
     assert 0 < scheduled.get_learning_rates()[0] <= 1
+
+
+@pytest.mark.parametrize("at", [0, 3, 12])
+@pytest.mark.parametrize("lr", [math.nan, math.inf, -1e-3, torch.tensor(math.nan), torch.tensor(-1e-3)])
+@pytest.mark.filterwarnings("ignore:a group's lr was set to")
+def test_a_rate_that_is_none_counts_as_0(lr: Any, at: int) -> None:
+    broken, resting = made(lr=1e-3), made(lr=1e-3)
+    for optimizer, one in ((broken, lr), (resting, 0.0)):
+        taken(optimizer, range(at))
+        optimizer.param_groups[0]["lr"] = one
+        taken(optimizer, range(at, at + 1))
+        optimizer.param_groups[0]["lr"] = 1e-3
+        taken(optimizer, range(at + 1, 20))
+    assert same(broken.state_dict(), resting.state_dict())
+    assert 1e-5 < broken.get_learning_rates()[0] <= 1

@@ -175,3 +175,29 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(fields: dict[str, Any]
     with pytest.raises(ValueError, match=r"layout 'torch'|shape \(24, 70\)"):
         load_requantized(optimizer, saved)
     assert same(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "plateau"])
+def test_the_rate_that_a_scheduler_has_set_goes_on(kind: str) -> None:
+    def scheduler(optimizer: AutomagicCameAMP8bit) -> Any:
+        if kind == "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
+
+    def go_on(optimizer: AutomagicCameAMP8bit, schedule: Any, steps: range) -> list[float]:
+        rates = []
+        for step in steps:
+            run(optimizer, range(step, step + 1))
+            schedule.step(*([1.0] if kind == "plateau" else []))
+            rates += optimizer.get_learning_rates()
+        return rates
+
+    source = AutomagicCameAMP8bit(parameters(SHAPES), **FIELDS, optim_bits=32)
+    schedule = scheduler(source)
+    go_on(source, schedule, range(20))
+    other = AutomagicCameAMP8bit(parameters(SHAPES), **FIELDS)
+    again = scheduler(other)
+    told = load_requantized(other, source.state_dict())
+    again.load_state_dict(schedule.state_dict())
+    assert any("goes on with the saved run's lr" in sentence for sentence in told)
+    assert go_on(other, again, range(20, 25)) == go_on(source, schedule, range(20, 25))

@@ -166,6 +166,19 @@ def test_a_field_written_by_its_plain_name_is_told_once(recwarn: Any) -> None:
     assert told == "group['max_lr'] is not read; the field is group['automagic_max_lr']"
 
 
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_what_a_group_holds_and_nobody_uses_is_told(scheduled: bool) -> None:
+    optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=LR, optim_bits=32)
+    if scheduled:
+        torch_schedulers.LambdaLR(optimizer, lambda t: 1.0)
+    optimizer.param_groups[0].update(max_lr=0.5, lr=float("nan"))
+    with (
+        pytest.warns(UserWarning, match=r"group\['max_lr'\] is not read"),
+        pytest.warns(UserWarning, match="lr was set to nan"),
+    ):
+        optimizer.step()
+
+
 def test_a_scheduler_keeps_rates_of_its_own_and_no_other_field(recwarn: Any) -> None:
     optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=LR, optim_bits=32)
     torch_schedulers.OneCycleLR(optimizer, **ARGUMENTS["OneCycleLR"])  # which changes betas too, and that is told

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from automagic_torch import AutomagicCameAMP8bit, mark_lora
+from automagic_torch import AutomagicCameAMP8bit, mark_lora, release_gradients
 from tests.torch_side.timm_parts import part_of_timm
 from tests.torch_side.torch_helpers import same
 
@@ -101,6 +101,27 @@ def test_a_parameter_is_frozen_and_unfrozen_in_mid_run() -> None:
             assert all(same(dict(optimizer.state[p]), state) for p, state in states.items())
     fresh = AutomagicCameAMP8bit(model.named_parameters(), **FIELDS)
     fresh.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_group_that_is_frozen_at_first_has_its_warm_up_when_it_trains(released: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    groups = [{"params": layer.parameters()} for layer in model]
+    optimizer = AutomagicCameAMP8bit(groups, **{**FIELDS, "warmup_steps": 4, "max_lr": 1.0})
+    model[0].requires_grad_(False)
+    if released:
+        release_gradients(optimizer)
+    for step in range(12):
+        model[0].requires_grad_(step >= 6)
+        model(gradient(torch.Size((4, 6)), step)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert [group["automagic_step"] for group in optimizer.param_groups] == [max(0, step - 5), step + 1]
+    frozen, head = optimizer.get_learning_rates()
+    assert frozen == pytest.approx(head), "both climbed for as long"
+    model[0].requires_grad_(False)
+    optimizer.step()
+    assert [group["automagic_step"] for group in optimizer.param_groups] == [7, 13], "a group that has begun goes on"
 
 
 @pytest.mark.parametrize("named", [False, True])
