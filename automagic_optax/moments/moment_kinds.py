@@ -35,8 +35,8 @@ KEPT = frozenset(
         "ZoomLinesearchState",
         "MultiStepsState",  # a sum of gradients: each addition would round the whole sum again
         "ApplyEvery",
+        "GaLoreState",  # an orthogonal projector
         "SnapshotState",  # reports
-        "MonitorState",
     }
 )
 """Classes of states that stay as they are: an error of 8 bits in them does more than add noise to an update."""

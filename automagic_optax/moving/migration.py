@@ -20,6 +20,7 @@ from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.stored import StoredMoment, Writer, moment_from, tensors_of
+from automagic_optax.moments.quantized_moment import QuantizedMoment
 from automagic_optax.moving.filled_chain import Template, match
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
 
@@ -123,7 +124,12 @@ def _only_adam(opt_state: Any) -> optax.ScaleByAdamState:
     found: list[optax.ScaleByAdamState] = parts_of(opt_state, optax.ScaleByAdamState)
     if len(found) != 1:
         raise ValueError(f"expected one ScaleByAdamState in the optimizer state, found {len(found)}")
-    return found[0]
+    read: optax.ScaleByAdamState = jax.tree.map(
+        lambda x: x.read() if isinstance(x, QuantizedMoment) else x,
+        found[0],
+        is_leaf=lambda x: isinstance(x, QuantizedMoment),
+    )
+    return read
 
 
 def _note_new_states(template: Template, restart_warmup: bool, notes: Notes) -> None:

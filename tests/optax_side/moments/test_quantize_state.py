@@ -106,6 +106,13 @@ def test_a_like_shape_alone_is_no_parameters_state() -> None:
     assert [(place.array, place.parameter) for place in hidden] == [(4, 1)]
 
 
+def test_a_projector_of_galore_is_no_moment() -> None:
+    tx = quantize_state(optax.contrib.galore(1e-3, rank=128))  # as square as its parameter
+    assert sorted(stored(tx.init({"kernel": jnp.ones((64, 64))}))) == [
+        f".inner_state[0].base_optimizer_state.{name}['kernel']" for name in ("mu", "nu")
+    ]
+
+
 def test_the_callers_predicate_comes_first() -> None:
     def squares(path: tuple, leaf: Any) -> bool | None:
         assert leaf.shape == (16, 256)

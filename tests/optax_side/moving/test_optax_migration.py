@@ -16,8 +16,9 @@ from flax import nnx
 
 from automagic_core import Config
 from automagic_core.arrays.state_forms import SEARCH_SCALARS
-from automagic_optax import automagic_8bit, from_adam_state, requantized
+from automagic_optax import automagic_8bit, from_adam_state, quantize_state, requantized
 from automagic_optax.codec.stored import read_nonnegative, read_signed
+from automagic_optax.moments.quantized_moment import QuantizedMoment
 from tests.optax_side.small import assert_same_bits, find_state, quantized_leaves
 
 pytestmark = pytest.mark.compiled_quickly
@@ -118,6 +119,21 @@ def test_the_first_step_is_no_longer_than_adams_last(factored: Any, bits: Any) -
     # And no stand-still either: torque lets about half of the elements move at the first step.
     assert 0.5 * last < float(optax.global_norm(updates)) <= last
     assert int(find_state(state).age["first"]) == 61
+
+
+def test_adams_moments_may_have_8_bits() -> None:
+    run, params, _, _ = adam_run(60)
+    adam = quantize_state(optax.adam(1e-3, **ADAM), min_8bit_size=256)
+    state = adam.init(params)
+    _, state = adam.update(run.gradients(params, 0), state, params)
+    assert quantized_leaves(state)
+    read = jax.tree.map(lambda x: x.read() if is_stored(x) else x, state.inner_state, is_leaf=is_stored)
+    tx = automagic_8bit(1e-3, **FIELDS)
+    assert_same_bits(from_adam_state(state, params, tx, **ADAM), from_adam_state(read, params, tx, **ADAM))
+
+
+def is_stored(x: Any) -> bool:
+    return isinstance(x, QuantizedMoment)
 
 
 def test_factored_statistics_are_row_and_column_means() -> None:
