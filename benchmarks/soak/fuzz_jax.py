@@ -66,6 +66,7 @@ class JaxRunner:
 
     flushes = True
     everywhere = True
+    counts_from_first_gradient = False
 
     def __init__(self, case: Case) -> None:
         lora = [a.lora and len(a.shape) == 2 for a in case.arrays]

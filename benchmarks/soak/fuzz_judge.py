@@ -29,6 +29,8 @@ class Runner(Protocol):
 
     everywhere: bool
     """8-bit states need no `force_8bit`."""
+    counts_from_first_gradient: bool
+    """Calls before it are no steps (section 1.5 of docs/algorithm.md)."""
     flushes: bool
     """Subnormal parameters become zeros when anything is added to them, as XLA does it on a CPU."""
 
@@ -57,7 +59,7 @@ def check_case(case: Case, runner: Runner, tally: Tally) -> None:
         AssertionError: says what does not hold.
     """
     config = case.config
-    oracle = _oracle(case, config, runner.everywhere)
+    oracle = _oracle(case, config, runner)
     tally.counts["cases"] += 1
     tally.counts["compared with the oracle"] += oracle is not None
     tally.counts["with 8-bit states"] += any(is_quantized(case, a, everywhere=runner.everywhere) for a in case.arrays)
@@ -101,12 +103,13 @@ def flushed(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(as_float(x)) < tiny, np.copysign(np.zeros_like(x), x), x)
 
 
-def _oracle(case: Case, config: Config, everywhere: bool) -> CameampOracle | None:
-    if not case.tame or any(is_quantized(case, a, everywhere=everywhere) for a in case.arrays):
+def _oracle(case: Case, config: Config, runner: Runner) -> CameampOracle | None:
+    if not case.tame or any(is_quantized(case, a, everywhere=runner.everywhere) for a in case.arrays):
         return None
     return CameampOracle(
         [a.shape for a in case.arrays],
         layout=case.layout,
+        of_torch=runner.counts_from_first_gradient,
         embedding=[a.embedding for a in case.arrays],
         lora=[a.lora and len(a.shape) == 2 for a in case.arrays],
         **{name: value for name, value in config.__dict__.items() if name in DEFAULTS},

@@ -19,6 +19,7 @@ class TorchRunner:
 
     flushes = False
     everywhere = False
+    counts_from_first_gradient = True
 
     def __init__(self, case: Case) -> None:
         self.params = [torch.nn.Parameter(_tensor(w)) for w in case.weights()]

@@ -18,7 +18,10 @@ NARROW = 64
 
 
 class CameampOracle(RateSearch):
-    """One parameter group. `disable` switches single features off, to show that a parity test notices."""
+    """One parameter group. `disable` switches single features off, to show that a parity test notices.
+
+    `of_torch`: the first step is that of the first gradient, as with a group in PyTorch; else it is the first call.
+    """
 
     def __init__(
         self,
@@ -29,8 +32,10 @@ class CameampOracle(RateSearch):
         decay_mask: Sequence[bool] | None = None,
         lora: Sequence[bool] | None = None,
         disable: frozenset[str] | set[str] = frozenset(),
+        of_torch: bool = False,
         **fields: Any,
     ) -> None:
+        self.of_torch = of_torch
         if set(disable) - FEATURES - STAGES or layout not in ("torch", "flax"):
             raise ValueError(f"unknown feature or layout: {disable}, {layout}")
         self.cfg = settings(fields)
@@ -101,12 +106,15 @@ class CameampOracle(RateSearch):
 
     def step_(self, grads: Sequence[Any], params: Sequence[Any]) -> list[Array]:
         """Advance by one call; the updates are to be ADDED to the parameters."""
+        updates = [np.zeros(shape) for shape in self.shapes]
+        no_gradient = any(u.size for u in updates) and all(g is None or np.size(g) == 0 for g in grads)
+        if self.of_torch and self.step == 0 and no_gradient:
+            return updates
         self.step = t = min(self.step + 1, 2**31 - 1)
         base_lr = float(self.cfg.lr(t - 1)) if callable(self.cfg.lr) else float(self.cfg.lr)
         base_lr = base_lr if 0 <= base_lr < np.inf else 0.0
         self._start(base_lr)
         self._drop_warmup_states()
-        updates = [np.zeros(shape) for shape in self.shapes]
         taking_part: dict[int, Array] = {}
         skipped = [False] * len(self.shapes)
         for i, grad in enumerate(grads):
