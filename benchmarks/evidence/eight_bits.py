@@ -26,15 +26,14 @@ def paired(results: Results, job: str, profile: str) -> list[float]:
 
 
 def paired_table(results: Results, jobs: Sequence[str]) -> str:
-    """One row a job and profile: seeds, mean, spread, interval, bound, and whether it is kept."""
+    """One row a job and profile with runs: seeds, mean, spread, interval, bound, and whether it is kept."""
     rows = []
     for job in jobs:
         for profile in PROFILES:
             found = paired(results, job, profile)
-            row = [JOBS[job].title, f"`{profile}`", str(len(found))]
             if not found:
-                rows.append([*row, MISSING, MISSING, MISSING, MISSING])
                 continue
+            row = [JOBS[job].title, f"`{profile}`", str(len(found))]
             over = summary(found)
             row += [markdown.percent(over.mean), f"{100 * over.spread:.2f} %" if over.seeds > 1 else MISSING]
             if over.seeds < FEWEST or not math.isfinite(over.mean):

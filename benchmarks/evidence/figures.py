@@ -36,7 +36,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
 IN_FIRST = tuple(STYLES)[:6]
 BOLD = ("adamw", "balanced")
 MOST_SHOWN = 0.3
-"""How far above the lowest loss the first picture goes."""
+"""How far above the lowest loss the pictures go."""
 SHADES = dict(zip(PROFILES, ("tab:orange", "tab:red", "tab:purple"), strict=True))
 
 
@@ -69,7 +69,7 @@ def _starts(results: Results, jobs: Sequence[str]) -> Figure | None:
     }
     figure.legend(handles.values(), handles.keys(), fontsize="small", loc="outside upper center", ncols=3)
     figure.supxlabel(
-        "what one sets (in brackets above), logarithmic; points at the upper edge lie above it", fontsize=9
+        "what one sets (in brackets above), logarithmic; seed 0; points at the upper edge lie above it", fontsize=9
     )
     return figure
 
@@ -119,12 +119,15 @@ def _curves(results: Results, jobs: Sequence[str]) -> Figure | None:
             axes.plot(steps, means, color=colour, marker=marker, markersize=4, label=label)
             ends.append(means[-1])
         axes.set(title=JOBS[job].title, xlabel="step", ylabel=f"validation loss ({JOBS[job].unit})")
+        if ends:
+            axes.set_ylim(0.99 * min(ends), min(1.01 * max(axes.get_ylim()), (1 + MOST_SHOWN) * min(ends)))
         axes.grid(alpha=0.3)
         drawn = drawn or bool(ends)
     if not drawn:
         plt.close(figure)
         return None
     figure.legend(fontsize="small", loc="outside upper center", ncols=5)
+    figure.supxlabel("the upper edge cuts off what is more than 30 % above the lowest end", fontsize=9)
     return figure
 
 
@@ -132,12 +135,11 @@ def _eight_bits(results: Results, jobs: Sequence[str]) -> Figure | None:
     """Relative differences of 8-bit and 32-bit losses, one point a seed, with intervals and bounds."""
     groups = [(job, profile, paired(results, job, profile)) for job in jobs for profile in PROFILES]
     groups = [(job, profile, [v for v in found if math.isfinite(v)]) for job, profile, found in groups]
-    if not any(found for *_, found in groups):
+    groups = [group for group in groups if group[2]]
+    if not groups:
         return None
     figure, axes = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
     for place, (_, profile, found) in enumerate(groups):
-        if not found:
-            continue
         shift = np.linspace(-0.18, 0.18, len(found)) if len(found) > 1 else [0.0]
         colour = SHADES[profile]
         axes.plot(place + np.asarray(shift), 100 * np.asarray(found), ".", color=colour, alpha=0.6)

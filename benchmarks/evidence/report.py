@@ -74,12 +74,13 @@ def write_report(store: Store, jobs: Sequence[str], folder: Path) -> Path:
 
 def _claim(results: Results, jobs: Sequence[str]) -> Iterable[str]:
     yield (
-        f"Final validation loss in percent against AdamW at the best rate of its grid, means of {len(SEEDS)} seeds "
-        "(six on the docstrings); "
-        "lower is better. The claim: from every start ours ends at most 2 % above AdamW and at or below all else "
-        "that finds its rate; with a tuned rate and no search it ends at or below AdamW and Cautious AdamW. **Bold is "
-        "what does not hold**: a start of ours, a rival below ours' worst start, or a tuned run above the two. A "
-        "dash was not run: jobs of another length or batch have three starts."
+        "- A number is the final validation loss, in percent above (+) or below (−) that of AdamW at the best rate of "
+        f"its grid: means of {len(SEEDS)} seeds, six on the docstrings. Lower is better.\n"
+        "- The claim: from every start ours ends at most 2 % above AdamW, and at or below all else that finds its "
+        "rate. With a tuned rate and no search it ends at or below AdamW and Cautious AdamW.\n"
+        "- **Bold is what does not hold**: a start of ours, a rival below ours' worst start, or a tuned run above the "
+        "two.\n"
+        "- A dash was not run."
     )
     yield claim.claim_table(results, jobs)
     yield "\n".join(f"- {sentence}" for sentence in claim.verdicts(results, jobs))

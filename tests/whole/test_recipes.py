@@ -116,9 +116,9 @@ def test_onetrainer() -> None:
         Optimizer=kinds,
         parameters=[{"params": parameters(), "name": "unet", "lr": 1e-5, "initial_lr": 1e-5}],
         config=SimpleNamespace(learning_rate=config["learning_rate"]),
-        optimizer_config=SimpleNamespace(**defaults[kind] | chosen),
+        optimizer_config=SimpleNamespace(**defaults[kind] | chosen | {"min_8bit_size": 2048}),
     )
-    assert_searches(case["optimizer"], weight_decay=5e-4, min_8bit_size=4096, betas=(0.9, 0.99, 0.999))
+    assert_searches(case["optimizer"], weight_decay=5e-4, min_8bit_size=2048, betas=(0.9, 0.99, 0.999))
     assert case["optimizer"].param_groups[0]["name"] == "unet"
 
 
