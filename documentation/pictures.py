@@ -51,12 +51,13 @@ def draw_codebook() -> None:
         middle = codebook_midpoints(signed)
         positive = middle > 1e-7
         widths = (np.diff(book) / 2)[positive]
-        gaps.loglog(middle[positive], 100 * widths / middle[positive], color=colour)
+        gaps.loglog(middle[positive], 100 * widths / middle[positive], color=colour, label=label)
     values.set(xlabel="code", ylabel="value, of the largest in its block", title="256 values for one byte")
     values.legend(frameon=False, markerscale=3)
     gaps.set(
         xlabel="value, of the largest in its block", ylabel="largest error of nearest, %", title="What one byte loses"
     )
+    gaps.legend(frameon=False)
     _write(figure, "codebook")
 
 
@@ -90,7 +91,8 @@ def draw_edges() -> None:
     for g in kernels:
         age = age + 1
         after, history = suppress_edges(g, history, age, penalty=0.2, threshold=0.6)  # type: ignore[assignment]
-    _images(kernels[-1][0, 0], after[0, 0], "2. suppress_edges: rough spots are smoothed", "stage-edges")
+    title = "2. suppress_edges: rough spots are smoothed (edge_penalty=0.2; the default is 0.1)"
+    _images(kernels[-1][0, 0], after[0, 0], title, "stage-edges")
 
 
 def draw_frequencies() -> None:
