@@ -16,7 +16,7 @@ from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, 
 from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.arrays.marks import held_marks, set_marks
-from automagic_torch.cameamp.batches import agree_on_gradients, agree_on_presence, kind, new_batch
+from automagic_torch.cameamp.batches import agree_on_gradients, agree_on_presence, kind, new_batch, of_this_group
 from automagic_torch.cameamp.call import Batch, Call, OpenStep
 from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
 from automagic_torch.cameamp.groups import (
@@ -204,6 +204,8 @@ class AutomagicCameAMP8bit(Optimizer):
         if self.state_device is not None:
             wait_for_copies({batch.params[0].device for batch in batches})
         self._stage_energy = opened.energy.totals()
+        # What somebody took out of the optimizer is let go.
+        self._owned = {p: state for p, state in self._owned.items() if self.state.get(p) is state}
         self._stacks.drop_unused()
         self._open_step = None
         if self._gradient_release is not None:
@@ -242,6 +244,9 @@ class AutomagicCameAMP8bit(Optimizer):
                 self._tell_about_fallback(p, batch.plan, call)
                 state |= batch.extent.new_state(call.warming, p.device)
             else:
+                if (fitting := of_this_group(state, batch, p.device)) is not state:
+                    batch.in_place = False
+                    self.state[p] = state = fitting
                 refuse_misfit(state, p, batch.names, call.group, group_index, index)
                 near = batch.extent.beside(state, p.device)
                 if near is not state:

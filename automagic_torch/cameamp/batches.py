@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from automagic_core.arrays.group_keys import LAYOUT
+from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.arrays.marks import is_embedding, is_lora
 from automagic_torch.cameamp.call import Batch, Call
 from automagic_torch.cameamp.groups import can_store_8bit, plan_of
-from automagic_torch.codec.stored import state_forms
+from automagic_torch.codec.stored import States, state_forms
 from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.chain import StageArrays
 
@@ -84,3 +85,29 @@ def new_batch(call: Call, p: Tensor, state_device: torch.device | None) -> Batch
     batch = Batch(call, extent, frozenset(state_forms(plan, call.warming)), arrays, room)
     call.batches.append(batch)
     return batch
+
+
+def of_this_group(state: States, batch: Batch, device: torch.device) -> States:
+    """The states of an array, which may have come from another group.
+
+    A group at its first step searches anew, so it adds what only the search needs.  A group whose search is over drops
+    it.  Any other difference stays, for `refuse_misfit`.
+
+    Args:
+        state: of the array, entries of others included.
+        batch: of its kind, in its group.
+        device: of the parameter.
+
+    Returns:
+        `state` itself where nothing differs.
+    """
+    if state.keys() == batch.names:
+        return state
+    here = own_states(state).keys()
+    if not here ^ batch.names <= set(WARM_UP_ONLY):
+        return state
+    if batch.call.step == 1 and here < batch.names:
+        return state | batch.extent.zeros(batch.names - here, device)
+    if not batch.call.warming and here > batch.names:
+        return {name: value for name, value in state.items() if name not in WARM_UP_ONLY}
+    return state

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from automagic_core import FIELD_NAMES, PROFILES, Config, StatePlan, check_layout, state_plan
-from automagic_core.arrays.group_keys import LAYOUT, OWN_KEYS, PLAIN, ParameterGroup, fields_of
+from automagic_core.arrays.group_keys import LAYOUT, OWN_KEYS, PLAIN, PREFIX, ParameterGroup, fields_of
 from automagic_core.arrays.state_forms import own_states
 from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.arrays.marks import is_embedding
@@ -32,6 +32,7 @@ _NO_SUCH_WAY = {
 """Keywords of torch's optimizers that decide how a step is done, and what holds here."""
 _FIELD_KEYS = tuple(OWN_KEYS[name] for name in FIELD_NAMES)
 _NAMES = {key: name for name, key in OWN_KEYS.items() if key != name}
+_OWN = frozenset(OWN_KEYS.values())
 _LIMIT = OWN_KEYS["min_lr"]
 _BETAS = OWN_KEYS["betas"]
 _NEARLY_THE_NAME = 0.85
@@ -139,6 +140,14 @@ def unused_entries(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in FIELD_NAMES:
         if name in group and name not in (*PLAIN, "betas", *of_scheduler):
             yield name, f"group[{name!r}] is not read; the field is group[{OWN_KEYS[name]!r}]"
+    for name in group.keys() & _NO_SUCH_WAY.keys():
+        if group[name]:
+            yield name, f"group[{name!r}] is not read: {_NO_SUCH_WAY[name]}"
+    for key in group.keys() - _OWN:
+        if str(key).startswith(PREFIX):
+            near = difflib.get_close_matches(key.removeprefix(PREFIX), FIELD_NAMES, n=1)
+            hint = f"; did you mean {PREFIX + near[0]!r}?" if near else ""
+            yield key, f"group[{key!r}] is no field{hint}"
 
 
 @lru_cache(maxsize=256, typed=True)
@@ -228,17 +237,17 @@ def refuse_misfit(
         names: of its states.
         group, group_index, index: name the parameter in the message.
     """
+    if "exp_avg" in state and state["exp_avg"].shape != p.shape:
+        name = parameter_name(group, group_index, index)
+        raise RuntimeError(
+            f"{name} has shape {tuple(p.shape)} now, and states of shape {tuple(state['exp_avg'].shape)}: it was "
+            "resized after its first step; make a new optimizer, or delete its entry in optimizer.state"
+        )
     if state.keys() != names and own_states(state).keys() != names:
         name = parameter_name(group, group_index, index)
         raise RuntimeError(
             f"the state of {name} does not fit its group's fields: fields that decide which states there are cannot "
             "change after the first step, nor can marks or the kind of device; load_requantized goes on with others"
-        )
-    if state["exp_avg"].shape != p.shape:
-        name = parameter_name(group, group_index, index)
-        raise RuntimeError(
-            f"{name} has shape {tuple(p.shape)} now, and states of shape {tuple(state['exp_avg'].shape)}: it was "
-            "resized after its first step; make a new optimizer, or delete its entry in optimizer.state"
         )
 
 
@@ -256,6 +265,10 @@ def _refuse_schedule(lr: Any) -> None:
 
 def _warn_if_nearly_a_field(key: Any) -> None:
     """Warns of a misspelt field.  It cannot be refused: any library may keep an entry of its own in a group."""
+    if key in ("compiled", "state_device"):
+        warnings.warn(
+            f"a parameter group has {key!r}, which is an argument of the optimizer and not read", stacklevel=4
+        )
     near = difflib.get_close_matches(str(key), FIELD_NAMES, n=1, cutoff=_NEARLY_THE_NAME)
     if near and key not in ("params", "param_names") and near[0].count("_") == key.count("_"):
         warnings.warn(f"a parameter group has {key!r}, which is no field; did you mean {near[0]!r}?", stacklevel=4)

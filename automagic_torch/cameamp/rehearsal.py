@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from automagic_core.arrays.group_keys import STEP
@@ -37,4 +36,6 @@ def is_rehearsal(calls: Sequence[Call]) -> bool:
 
 def _is_zero(lr: Any) -> bool:
     # The rates in such a call are numbers or on the host.  A rate on another device is not read.
-    return (not isinstance(lr, Tensor) or lr.device.type == "cpu") and bool(torch.as_tensor(lr) == 0)
+    if not isinstance(lr, Tensor):
+        return bool(lr == 0)
+    return lr.device.type == "cpu" and not lr.any()

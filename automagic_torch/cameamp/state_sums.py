@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ def state_sums(optimizer: Optimizer, name: str) -> list[Tensor]:
     """The sums of one 0-d state over all arrays, one tensor for each device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for state in optimizer.state.values():
-        if name in state:
+        # An entry that is no parameter's may be anything.
+        if isinstance(state, Mapping) and name in state:
             by_device.setdefault(state[name].device, []).append(state[name])
     return [torch.stack(tensors).sum() for tensors in by_device.values()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ def checked_state(
     *,
     any_device: bool = False,
     state_device: torch.device | None = None,
-) -> tuple[list[Group], defaultdict[Tensor, States]]:
+) -> tuple[list[Group], defaultdict[Any, Any]]:
     """The groups and states of an optimizer after loading; states are copies on their devices.
 
     As in all torch optimizers, saved hyperparameters replace the present ones.  They decide which states are valid.
@@ -69,10 +70,12 @@ def checked_state(
         raise ValueError("the saved state numbers its parameters otherwise than state_dict() does, or one twice")
     saved_states = dict(_entry(state_dict, "state", Mapping))
     unknown = set(saved_states) - set(ids)
-    if unknown:
+    # As torch does, an entry by another key than a parameter's number is carried.
+    carried = set() if any(isinstance(key, str) for key in ids) else {key for key in unknown if isinstance(key, str)}
+    if unknown := unknown - carried:
         raise ValueError(f"the saved state has entries for unknown parameters: {sorted(unknown, key=str)}")
 
-    states: defaultdict[Tensor, States] = defaultdict(dict)
+    states: defaultdict[Any, Any] = defaultdict(dict, {key: deepcopy(saved_states[key]) for key in carried})
     for group_index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
             if saved_states.get(key) and p not in states:
@@ -140,7 +143,7 @@ def _is_rate(lr: Any) -> bool:
     # A scheduler may have set a rate beyond the limits.
     if isinstance(lr, Tensor):
         return lr.numel() == 1 and lr.layout == torch.strided and math.isfinite(lr)
-    return isinstance(lr, (int, float)) and not isinstance(lr, bool) and math.isfinite(lr)
+    return isinstance(lr, numbers.Real) and not isinstance(lr, bool) and math.isfinite(lr)
 
 
 def _checked_array(
@@ -205,7 +208,8 @@ def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: s
 
 
 def _merged(group: Group, saved: Group) -> Group:
-    merged = {**saved, "params": group["params"]}
+    lr = saved["lr"]
+    merged = {**saved, "params": group["params"], "lr": lr if isinstance(lr, Tensor) else float(lr)}
     add_scalars(merged)
     held = saved.get(EFFECTIVE_LR)
     if (

@@ -66,7 +66,8 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
                 new_state, plan = _requantized(p, state, saved, new_group, name, notes)
                 adopted = extent_of(p, plan, optimizer.state_device).adopted(new_state, p.device)
                 states[p] = foreign_states(saved_states[p]) | adopted
-    optimizer.__setstate__({"state": defaultdict(dict, states), "param_groups": new_groups})
+    others = {key: value for key, value in saved_states.items() if not isinstance(key, Tensor)}
+    optimizer.__setstate__({"state": defaultdict(dict, others | states), "param_groups": new_groups})
     return notes.tell(LOGGER)
 
 

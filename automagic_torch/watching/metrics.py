@@ -98,7 +98,7 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
         rest = torch.cat(parts).cpu().numpy().tobytes()
         start = 0
         for index, part in zip(indices, parts, strict=True):
-            dtype = torch.empty(0, dtype=tensors[index].dtype).numpy().dtype
+            dtype = torch.empty(0, dtype=tensors[index].dtype, device="cpu").numpy().dtype
             arrays[index] = np.frombuffer(rest[start : start + part.numel()], dtype)
             start += part.numel()
     return arrays
@@ -123,7 +123,9 @@ def _adapters(optimizer: Optimizer) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     position = 0
     for group in optimizer.param_groups:
-        names = group.get("param_names") or [str(position + index) for index in range(len(group["params"]))]
+        names = group.get("param_names") or ()
+        if len(names) != len(group["params"]):  # none, or somebody put a parameter into the group
+            names = [str(position + index) for index in range(len(group["params"]))]
         found |= {name: p for name, p in zip(names, group["params"], strict=True) if is_lora(p) and p.numel() > 0}
         position += len(group["params"])
     return found

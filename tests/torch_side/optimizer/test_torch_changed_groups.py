@@ -1,0 +1,140 @@
+"""Parameters that leave or change their group, entries beside the parameters', and keys written into groups."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from automagic_torch import AutomagicCameAMP8bit, check_training_health, load_requantized, mark_lora
+from tests.torch_side.torch_helpers import SMALL, parameters, run, same
+
+
+def test_what_is_taken_out_is_let_go():
+    optimizer = AutomagicCameAMP8bit(parameters([(4, 5)]), **SMALL)
+    gone = []
+    for step in range(1, 4):
+        (p,) = parameters([(6, 7)])
+        optimizer.add_param_group({"params": [p]})
+        run(optimizer, range(step, step + 1))
+        gone += [weakref.ref(p), *map(weakref.ref, optimizer.state[p].values())]
+        del optimizer.state[p]
+        optimizer.param_groups.pop()
+        del p
+    run(optimizer, range(4, 5))
+    gc.collect()
+    assert not any(reference() is not None for reference in gone)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_parameter_in_another_group_goes_on_with_its_moments(compiled, decay):
+    fields = SMALL | {"torque_decay": decay, "compiled": compiled}
+    first, second = parameters([(8, 6), (8, 6)])
+    optimizer = AutomagicCameAMP8bit([first, second], **fields)
+    run(optimizer, range(1, 7))  # past the warm-up of four
+    before = {key: value.clone() for key, value in optimizer.state[second].items()}
+    optimizer.param_groups[0]["params"] = [first]
+    optimizer.add_param_group({"params": [second]})
+    assert same(dict(optimizer.state[second]), before)
+    run(optimizer, range(7, 8))
+    searching = optimizer.state[second]
+    assert int(searching["age"]) == int(before["age"]) + 1
+    assert searching["walk"].abs().sum() > 0  # this group searches anew, from where it is
+    assert "walk" not in optimizer.state[first]
+    optimizer.param_groups.pop()
+    optimizer.param_groups[0]["params"] = [first, second]  # and back into one whose search is over
+    run(optimizer, range(8, 9))
+    assert optimizer.state[second].keys() == optimizer.state[first].keys()
+
+
+def test_other_states_than_those_of_the_search_do_not_fit_another_group():
+    (p,) = parameters([(8, 6)])
+    optimizer = AutomagicCameAMP8bit([p], **SMALL)
+    run(optimizer, range(1, 7))
+    optimizer.param_groups.clear()
+    optimizer.add_param_group({"params": [p], "factored": "none"})
+    with pytest.raises(RuntimeError, match="does not fit its group's fields"):
+        run(optimizer, range(7, 8))
+    assert "walk" not in optimizer.state[p]
+
+
+@pytest.mark.parametrize("shapes", [((8, 16), (16, 8)), ((64, 64), (64, 1)), ((40, 40), (20, 20)), ((30, 4), (31, 4))])
+def test_a_resized_parameter_is_told_of_its_shape(shapes):
+    (p,) = parameters([shapes[0]])
+    optimizer = AutomagicCameAMP8bit([p], **SMALL)
+    run(optimizer, range(1, 3))
+    p.grad = None
+    p.data = torch.randn(shapes[1])
+    with pytest.raises(RuntimeError, match="was resized after its first step"):
+        run(optimizer, range(3, 4))
+
+
+def test_entries_that_are_no_parameter_are_carried():
+    optimizer = AutomagicCameAMP8bit(parameters([(8, 6)]), **SMALL | {"verbose": True})
+    entries: dict[str, Any] = {"global": {"calls": 3}, "calls": 7, "mean": torch.ones(2)}
+    optimizer.state |= entries
+    run(optimizer, range(1, 3))
+    check_training_health(optimizer, [1.0] * 20)
+    for load in (AutomagicCameAMP8bit.load_state_dict, load_requantized):
+        other = AutomagicCameAMP8bit(parameters([(8, 6)]), **SMALL)
+        load(other, optimizer.state_dict())
+        assert same({key: value for key, value in other.state.items() if not isinstance(key, Tensor)}, entries)
+    damaged = optimizer.state_dict()
+    damaged["state"][5] = {}
+    with pytest.raises(ValueError, match="unknown parameters"):
+        other.load_state_dict(damaged)
+
+
+def test_a_rate_of_numpy_is_saved_as_a_number():
+    optimizer = AutomagicCameAMP8bit(parameters([(8, 6)]), **SMALL)
+    optimizer.param_groups[0]["lr"] = np.float32(1e-3)
+    run(optimizer, range(1, 3))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert type(optimizer.param_groups[0]["lr"]) is float
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("automagic_maxlr", 1e-2, "did you mean 'automagic_max_lr'"),
+        ("automagic_zzzzzzzz", 1e-2, "is no field$"),
+        ("maximize", True, "negate the loss"),
+    ],
+)
+def test_keys_that_only_look_like_the_optimizers_are_told(key, value, message):
+    optimizer = AutomagicCameAMP8bit(parameters([(8, 6)]), **SMALL)
+    optimizer.param_groups[0][key] = value
+    with pytest.warns(UserWarning, match=message):
+        run(optimizer, range(1, 2))
+
+
+@pytest.mark.parametrize("key", ["compiled", "state_device"])
+def test_arguments_of_the_optimizer_in_a_group_are_told(key):
+    with pytest.warns(UserWarning, match="is an argument of the optimizer"):
+        AutomagicCameAMP8bit([{"params": parameters([(8, 6)]), key: None}])
+
+
+def test_nothing_is_made_on_the_default_device():
+    (p,) = parameters([(8, 6)])
+    optimizer = AutomagicCameAMP8bit([p], **SMALL)
+    p.grad = torch.ones_like(p)
+    with torch.device("meta"):
+        optimizer.step()
+        assert optimizer.metrics()["learning_rate"] > 0
+
+
+def test_metrics_know_an_adapter_that_somebody_put_into_a_group():
+    model = torch.nn.Module()
+    model.lora_A = torch.nn.Linear(8, 4, bias=False)
+    model.lora_B = torch.nn.Linear(4, 8, bias=False)
+    mark_lora(model)
+    optimizer = AutomagicCameAMP8bit([("lora_A.weight", model.lora_A.weight)], **SMALL)
+    optimizer.param_groups[0]["params"].append(model.lora_B.weight)
+    run(optimizer, range(1, 3))
+    assert any(name.startswith("effective_rank") for name in optimizer.metrics())
