@@ -51,8 +51,10 @@ test: export TORCHINDUCTOR_VEC_ISA_OK ?= 1
 test: lint  ## lint, format check, type check and every test but the slow ones
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not integrations'
 
-test-all: lint  ## the slow ones too
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not integrations'
+test-all: lint  ## the slow ones too; keeps what came out in benchmarks/results/test_all.json
+	status=0; $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --junitxml=out/test-all.xml \
+		-m 'not integrations' || status=$$?; \
+	$(RUN) -m tests.record out/test-all.xml benchmarks/results/test_all.json && exit $$status
 
 # A second environment, which sees .venv and holds only what .venv lacks, so that .venv stays as constraints.txt says.
 # Without dependencies: constraints-integrations.txt names all that is imported, and no library can bring another torch
