@@ -21,7 +21,7 @@ from automagic_optax.moments.in_turn import in_turn
 from automagic_optax.moments.moment_kinds import begins_with_parameters, is_kept, is_nonnegative
 from automagic_optax.moments.moments import Moments
 from automagic_optax.moments.quantized_moment import QuantizedMoment, first_moment
-from automagic_optax.sharding.placement import following, scalar_like
+from automagic_optax.sharding.placement import following, scalar_like, varies
 
 Nonnegative = Callable[[Path, Any], bool | None]
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -112,7 +112,7 @@ def quantize_state(
         return (
             isinstance(array, jax.Array)
             and str(array.dtype) in _DTYPES
-            and array.shape == place.parameter.shape
+            and array.shape == jnp.shape(place.parameter)
             and array.size >= min_8bit_size
             and not is_kept(place.owner)
         )
@@ -159,7 +159,10 @@ def quantize_state(
             flat, result_structure = jax.tree.flatten((new_updates, rest))
             return flat, [pure(new[i]) for i in positions]
 
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((updates, state, params))):
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((updates, state, params)))
+        # In turn, moments must be of the type that the trace has seen, which a gradient that varies alone would change.
+        of_one_kind = len({varies(x) for x in [*jax.tree.leaves(updates), *(m.codes for m in moments.stored)]}) < 2
+        if traced and of_one_kind:
             results = in_turn(inner_update, moments.shapes(), moments, moments)
         else:
             results, values = inner_update([moments.read(i) for i in range(len(positions))])

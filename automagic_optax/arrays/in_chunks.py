@@ -20,7 +20,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from automagic_optax.arrays.batches import waiting
 from automagic_optax.arrays.means import float32_sums
-from automagic_optax.sharding.placement import devices_of
+from automagic_optax.sharding.placement import devices_of, varies
 
 CHUNK = 2**18
 """In elements: 1 MB for each float32 value of a chunk.  Smaller chunks take longer to start than they save."""
@@ -35,15 +35,20 @@ Sums = TypeVar("Sums")
 
 def runs_in_chunks(x: Any) -> bool:
     """Whether the array is computed where chunks help: compiled, on a single CPU device."""
-    return isinstance(x, jax.core.Tracer) and jax.default_backend() == "cpu" and devices_of(x) == 1
+    return _can_be_cut(x) and jax.default_backend() == "cpu"
 
 
 def chunk_of_array(x: Any) -> int | None:
     """About how many elements a chunk of an array has; None where the array is computed whole."""
     if runs_in_chunks(x):
         return CHUNK
-    large = isinstance(x, jax.core.Tracer) and x.size > GPU_WHOLE
-    return GPU_CHUNK if large and jax.default_backend() == "gpu" and devices_of(x) == 1 else None
+    large = x.size > GPU_WHOLE and _can_be_cut(x)
+    return GPU_CHUNK if large and jax.default_backend() == "gpu" else None
+
+
+def _can_be_cut(x: Any) -> bool:
+    # Zeros, with which a loop begins, do not vary over devices, so JAX refuses a loop that fills them with what varies.
+    return isinstance(x, jax.core.Tracer) and devices_of(x) == 1 and not varies(x)
 
 
 def after(last: jax.Array, x: jax.Array) -> jax.Array:

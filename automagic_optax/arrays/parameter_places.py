@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.tree_util import DictKey, GetAttrKey, tree_flatten_with_path
 
@@ -69,7 +70,7 @@ def parameter_places(
         return places
     paths = None if init is None else _paths_of_bare(init, params)
     if paths is None:
-        return [place for place in places if getattr(place.array, "shape", None) == params.shape]
+        return [place for place in places if getattr(place.array, "shape", None) == np.shape(params)]
     return [place for place in places if place.path in paths]
 
 

@@ -20,6 +20,11 @@ def devices_of(x: Any) -> int:
     return 1 if mesh is None else mesh.size
 
 
+def varies(x: jax.Array) -> bool:
+    """Whether the array may differ from device to device, inside ``jax.shard_map``."""
+    return bool(getattr(getattr(jax.typeof(x), "manual_axis_type", None), "varying", None))
+
+
 def _mesh_of(x: Any) -> Mesh | AbstractMesh | None:
     sharding = getattr(x, "sharding", None) if isinstance(x, jax.ShapeDtypeStruct) else _sharding_type(x)
     mesh: Mesh | AbstractMesh | None = getattr(sharding, "mesh", None)

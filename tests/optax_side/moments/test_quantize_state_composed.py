@@ -177,6 +177,16 @@ def test_parameters_of_every_kind() -> None:
     assert moment.shape == (64, 64)
 
 
+def test_a_number_of_pythons_is_a_parameter() -> None:
+    params = {"w": jnp.ones((16, 32)), "scale": 1.0}
+    tx, plain = quantize_state(optax.adamw(1e-3), min_8bit_size=16), optax.adamw(1e-3)
+    for update in (tx.update, jax.jit(tx.update)):
+        updates, _ = update(params, tx.init(params), params)
+        wanted, _ = plain.update(params, plain.init(params), params)
+        assert updates["scale"] == pytest.approx(float(wanted["scale"]), rel=1e-5)
+    assert quantize_state(plain).update(1.0, quantize_state(plain).init(1.0), 1.0)[0] == pytest.approx(-1e-3, rel=1e-3)
+
+
 def test_extra_arguments_reach_the_transformation() -> None:
     def update(updates: Any, state: Any, params: Any = None, *, value: Any, how: str, **rest: Any) -> Any:
         assert (how, params) == ("text", None)
