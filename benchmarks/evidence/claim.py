@@ -80,19 +80,31 @@ def verdicts(results: Results, jobs: Sequence[str]) -> Iterator[str]:
             yield f"Tuned and without search at or below {other.title}: {held} jobs{above}."
 
 
-def overfitting_table(results: Results, jobs: Sequence[str]) -> str | None:
-    """Last and best loss of all methods on the jobs where AdamW or ours ends above its best; None without such jobs."""
+def overfitting(results: Results, jobs: Sequence[str]) -> Iterator[str]:
+    """Of the jobs where AdamW or ours ends above its best: last and best losses, and how much of it is the rate."""
     methods = (ADAMW, CAUTIOUS, TUNED, OURS, *RIVALS)
     found = {job: {variant.name: _last_and_best(results, job, variant) for variant in methods} for job in jobs}
     ours = (ADAMW.name, TUNED.name, OURS.name)
     chosen = [job for job, by_name in found.items() if any(_overfits(by_name[name]) for name in ours)]
     if not chosen:
-        return None
+        yield "On no job does AdamW or ours end more than 1 % above its best loss."
+        return
     rows = []
     for variant in methods:
         pairs = [found[job][variant.name] for job in chosen]
-        rows.append([variant.title, *(MISSING if pair is None else f"{pair[0]:.4f} / {pair[1]:.4f}" for pair in pairs)])
-    return markdown.table(["last / best", *(f"`{job}`" for job in chosen)], rows)
+        if any(pairs):
+            cells = (MISSING if pair is None else f"{pair[0]:.4f} / {pair[1]:.4f}" for pair in pairs)
+            rows.append([variant.title, *cells])
+    yield markdown.table(["last / best", *(f"`{job}`" for job in chosen)], rows)
+    for job in chosen:
+        tuned, searched = relative(results, job, TUNED), relative(results, job, OURS)
+        rates = [record["found_rate"] for record in results.by_seed(job, OURS.name).values()]
+        if tuned is not None and searched is not None:
+            yield (
+                f"On `{job}` ours ends {100 * tuned:.1f} % above AdamW at its own best rate, "
+                f"{results.rate(job, TUNED.name):g}, and {100 * searched:.1f} % above it at the rates that the search "
+                f"finds, {min(rates):.2g} to {max(rates):.2g}."
+            )
 
 
 def _last_and_best(results: Results, job: str, variant: Variant) -> tuple[float, float] | None:

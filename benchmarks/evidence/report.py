@@ -21,6 +21,8 @@ from benchmarks.evidence.variants import JAX, LADDER, SEEDS, START, VARIANTS
 
 TRIED = Path(__file__).with_name("tried.md")
 """What was tried and rejected, written by hand."""
+CHANGED = Path(__file__).with_name("changed.md")
+"""What changed between the sources of the runs that are kept, written by hand."""
 
 
 def write_report(store: Store, jobs: Sequence[str], folder: Path) -> Path:
@@ -46,7 +48,7 @@ def write_report(store: Store, jobs: Sequence[str], folder: Path) -> Path:
         "## Loss against the start",
         *_starts(results, adapters, pictures),
         "## Jobs that overfit",
-        claim.overfitting_table(results, jobs) or "On no job does AdamW or ours end more than 1 % above its best loss.",
+        *claim.overfitting(results, jobs),
         *comparison.further(results, adapters),
         "## Which parts earn their place",
         f"At the best rate of the run without search, {len(SEEDS)} seeds: final loss against that run's, mean ± "
@@ -102,7 +104,8 @@ def _setting(results: Results, jobs: Sequence[str]) -> Iterable[str]:
     )
     codes = {record["code"] for record in records}
     if len(codes) > 1:
-        yield f"The runs come from {len(codes)} versions of the sources."
+        changed = CHANGED.read_text(encoding="utf-8").strip()
+        yield f"The runs come from {len(codes)} versions of the sources. {changed}"
     rows = []
     for job in (JOBS[name] for name in jobs):
         runs = [record for record in records if record["job"] == job.name]
