@@ -112,7 +112,7 @@ rates: .venv/installed  ## final loss against starting learning rate, about 10 m
 		mechanic-pytorch dog-optimizer
 	touch $@
 
-evidence: .venv/evidence  ## training runs on 17 jobs, five hours on two cores, stops after four and goes on where it stopped; docs/evidence.md
+evidence: .venv/evidence  ## training runs on 17 jobs, five hours on two cores; stops after four, goes on where it stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.evidence $(OPTIONS)
 
 soak: .venv/installed  ## long runs, kills and random cases, under an hour, goes on where it stopped; docs/reliability.md

@@ -74,7 +74,7 @@ class Row(NamedTuple):
         return f"Python {self.python}, " + ", ".join(f"{name} {version}" for name, version in self.versions.items())
 
 
-# Of torch only 2.13.0 for Python 3.11 is at hand as a build for CPUs; the other rows with torch download CUDA with it.
+# Only torch 2.13.0 for Python 3.11 is installed from a build for CPUs; the other versions bring gigabytes of CUDA.
 ROWS = (
     Row("3.11", {"torch": "2.13.0", "bitsandbytes": "0.50.2", "jax": "0.10.2", "optax": "0.2.8", "flax": "0.12.8"}),
     # The oldest of pyproject.toml, on each side; JAX asks for a later numpy than PyTorch.
@@ -102,16 +102,17 @@ The last row is what `make gpu` found on one {device} (`benchmarks/results/gpu.j
 comparisons of the two frameworks kept their bounds: of the codec with both on the card, of single steps with JAX on the
 CPU, whose division is exact ([why](performance.md)).
 
-What is not in the table was not tried: no Windows, no macOS.
-pyproject.toml allows {bounds}.
+Not tried: Windows, macOS, torch 2.9 and 2.12. pyproject.toml allows
+{bounds}.
 
-**Earlier torch.** The step that is not compiled passed its tests with torch 2.6 (1,563 tests in one process, on a CPU).
-The compiled step does not: torch 2.6 and 2.7 cannot trace it, and 2.8 crashes on a CPU. If your trainer needs such a
-torch, install with `pip install --no-deps` and say `compiled=False`. On a CPU, `fully_shard` of torch 2.7 and 2.8 gives
-gradients that are not divided by the number of processes; that is torch's own.
+**Earlier torch** was tried by hand, on a CPU. The eager step passes its tests with torch 2.6. The compiled step does
+not work: torch 2.6 and 2.7 cannot trace it, and 2.8 crashes. If your trainer needs such a torch, install with
+`pip install --no-deps`, add numpy and bitsandbytes, and pass `compiled=False`. On a CPU, `fully_shard` of torch 2.7 and
+2.8 does not divide gradients by the number of processes. This is a fault of torch.
 
-**bitsandbytes 0.49 on a CPU** rounds otherwise than 0.50: in one state 13 % of the codes of the step that is not
-compiled were next to those of the compiled step, where 0.50.2 stays below 3 %.
+**bitsandbytes 0.49** rounds differently from 0.50 on a CPU. In one state 13 % of the codes of the eager step differed
+by one from those of the compiled step; with 0.50.2 they are below 3 %. The slow test that found it is not part of the
+rows.
 """
 
 

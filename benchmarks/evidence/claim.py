@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks.evidence import markdown
 from benchmarks.evidence.markdown import MISSING
 from benchmarks.evidence.results import Results
-from benchmarks.evidence.variants import ADAMW, CAUTIOUS, OURS, RIVALS, STARTS, TUNED, Variant
+from benchmarks.evidence.variants import ADAMW, CAUTIOUS, OURS, RIVALS, STARTS, TUNED, Variant, seeds_of
 
 MOST_ABOVE = 0.02
 """What a start may end above AdamW at its best rate."""
@@ -81,7 +81,7 @@ def verdicts(results: Results, jobs: Sequence[str]) -> Iterator[str]:
 
 
 def overfitting(results: Results, jobs: Sequence[str]) -> Iterator[str]:
-    """Of the jobs where AdamW or ours ends above its best: last and best losses, and how much of it is the rate."""
+    """Last and best losses where AdamW or ours ends above its best, and ours with and without the search."""
     methods = (ADAMW, CAUTIOUS, TUNED, OURS, *RIVALS)
     found = {job: {variant.name: _last_and_best(results, job, variant) for variant in methods} for job in jobs}
     ours = (ADAMW.name, TUNED.name, OURS.name)
@@ -98,12 +98,14 @@ def overfitting(results: Results, jobs: Sequence[str]) -> Iterator[str]:
     yield markdown.table(["last / best", *(f"`{job}`" for job in chosen)], rows)
     for job in chosen:
         tuned, searched = relative(results, job, TUNED), relative(results, job, OURS)
-        rates = [record["found_rate"] for record in results.by_seed(job, OURS.name).values()]
-        if tuned is not None and searched is not None:
+        seeds, runs = seeds_of(job), results.by_seed(job, OURS.name)
+        rates = [runs[seed]["found_rate"] for seed in seeds if seed in runs and runs[seed]["found_rate"] is not None]
+        if tuned is not None and searched is not None and rates:
             yield (
-                f"On `{job}` ours ends {100 * tuned:.1f} % above AdamW at its own best rate, "
-                f"{results.rate(job, TUNED.name):g}, and {100 * searched:.1f} % above it at the rates that the search "
-                f"finds, {min(rates):.2g} to {max(rates):.2g}."
+                f"On `{job}`, in percent against AdamW at its best rate: ours at its own best rate, "
+                f"{results.rate(job, TUNED.name):g}, without search {_cell(tuned, False)}; from the start "
+                f"{results.rate(job, OURS.name):g}, where the search finds {min(rates):.2g} to {max(rates):.2g}, "
+                f"{_cell(searched, False)}."
             )
 
 

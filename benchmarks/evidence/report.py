@@ -113,7 +113,7 @@ def _setting(results: Results, jobs: Sequence[str]) -> Iterable[str]:
         cells = [f"{runs[0]['parameters']:,}", f"{seconds[len(seconds) // 2]:.0f}"] if runs else [markdown.MISSING] * 2
         what = f"`{job.family}` with {job.steps} steps, batch {job.sizes.batch}" if job.variation else job.description
         rows.append([f"`{job.name}`", what, *cells])
-    yield markdown.table(["job", "what it is", "trained parameters", "seconds a run"], rows, left=2)
+    yield markdown.table(["job", "what it is", "trained parameters", "processor seconds a run"], rows, left=2)
     yield (
         f"All methods see the same weights at the start and the same batches, without gradient clipping, with weight "
         f"decay {WEIGHT_DECAY:g}. Tuned rates have a ramp of {RAMP_SHARE:.0%} of the steps and a cosine to 0; ours "

@@ -25,8 +25,8 @@ FOOTER = """
 - haliax 1.3, its last release, cannot be imported with this jax; the version tried is a development release.
 - google-tunix asks for an older safetensors than `.venv` has, and trains with this one. Version 0.1.5, which goes with
   it, does not save the optimizer's state.
-- Not tried: Levanter, MaxText, EasyDeL, kohya's scripts, OneTrainer, ai-toolkit and diffusers' scripts, and what
-  needs a GPU, as accelerate's own float16 does.
+- Not tried whole: Levanter and EasyDeL (of each a part; their pages for maintainers say which). Not tried: MaxText,
+  kohya's scripts, OneTrainer, ai-toolkit and diffusers' scripts, and what needs a GPU, as accelerate's own float16 does.
 """
 
 
