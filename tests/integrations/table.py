@@ -26,7 +26,7 @@ FOOTER = """
 - google-tunix asks for an older safetensors than `.venv` has, and trains with this one. Version 0.1.5, which goes with
   it, does not save the optimizer's state.
 - Not tried whole: Levanter and EasyDeL (of each a part; their pages for maintainers say which). Not tried: MaxText,
-  kohya's scripts, OneTrainer, ai-toolkit and diffusers' scripts, and what needs a GPU, as accelerate's own float16 does.
+  kohya's scripts, OneTrainer, ai-toolkit and diffusers' scripts, and what needs a GPU, as accelerate's float16 does.
 """
 
 
