@@ -105,10 +105,11 @@ CPU, whose division is exact ([why](performance.md)).
 Not tried: Windows, macOS, torch 2.9 and 2.12. pyproject.toml allows
 {bounds}.
 
-**Earlier torch** was tried by hand, on a CPU. The eager step passes its tests with torch 2.6. The compiled step does
-not work: torch 2.6 and 2.7 cannot trace it, and 2.8 crashes. If your trainer needs such a torch, install with
-`pip install --no-deps`, add numpy and bitsandbytes, and pass `compiled=False`. On a CPU, `fully_shard` of torch 2.7 and
-2.8 does not divide gradients by the number of processes. This is a fault of torch.
+**Earlier torch** was tried by hand, on a CPU. With torch 2.6 the eager step passes its tests in one process, but for
+those of checkpoints by `torch.distributed.checkpoint`, which were not shown to work. The compiled step does not work:
+torch 2.6 and 2.7 cannot trace it, and 2.8 crashes. If your trainer needs such a torch, install with
+`pip install --no-deps`, add numpy and bitsandbytes, and pass `compiled=False`. On a CPU, `fully_shard` does not run
+with torch 2.6, and with 2.7 and 2.8 it does not divide gradients by the number of processes. Both are faults of torch.
 
 **bitsandbytes 0.49** rounds differently from 0.50 on a CPU. In one state 13 % of the codes of the eager step differed
 by one from those of the compiled step; with 0.50.2 they are below 3 %. The slow test that found it is not part of the

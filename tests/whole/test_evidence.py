@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.evidence.claim import overfitting
 from benchmarks.evidence.jobs import JOBS
 from benchmarks.evidence.jobs.digits import DigitsDiffusion, Settings
 from benchmarks.evidence.lora import LoRALinear
 from benchmarks.evidence.measures import effective_rank, energy_above_cutoff, measures, roughness
 from benchmarks.evidence.plan import Spec, best_rate, chosen, plan, search
 from benchmarks.evidence.report import write_report
+from benchmarks.evidence.results import Results
 from benchmarks.evidence.running import Runner
 from benchmarks.evidence.stages import WHITE_NOISE_EDGES, WHITE_NOISE_SHARE
 from benchmarks.evidence.statistics import interval
@@ -219,6 +221,20 @@ def test_the_report_says_what_the_numbers_say(tmp_path):
     for name in ("starts", "curves", "8bit", "stages"):
         assert (tmp_path / "docs" / f"evidence-{name}.png").stat().st_size > 10_000
         assert f"(evidence-{name}.png)" in text
+
+
+def test_a_job_that_overfits_is_told_with_and_without_the_search():
+    offsets = {"tuned": 0.05, "balanced": 0.1}
+    done = full_set(lambda spec: 1.0 + offsets.get(spec.variant, bowl(spec) - 1.0))
+    assert len(list(overfitting(Results(done, PLACES), ["bytes", "digits"]))) == 1
+    for spec, kept in done.items():
+        if spec[:2] == ("bytes", "balanced"):
+            kept.update(best=0.9 * kept["loss"], found_rate=0.01 * (1 + spec.seed))
+    _, sentence = overfitting(Results(done, PLACES), ["bytes", "digits"])
+    # AdamW's mean is 1.001: 1.05 is 4.9 % above it and 1.1 9.9 %.
+    assert sentence.startswith("On `bytes`")
+    assert "without search +4.9;" in sentence
+    assert sentence.endswith("from the start 0.0001, where the search finds 0.01 to 0.03, +9.9.")
 
 
 def test_the_report_of_half_a_set_is_written(tmp_path):
