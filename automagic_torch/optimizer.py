@@ -59,8 +59,8 @@ class AutomagicCameAMP8bit(Optimizer):
         state_device: ``"cpu"`` keeps all states in the host's memory, pinned where there is CUDA, and brings those of
             one batch at a time to the device.  A step then waits for the device at its end.  None keeps states with
             their parameters.  It is not part of the `state_dict`.
-        compiled: None compiles the step of arrays on CUDA, by `torch.compile`; True compiles it on a CPU too; False
-            never does.  See docs/algorithm.md, section 8.1.  It is not part of the `state_dict`.
+        compiled: None compiles the step of arrays on CUDA, by `torch.compile` of torch 2.9 or later; True compiles it
+            on a CPU too; False never does.  See docs/algorithm.md, section 8.1.  It is not part of the `state_dict`.
         **config: any field of `automagic_core.Config`, `profile` included.
 
     Raises:

@@ -78,7 +78,10 @@ class Row(NamedTuple):
 ROWS = (
     Row("3.11", {"torch": "2.13.0", "bitsandbytes": "0.50.2", "jax": "0.10.2", "optax": "0.2.8", "flax": "0.12.8"}),
     # The oldest of pyproject.toml, on each side; JAX asks for a later numpy than PyTorch.
-    Row("3.11", {"torch": "2.10.0", "bitsandbytes": "0.49.0", "numpy": "1.26.0", "safetensors": "0.5.0"}),
+    Row("3.11", {"torch": "2.6.0", "bitsandbytes": "0.49.0", "numpy": "1.26.0", "safetensors": "0.5.0"}),
+    # The oldest that compiles, and the latest.
+    Row("3.11", {"torch": "2.9.1", "bitsandbytes": "0.50.2"}),
+    Row("3.11", {"torch": "2.14.1", "bitsandbytes": "0.50.2"}),
     Row("3.11", {"jax": "0.10.0", "optax": "0.2.8", "flax": "0.12.8", "numpy": "2.0.0", "safetensors": "0.5.0"}),
     Row("3.12", {"jax": "0.10.2", "optax": "0.2.8", "flax": "0.12.8"}),
     Row("3.12", {"jax": "0.11.2", "optax": "0.2.8", "flax": "0.12.12"}),
@@ -102,14 +105,13 @@ The last row is what `make gpu` found on one {device} (`benchmarks/results/gpu.j
 comparisons of the two frameworks kept their bounds: of the codec with both on the card, of single steps with JAX on the
 CPU, whose division is exact ([why](performance.md)).
 
-Not tried: Windows, macOS, torch 2.9 and 2.12. pyproject.toml allows
+Not tried: Windows, macOS, torch 2.12. pyproject.toml allows
 {bounds}.
 
-**Earlier torch** was tried by hand, on a CPU. With torch 2.6 the eager step passes its tests in one process, but for
-those of checkpoints by `torch.distributed.checkpoint`, which were not shown to work. The compiled step does not work:
-torch 2.6 and 2.7 cannot trace it, and 2.8 crashes. If your trainer needs such a torch, install with
-`pip install --no-deps`, add numpy and bitsandbytes, and pass `compiled=False`. On a CPU, `fully_shard` does not run
-with torch 2.6, and with 2.7 and 2.8 it does not divide gradients by the number of processes. Both are faults of torch.
+**torch 2.6 to 2.8** compute the eager step only: 2.6 and 2.7 cannot trace the compiled one, and 2.8 crashes with it on a
+CPU. By default the optimizer says so once and goes on; `compiled=True` is an error there. On a CPU, `fully_shard` does
+not run with torch 2.6, and with 2.7 and 2.8 it does not divide gradients by the number of processes. Both are faults of
+torch.
 
 **bitsandbytes 0.49** rounds differently from 0.50 on a CPU. In one state 13 % of the codes of the eager step differed
 by one from those of the compiled step; with 0.50.2 they are below 3 %. The slow test that found it is not part of the
@@ -195,8 +197,12 @@ def _has(row: Row, libraries: Sequence[str]) -> bool:
 
 
 def _replaced(row: Row) -> set[str]:
-    """The names whose pins give way: jaxlib and what libraries bring follow the version of jax or flax."""
-    follow = {"jax": {"jaxlib", "ml_dtypes"}, "flax": {"orbax-checkpoint", "tensorstore", "treescope"}}
+    """The names whose pins give way: what libraries bring follows their version."""
+    follow = {
+        "torch": {"sympy"},
+        "jax": {"jaxlib", "ml_dtypes"},
+        "flax": {"orbax-checkpoint", "tensorstore", "treescope"},
+    }
     return set(row.versions).union(*(names for name, names in follow.items() if name in row.versions))
 
 

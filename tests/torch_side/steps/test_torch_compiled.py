@@ -20,6 +20,8 @@ FIELDS: dict[str, Any] = SMALL | {"warmup_steps": 3, "optim_bits": 32}
 def both(
     shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32, **fields: Any
 ) -> list[AutomagicCameAMP8bit]:
+    if lack := programs.missing_compiler("cpu"):
+        pytest.skip(lack)
     return [
         AutomagicCameAMP8bit(parameters(shapes, dtype), compiled=compiled, **(FIELDS | fields))
         for compiled in (False, True)
@@ -182,6 +184,23 @@ def test_a_missing_compiler_is_named_and_nothing_changes(monkeypatch: pytest.Mon
         programs.missing_compiler.cache_clear()
     assert same(snapshot(optimizer)[0], before[0])
     run(eager, range(1, 2))
+
+
+def test_an_early_torch_computes_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs.missing_compiler.cache_clear()
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cu128")
+    by_default, asked = (AutomagicCameAMP8bit(parameters([(4, 16)]), compiled=compiled) for compiled in (None, True))
+    try:
+        with pytest.warns(UserWarning, match=r"not compiled .* torch 2\.8\.0\+cu128 cannot compile the step; 2\.9"):
+            assert not by_default._compiles(torch.device("cuda"))
+        set_gradients(params_of(asked), 1)
+        with pytest.raises(RuntimeError, match="2\\.9 and later can; compiled=False"):
+            asked.step()
+        monkeypatch.setattr(torch, "__version__", "2.10.0")
+        programs.missing_compiler.cache_clear()
+        assert "torch" not in (programs.missing_compiler("cpu") or "")
+    finally:
+        programs.missing_compiler.cache_clear()
 
 
 @pytest.mark.parametrize("value", ["yes", 1, 0.0])

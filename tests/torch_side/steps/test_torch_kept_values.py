@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
 from automagic_core import decay
 from automagic_torch.arrays.averages import one_minus_power
+from automagic_torch.steps.compiled import missing_compiler
 from automagic_torch.steps.kept_values import KeepSharedValues
 
+pytestmark = pytest.mark.skipif(missing_compiler("cpu") is not None, reason="torch or this machine cannot compile")
 SLOPE = 3.0
 
 
