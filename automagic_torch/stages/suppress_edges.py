@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from automagic_core import Layout, decay
 from automagic_core.config.constants import EDGE_DECAY
 from automagic_torch.arrays.averages import ema, one_minus_power
 from automagic_torch.arrays.axes import array_shape, columns_from_end, spatial_from_end
+
+SLAB = 2**18
+"""About so many elements a slab has on a CPU."""
 
 
 def suppress_edges(
@@ -41,15 +46,24 @@ def suppress_edges(
     axes = spatial_from_end(shape, layout)
     if axes is None or edge_history is None:
         return g, edge_history
-    rough = laplacian(g, axes)
-    size = rough.abs()
-    strength = size.mean(dim=columns_from_end(len(shape), layout, embedding), keepdim=True)
+    first, across = -len(shape), columns_from_end(len(shape), layout, embedding)
     beta, age = decay(EDGE_DECAY), age.float()
-    edge_history = ema(beta, edge_history, strength)
     correction = one_minus_power(beta, age).reshape(-1, *[1] * len(shape)) if batched else one_minus_power(beta, age)
-    usual = edge_history * ((1 + threshold) / correction)
-    excess = size.sub_(usual).clamp_(min=0)
-    return torch.add(g, rough.sign_().mul_(excess), alpha=penalty), edge_history
+    n = shape[0]
+    # A large array goes in slabs of rows, which stay in the cache of a CPU.
+    rows = n if first in across or g.device.type != "cpu" else max(1, SLAB * n // math.prod(shape))
+    out, histories = torch.empty_like(g), []
+    for at, history in zip(range(0, n, rows), torch.split(edge_history, rows, first), strict=True):
+        count, above = min(rows, n - at), min(at, 1)
+        near = g.narrow(first, at - above, min(above + count + 1, above + n - at))
+        rough = laplacian(near, axes).narrow(first, above, count)
+        size = rough.abs()
+        histories.append(ema(beta, history, size.mean(dim=across, keepdim=True)))
+        excess = size.sub_(histories[-1] * ((1 + threshold) / correction)).clamp_(min=0)
+        torch.add(
+            g.narrow(first, at, count), rough.sign_().mul_(excess), alpha=penalty, out=out.narrow(first, at, count)
+        )
+    return out, torch.cat(histories, first)
 
 
 def laplacian(x: Tensor, axes: tuple[int, int]) -> Tensor:

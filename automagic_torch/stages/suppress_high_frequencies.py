@@ -10,8 +10,16 @@ from torch import Tensor
 from automagic_core import Layout, last_kept_frequency
 from automagic_torch.arrays.axes import array_shape, spatial_from_end
 
+LARGE = 2**16
+"""A matrix with more elements is large."""
 
-def suppress_high_frequencies(g: Tensor, *, penalty: float, layout: Layout = "torch", batched: bool = False) -> Tensor:
+STRIP = 2**18
+"""About so many numbers has a strip of a large matrix or of its spectrum."""
+
+
+def suppress_high_frequencies(
+    g: Tensor, *, penalty: float, layout: Layout = "torch", batched: bool = False, in_place: bool = False
+) -> Tensor:
     """Multiplies the energy above the cutoff by (1 − μ)² and leaves the rest as it is.
 
     Args:
@@ -19,6 +27,7 @@ def suppress_high_frequencies(g: Tensor, *, penalty: float, layout: Layout = "to
         penalty: μ in [0, 1].
         layout: decides which axes are spatial axes (section 1.3).
         batched: the first axis of g counts arrays.
+        in_place: the memory of g may be used for the result.
 
     Returns:
         The new gradient; g itself for an array that the stage leaves alone.
@@ -27,6 +36,8 @@ def suppress_high_frequencies(g: Tensor, *, penalty: float, layout: Layout = "to
     if axes is None:
         return g
     lengths = [g.shape[axis] for axis in axes]
+    if g.device.type == "cpu" and axes[1] == -1 and lengths[0] * lengths[1] > LARGE:
+        return _in_strips(g, penalty, g if in_place else torch.empty_like(g))
     spectrum = torch.fft.rfft2(g, dim=axes)
     factors = _factors(lengths[0], lengths[1], penalty, g.device)
     # Other axes follow the spatial ones in kernels of the Flax layout.
@@ -36,10 +47,31 @@ def suppress_high_frequencies(g: Tensor, *, penalty: float, layout: Layout = "to
     return g - damped
 
 
+def _in_strips(g: Tensor, penalty: float, out: Tensor) -> Tensor:
+    """The same for a matrix that is large beside the cache of a CPU, written into `out`."""
+    n1, n2 = g.shape[-2:]
+    spectrum = torch.fft.rfft(g)
+    last_kept = _last_kept(n1, n2, g.device)
+    # Beyond this frequency along the rows all is above the cutoff, whatever the frequency along the columns.
+    kept = int(last_kept.max()) + 1
+    spectrum[..., kept:].mul_(penalty)
+    width = max(1, STRIP // n1)
+    for strip, frequencies in zip(
+        torch.split(spectrum[..., :kept], width, -1), torch.split(torch.arange(kept), width), strict=True
+    ):
+        is_high = frequencies > last_kept[:, None]
+        strip.copy_(torch.fft.ifft(torch.fft.fft(strip, dim=-2).mul_(penalty * is_high), dim=-2))
+    for strip, before, after in zip(
+        *(torch.split(x, max(1, STRIP // n2), -2) for x in (spectrum, g, out)), strict=True
+    ):
+        torch.sub(before, torch.fft.irfft(strip, n=n2), out=after)
+    return out
+
+
 def _factors(n1: int, n2: int, penalty: float, device: torch.device) -> Tensor:
     """μ · H for all entries of an rfft2: float32, (n1, n2 // 2 + 1)."""
     # Large ones are not kept, since they would need half as much memory as the gradients.
-    make = _kept_factors if n1 * n2 <= 2**16 else _new_factors
+    make = _kept_factors if n1 * n2 <= LARGE else _new_factors
     return make(n1, n2, penalty, device)
 
 
