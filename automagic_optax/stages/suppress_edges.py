@@ -15,7 +15,7 @@ from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.arrays.means import accurate_mean, ema, one_minus_power
 from automagic_optax.arrays.with_types import with_types
-from automagic_optax.sharding.placement import devices_of, full, replicated_like, statistic_zeros
+from automagic_optax.sharding.placement import full, replicated_like, statistic_zeros
 from automagic_optax.stages.energy import energy, removed_share
 
 
@@ -152,11 +152,7 @@ def laplacian(x: jax.Array, axes: tuple[int, int]) -> jax.Array:
 
 
 def _second_difference(x: jax.Array, axis: int) -> jax.Array:
-    if devices_of(x) == 1:
-        edge = [(0, 0)] * x.ndim
-        edge[axis] = (1, 1)
-        return jnp.diff(jnp.pad(jnp.diff(x, axis=axis), edge), axis=axis)
-    # On a mesh the shape never changes, so that each device exchanges only a single row with its neighbours.
+    # The shape never changes, so that on a mesh each device exchanges only a single row with its neighbours.
     place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
     to_next = jnp.where(place == x.shape[axis] - 1, 0, _shifted(x, axis, -1) - x)
     from_last = jnp.where(place == 0, 0, x - _shifted(x, axis, 1))

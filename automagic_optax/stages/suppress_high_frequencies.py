@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
@@ -84,9 +83,10 @@ def suppress_high_frequencies(
 
 def _damped(g: jax.Array, axes: tuple[int, int], penalty: Any) -> jax.Array:
     n1, n2 = (g.shape[axis] for axis in axes)
-    is_high = np.arange(n2 // 2 + 1) > last_kept_frequency(n1, n2)[:, None]
+    # Compared in the program, which would else hold half as many constants as the array has elements.
+    is_high = jnp.arange(n2 // 2 + 1) > jnp.asarray(last_kept_frequency(n1, n2))[:, None]
     is_high = is_high.reshape(is_high.shape + (1,) * (g.ndim - 1 - axes[1]))
-    factors = jnp.asarray(penalty, jnp.float32) * is_high.astype(np.float32)
+    factors = jnp.asarray(penalty, jnp.float32) * is_high.astype(jnp.float32)
     # An FFT needs the whole array: it is gathered once here, and not again between the steps of the FFT.
     high = whole(jnp.fft.rfft2(whole(g), axes=axes) * factors)
     # Only the damped part is transformed and subtracted, so the rounding errors are as small as that part.

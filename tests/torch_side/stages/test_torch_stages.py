@@ -1,5 +1,7 @@
 """The gradient stages of section 4 in PyTorch as pure functions: against the float64 oracle, and what can be proved."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,18 @@ def distance(ours, theirs):
 
 def samples(shape, count, seed=0):
     return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+@pytest.fixture(params=["whole", "in pieces"])
+def pieces(request, monkeypatch):
+    """Small arrays in one piece, or in several as large ones on a CPU."""
+    if request.param == "in pieces":
+        edges, frequencies = (
+            sys.modules[function.__module__] for function in (suppress_edges, suppress_high_frequencies)
+        )
+        monkeypatch.setattr(edges, "SLAB", 12)
+        monkeypatch.setattr(frequencies, "LARGE", 0)
+        monkeypatch.setattr(frequencies, "STRIP", 20)
 
 
 # ---------------------------------------------------------------- 1. clip_by_percentile
@@ -83,6 +97,7 @@ def test_the_first_norm_fills_the_history_and_the_oldest_goes_first():
 # ---------------------------------------------------------------- 2. suppress_edges
 
 
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("embedding", [False, True])
 @pytest.mark.parametrize(("layout", "shape"), CASES)
 def test_edges_are_the_oracles(layout, shape, embedding):
@@ -131,6 +146,7 @@ def test_edges_leave_constants_exactly(value, n1, n2):
 # ---------------------------------------------------------------- 3. suppress_high_frequencies
 
 
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("penalty", [0.05, 1.0])
 @pytest.mark.parametrize(("layout", "shape"), CASES)
 def test_frequencies_are_the_oracles(layout, shape, penalty):
@@ -142,6 +158,12 @@ def test_frequencies_are_the_oracles(layout, shape, penalty):
         alone = suppress_high_frequencies(torch.tensor(g[i]), penalty=penalty, layout=layout)
         assert distance(alone, expected) < 1e-6
         assert alone.is_contiguous()
+    g = torch.tensor(g)
+    assert torch.equal(
+        suppress_high_frequencies(g.clone(), penalty=penalty, layout=layout, in_place=True, batched=True), out
+    )
+    suppress_high_frequencies(g, penalty=penalty, layout=layout, batched=True)
+    assert torch.equal(g, torch.tensor(samples(shape, 3)))  # not written into unless asked to
 
 
 @given(pictures, st.floats(0, 1))
