@@ -37,6 +37,10 @@ class Means:
         """Mean of each array, (arrays, 1, …, 1); a new tensor."""
         return _over_all(x)
 
+    def of_elements(self, **elements: Tensor) -> list[Tensor]:
+        """Mean over each array of what has one value per element, named after its state."""
+        return [self.arrays(x) for x in elements.values()]
+
     def squares(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Means of every row and of every column of squared gradients."""
         return self.rows(q), self.columns(q)
@@ -96,6 +100,9 @@ class SlabMeans(Means):
 
     def squares(self, q: Tensor) -> tuple[Tensor, Tensor]:
         return self.rows(q), self._known["columns"]
+
+    def of_elements(self, **elements: Tensor) -> list[Tensor]:
+        return [self._known[name] for name in elements]
 
     def averaged(self, name: str, decay: Decay, old: Tensor, value: Tensor) -> Tensor:
         return value if name.endswith("_col") else ema(decay, old, value)

@@ -122,7 +122,7 @@ def second_moment(
         q = g.square().add_(SQUARE_FLOOR)
         v = ema(beta, old["exp_avg_sq"], q)
         v_hat = v / correction
-        mean, mean_square = means.arrays(v), means.arrays(q)
+        mean, mean_square = means.of_elements(exp_avg_sq=v, squares=q)
         states = {"exp_avg_sq": v}
     # At an array's first step k is 1, but for roundings.
     growth = (mean_square / mean * correction).sqrt_().clamp_(min=1.0).masked_fill_(age == 1, 1.0)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from automagic_core import MAX_STEP, StatePlan, decay
+from automagic_core import MAX_STEP, Decay, StatePlan, decay
 from automagic_core.config.constants import GRADIENT_LIMIT, SQUARE_FLOOR
 from automagic_torch.arrays.averages import ema
 from automagic_torch.arrays.stacked import chosen
@@ -33,8 +33,7 @@ def slab_size(device_type: str, compiled: bool) -> int:
 @lru_cache(maxsize=4096)
 def rows_of_slab(plan: StatePlan, limit: int) -> int | None:
     """How many rows a slab of at most `limit` elements has, a divisor of all; None: the array is computed whole."""
-    # The mean of an elementwise second moment (section 5.1) is not known before its slabs are computed.
-    if plan.row_axis != 0 or not plan.factored_sq or plan.narrow or plan.block_size is None or plan.size < 4 * limit:
+    if plan.row_axis != 0 or plan.narrow or plan.block_size is None or plan.size < 4 * limit:
         return None
     rows, width = plan.shape[0], plan.size // plan.shape[0]
     fitting = [n for n in range(1, limit // width + 1) if rows % n == 0 and n * width % plan.block_size == 0]
@@ -68,9 +67,16 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     slab_plan = dataclasses.replace(plan, shape=(rows, *plan.shape[1:]), row_shape=(rows, *plan.row_shape[1:]))
     arrays = way.arrays._replace(plan=slab_plan)
     slab_way = way._replace(arrays=arrays, extent=Extent(slab_plan), measures=False, share=len(starts))
-    known = _known(stored, row_means, column_means, decay(config.betas[1]))
+    beta2 = decay(config.betas[1])
+    known = _known(stored, row_means, column_means, beta2)
     cut = {name: _cut(x, plan, rows) for name, x in stored.items() if name not in OF_ARRAYS}
     whole = {name: x for name, x in stored.items() if name in OF_ARRAYS}
+    if "exp_avg_sq" in cut:
+        names = [name for name in cut if name.startswith("exp_avg_sq")]
+        read = (slab_way.extent.read({name: cut[name][i] for name in names}) for i in range(len(starts)))
+        v = torch.stack([_mean(values["exp_avg_sq"]) for values in read]).mean(0)
+        # The mean after the step follows from that before it.
+        known["exp_avg_sq"] = ema(beta2, v, known["squares"])
     before = torch.split(given.before, rows, 1)
     found: list[States] = []
     for index in range(len(starts)):
@@ -110,15 +116,16 @@ def _squares(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return g.abs().amax().view(1), q.mean(across, keepdim=True), q.sum(1, keepdim=True)
 
 
-def _known(stored: States, row_means: Tensor, column_means: Tensor, beta: object) -> States:
+def _known(stored: States, row_means: Tensor, column_means: Tensor, beta: Decay) -> States:
     """What a slab must know of the whole array."""
-    known = {"columns": column_means}
+    q = row_means + SQUARE_FLOOR
+    known = {"columns": column_means, "squares": _mean(q)}
     for name in ("exp_avg_res_row", "spatial_variance"):
         if name in stored:
             known[name] = _mean(stored[name])
     if "exp_avg_sq_row" in stored:
-        R = ema(beta, stored["exp_avg_sq_row"], row_means + SQUARE_FLOOR)  # type: ignore[arg-type]
-        known |= {"exp_avg_sq_row": _mean(R), "squares": _mean(row_means + SQUARE_FLOOR), "root": _mean(R.sqrt())}
+        R = ema(beta, stored["exp_avg_sq_row"], q)
+        known |= {"exp_avg_sq_row": _mean(R), "root": _mean(R.sqrt())}
     return known
 
 

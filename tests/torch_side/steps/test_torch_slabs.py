@@ -11,13 +11,14 @@ from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.steps import slabs
 
 
+EVERYTHING: dict[str, Any] = {"profile": "quality_optimized", "spatial_scope": "all", "background_regularization": True}
+
+
 def stepped(monkeypatch: pytest.MonkeyPatch, limit: int, shape: tuple[int, ...], **fields: Any) -> Any:
     monkeypatch.setattr(slabs, "SLAB", dict.fromkeys(slabs.SLAB, limit))
     p = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     optimizer = AutomagicCameAMP8bit([p], lr=1e-4, force_8bit=True, warmup_steps=0, **fields)
-    assert (slabs.rows_of_slab(optimizer_plan(optimizer, p), limit) is not None) == (
-        limit < 2**20 and fields.get("factored") != "none"
-    )
+    assert (slabs.rows_of_slab(optimizer_plan(optimizer, p), limit) is not None) == (limit < 2**20)
     for number in range(1, 5):
         p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(number))
         if number == 3:
@@ -33,7 +34,9 @@ def optimizer_plan(optimizer: AutomagicCameAMP8bit, p: torch.Tensor) -> Any:
 
 
 @pytest.mark.parametrize("shape", [(128, 512), (96, 64, 4, 4)])
-@pytest.mark.parametrize("fields", [{}, {"profile": "memory_optimized"}, {"factored": "none"}, {"optim_bits": 32}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"profile": "memory_optimized"}, {"factored": "none"}, {"optim_bits": 32}, EVERYTHING]
+)
 def test_slabs_change_nothing_but_the_order_of_sums(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], fields: dict[str, Any]
 ) -> None:
