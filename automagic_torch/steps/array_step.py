@@ -17,7 +17,7 @@ from automagic_torch.stages.chain import StageInputs
 from automagic_torch.stages.energy import StageEnergy
 from automagic_torch.steps.held_stacks import HeldStacks, can_hold
 from automagic_torch.steps.new_values import Given, New, Way, new_values, written_back
-from automagic_torch.steps.slabs import is_cut, rows_of_slab, run_in_slabs, slab_size
+from automagic_torch.steps.slabs import rows_of_slab, run_in_slabs, slab_size
 
 OnUpdate = Callable[[Tensor, Tensor], None]
 
@@ -106,7 +106,7 @@ def _after_stages(
 def _run(batch: Batch, way: Way, given: Given, compiled: bool) -> New:
     """The new values; those of the states replace the old ones."""
     rows = None
-    if type(batch.extent) is Extent and len(batch.states) == 1 and is_cut(given.stored) and not way.shows:
+    if type(batch.extent) is Extent and len(batch.states) == 1 and not way.shows:
         rows = rows_of_slab(batch.plan, slab_size(given.before.device.type, compiled))
     if not compiled and rows is None:
         new = new_values(way, given)

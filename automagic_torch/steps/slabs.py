@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -13,6 +13,7 @@ from automagic_core import MAX_STEP, Decay, StatePlan, decay
 from automagic_core.config.constants import GRADIENT_LIMIT, SQUARE_FLOOR
 from automagic_torch.arrays.averages import ema
 from automagic_torch.arrays.stacked import chosen
+from automagic_torch.cameamp.learning_rate import Evidence, Vote
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way
@@ -40,16 +41,11 @@ def rows_of_slab(plan: StatePlan, limit: int) -> int | None:
     return fitting[-1] if fitting and fitting[-1] * width >= limit // 8 else None
 
 
-def is_cut(stored: States) -> bool:
-    """Whether arrays with these states can be cut: those that vote or walk are computed as a whole."""
-    return not any(name in stored for name in ("last_polarity", "walk", "lr_mask"))
-
-
 def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], New]) -> New:
     """One step of one array, whose new parameters and states are written into `given`.
 
     Args:
-        way, given: as for `new_values`; nothing is voted, walked or shown.
+        way, given: as for `new_values`; nothing is shown.
         rows: of a slab.
         run: `new_values` for a slab, which writes into what it is given and returns the states of `OF_ARRAYS`.
     """
@@ -78,7 +74,7 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
         # The mean after the step follows from that before it.
         known["exp_avg_sq"] = ema(beta2, v, known["squares"])
     before = torch.split(given.before, rows, 1)
-    found: list[States] = []
+    steps: list[New] = []
     for index in range(len(starts)):
         first = starts[index] * width
         keys = {(slot, slab_plan.size): (key + first) % 2**32 for (slot, _), key in given.state_keys.items()}
@@ -90,10 +86,12 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
             usable=ok,
             state_keys=keys,
             parameter_key=None if given.parameter_key is None else (given.parameter_key + first) % 2**32,
+            walk_key=(given.walk_key + first) % 2**32,
             known=known,
         )
-        found.append(run(slab_way, slab).stored)
+        steps.append(run(slab_way, slab))
 
+    found = [step.stored for step in steps]
     new: States = {"age": found[0]["age"]} | {name: x for name, x in found[0].items() if name == "exp_avg_sq_col"}
     for name in ("torque_mean", "background_scale", "exp_avg_res_col"):
         if name in found[0]:
@@ -101,12 +99,42 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     if "exp_avg_res_col" in new:
         new["exp_avg_res_col"] = ema(decay(config.betas[2]), stored["exp_avg_res_col"], new["exp_avg_res_col"])
     new |= given.stage_states
+    cast = _vote(steps, ok & (stored["age"] >= 1) & given.votes, plan)
     for name, value in new.items():
         stored[name].copy_(chosen(ok, value, stored[name]))
     skipped = stored["skipped_steps"]
     skipped.add_(~ok & (skipped < MAX_STEP))
     square_norm = torch.where(ok, row_means.sum() * width, 0.0).squeeze() if way.measures else None
-    return New(given.before, stored, None, None, None, square_norm, None)
+    return New(given.before, stored, _evidence(steps, plan), cast, stored.get("lr_mask"), square_norm, None)
+
+
+def _vote(steps: Sequence[New], took_a_step: Tensor, plan: StatePlan) -> Vote | None:
+    """The vote of an array, from those of its slabs."""
+    votes = [step.cast for step in steps if step.cast is not None]
+    if not votes:
+        return None
+    total = torch.stack([v.weight for v in votes]).sum(0)
+    agreed = torch.stack([v.weight * v.array for v in votes]).sum(0)
+    rows, weights = ([x for x in parts if x is not None] for parts in zip(*(v[:2] for v in votes), strict=True))
+    counts = took_a_step & (total > 0)
+    array = (agreed / total).masked_fill(~counts, 0.0)
+    return Vote(
+        torch.cat(rows, 1) if rows else None,
+        torch.cat(weights, 1) if weights else None,
+        total,
+        array,
+        counts,
+        plan.size,
+    )
+
+
+def _evidence(steps: Sequence[New], plan: StatePlan) -> Evidence | None:
+    """The evidence of an array, from that of its slabs."""
+    parts = [step.found for step in steps if step.found is not None]
+    if not parts:
+        return None
+    walk_square, moved, gradient_square = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
+    return Evidence(walk_square, (moved > 0) * float(plan.size), gradient_square)
 
 
 def _squares(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

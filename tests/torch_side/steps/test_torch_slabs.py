@@ -7,24 +7,29 @@ from typing import Any
 import pytest
 import torch
 
+from automagic_core.arrays.group_keys import PREFIX
+from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.steps import slabs
 
-
 EVERYTHING: dict[str, Any] = {"profile": "quality_optimized", "spatial_scope": "all", "background_regularization": True}
+
+WARM_UP: dict[str, Any] = {"warmup_steps": 100, "max_lr": 1.0}
 
 
 def stepped(monkeypatch: pytest.MonkeyPatch, limit: int, shape: tuple[int, ...], **fields: Any) -> Any:
     monkeypatch.setattr(slabs, "SLAB", dict.fromkeys(slabs.SLAB, limit))
     p = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    optimizer = AutomagicCameAMP8bit([p], lr=1e-4, force_8bit=True, warmup_steps=0, **fields)
+    optimizer = AutomagicCameAMP8bit([p], lr=1e-4, force_8bit=True, **{"warmup_steps": 0} | fields)
     assert (slabs.rows_of_slab(optimizer_plan(optimizer, p), limit) is not None) == (limit < 2**20)
     for number in range(1, 5):
         p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(number))
         if number == 3:
             p.grad.view(-1)[5] = torch.nan
         optimizer.step()
-    return p, optimizer.state[p], optimizer._stage_energy
+    (group,) = optimizer.param_groups
+    search = {name: group[f"{PREFIX}{name}"] for name in SEARCH_SCALARS}
+    return p, optimizer.state[p], optimizer._stage_energy, search
 
 
 def optimizer_plan(optimizer: AutomagicCameAMP8bit, p: torch.Tensor) -> Any:
@@ -35,13 +40,23 @@ def optimizer_plan(optimizer: AutomagicCameAMP8bit, p: torch.Tensor) -> Any:
 
 @pytest.mark.parametrize("shape", [(128, 512), (96, 64, 4, 4)])
 @pytest.mark.parametrize(
-    "fields", [{}, {"profile": "memory_optimized"}, {"factored": "none"}, {"optim_bits": 32}, EVERYTHING]
+    "fields",
+    [
+        {},
+        {"profile": "memory_optimized"},
+        {"factored": "none"},
+        {"optim_bits": 32},
+        EVERYTHING,
+        WARM_UP,
+        WARM_UP | {"lr_mask_gain": 0.1},
+        EVERYTHING | WARM_UP,
+    ],
 )
 def test_slabs_change_nothing_but_the_order_of_sums(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], fields: dict[str, Any]
 ) -> None:
-    whole, states, energy = stepped(monkeypatch, 2**30, shape, **fields)
-    cut, cut_states, cut_energy = stepped(monkeypatch, 2**13, shape, **fields)
+    whole, states, energy, search = stepped(monkeypatch, 2**30, shape, **fields)
+    cut, cut_states, cut_energy, cut_search = stepped(monkeypatch, 2**13, shape, **fields)
     # A rate of 1e-4 and steps of up to 3.  Where the last bit of a sum flips a code, an update is a gap of codes off.
     assert ((cut - whole).abs() > 1e-6).float().mean() <= 1e-4
     for name, expected in states.items():
@@ -50,8 +65,12 @@ def test_slabs_change_nothing_but_the_order_of_sums(
         if found.dtype == torch.uint8:
             assert (found != expected).float().mean() <= 1e-4, name
         else:
-            assert (found.double() - expected.double()).norm() <= 1e-5 * expected.double().norm(), name
+            apart = 1e-3 if name == "walk" else 1e-5  # the walk adds up updates, of which some are a gap of codes off
+            assert (found.double() - expected.double()).norm() <= apart * expected.double().norm(), name
     assert states["skipped_steps"] == cut_states["skipped_steps"] == 1
+    assert search["log_rate_scale"] != 0 or "warmup_steps" not in fields
+    for name, value in search.items():
+        torch.testing.assert_close(torch.as_tensor(cut_search[name]), torch.as_tensor(value), rtol=1e-4, atol=1e-7)
     assert energy.keys() == cut_energy.keys()
     for stage, norms in energy.items():
         torch.testing.assert_close(cut_energy[stage], norms, rtol=1e-5, atol=0)
