@@ -86,17 +86,17 @@ class SlabMeans(Means):
     Means over rows are whole.  Means over columns and arrays are the slab's share of them: shares are to be added up.
     """
 
-    def __init__(self, plan: StatePlan, share: int, known: Mapping[str, Tensor]) -> None:
-        """Of slabs with a plan, `share` of which are an array, whose means are known."""
+    def __init__(self, plan: StatePlan, share: float, known: Mapping[str, Tensor]) -> None:
+        """Of a slab with a plan, which is a share in (0, 1) of an array, whose means are known."""
         super().__init__(plan)
         self._share = share
         self._known = known
 
     def columns(self, x: Tensor) -> Tensor:
-        return super().columns(x) / self._share
+        return super().columns(x) * self._share
 
     def arrays(self, x: Tensor) -> Tensor:
-        return _over_all(x) / self._share
+        return _over_all(x) * self._share
 
     def squares(self, q: Tensor) -> tuple[Tensor, Tensor]:
         return self.rows(q), self._known["columns"]

@@ -38,8 +38,8 @@ class Way(NamedTuple):
     """States are rounded stochastically."""
     shows: bool
     """The updates are asked for."""
-    share: int = 1
-    """The arrays are this many slabs of rows each, of which one is at hand: `automagic_torch.steps.slabs`."""
+    share: float = 1.0
+    """This share of the rows of each array is at hand, a slab: `automagic_torch.steps.slabs`."""
 
 
 class Given(NamedTuple):
@@ -95,7 +95,7 @@ def new_values(way: Way, given: Given) -> New:
     ok, delta, new, new_of_search = _moved(way, given)
     key = (lambda slot, size: given.state_keys[slot, size]) if way.rounds else None
     after_step = {
-        name: value if way.share > 1 and name in OF_ARRAYS else chosen(ok, value, stored[name])
+        name: value if way.share < 1 and name in OF_ARRAYS else chosen(ok, value, stored[name])
         for name, value in extent.encoded(new, key).items()
     }
     skipped = stored["skipped_steps"]
@@ -110,7 +110,7 @@ def written_back(way: Way, given: Given, new: New) -> States:
     given.before.copy_(new.after)
     shares: States = {}
     for name, value in new.stored.items():
-        if way.share > 1 and name in OF_ARRAYS:
+        if way.share < 1 and name in OF_ARRAYS:
             shares[name] = value
         else:
             given.stored[name].copy_(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -32,12 +33,19 @@ def slab_size(device_type: str, compiled: bool) -> int:
 
 
 @lru_cache(maxsize=4096)
-def rows_of_slab(plan: StatePlan, limit: int) -> int | None:
-    """How many rows a slab of at most `limit` elements has, a divisor of all; None: the array is computed whole."""
+def rows_of_slab(plan: StatePlan, limit: int, equal: bool) -> int | None:
+    """How many rows a slab of at most `limit` elements has; None: the array is computed whole.
+
+    Args:
+        plan: of the array.
+        limit: at most so many elements has a slab.
+        equal: all slabs have equally many rows, else the last one may have fewer.
+    """
     if plan.row_axis != 0 or plan.narrow or plan.block_size is None or plan.size < 4 * limit:
         return None
     rows, width = plan.shape[0], plan.size // plan.shape[0]
-    fitting = [n for n in range(1, limit // width + 1) if rows % n == 0 and n * width % plan.block_size == 0]
+    step = plan.block_size // math.gcd(plan.block_size, width)  # so many rows are whole blocks
+    fitting = [n for n in range(step, limit // width + 1, step) if not equal or rows % n == 0]
     return fitting[-1] if fitting and fitting[-1] * width >= limit // 8 else None
 
 
@@ -50,7 +58,6 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
         run: `new_values` for a slab, which writes into what it is given and returns the states of `OF_ARRAYS`.
     """
     plan, stored, config = way.extent.plan, given.stored, way.arrays.config
-    starts = range(0, plan.shape[0], rows)
     width = plan.size // plan.shape[0]
     g = torch.split(given.g, rows, 1)
     squares = [_squares(part.float()) for part in g]
@@ -60,24 +67,25 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     row_means = torch.cat([of_rows for _, of_rows, _ in squares], 1)
     column_means = torch.stack([of_columns for _, _, of_columns in squares]).sum(0) / plan.shape[0]
 
-    slab_plan = dataclasses.replace(plan, shape=(rows, *plan.shape[1:]), row_shape=(rows, *plan.row_shape[1:]))
-    arrays = way.arrays._replace(plan=slab_plan)
-    slab_way = way._replace(arrays=arrays, extent=Extent(slab_plan), measures=False, share=len(starts))
+    way_of = {count: _way_of_slab(way, count) for count in {part.shape[1] for part in g}}
+    ways = [way_of[part.shape[1]] for part in g]
     beta2 = decay(config.betas[1])
     known = _known(stored, row_means, column_means, beta2)
     cut = {name: _cut(x, plan, rows) for name, x in stored.items() if name not in OF_ARRAYS}
     whole = {name: x for name, x in stored.items() if name in OF_ARRAYS}
     if "exp_avg_sq" in cut:
-        names = [name for name in cut if name.startswith("exp_avg_sq")]
-        read = (slab_way.extent.read({name: cut[name][i] for name in names}) for i in range(len(starts)))
-        v = torch.stack([_mean(values["exp_avg_sq"]) for values in read]).mean(0)
+        read = [
+            (slab_way, {name: cut[name][i] for name in cut if name.startswith("exp_avg_sq")})
+            for i, slab_way in enumerate(ways)
+        ]
+        v = [_mean(slab_way.extent.read(x)["exp_avg_sq"]) * slab_way.share for slab_way, x in read]
         # The mean after the step follows from that before it.
-        known["exp_avg_sq"] = ema(beta2, v, known["squares"])
+        known["exp_avg_sq"] = ema(beta2, torch.stack(v).sum(0), known["squares"])
     before = torch.split(given.before, rows, 1)
     steps: list[New] = []
-    for index in range(len(starts)):
-        first = starts[index] * width
-        keys = {(slot, slab_plan.size): (key + first) % 2**32 for (slot, _), key in given.state_keys.items()}
+    for index, slab_way in enumerate(ways):
+        first, size = index * rows * width, slab_way.extent.plan.size
+        keys = {(slot, size): (key + first) % 2**32 for (slot, _), key in given.state_keys.items()}
         slab = given._replace(
             g=g[index],
             before=before[index],
@@ -106,6 +114,13 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     skipped.add_(~ok & (skipped < MAX_STEP))
     square_norm = torch.where(ok, row_means.sum() * width, 0.0).squeeze() if way.measures else None
     return New(given.before, stored, _evidence(steps, plan), cast, stored.get("lr_mask"), square_norm, None)
+
+
+def _way_of_slab(way: Way, rows: int) -> Way:
+    plan = way.extent.plan
+    slab = dataclasses.replace(plan, shape=(rows, *plan.shape[1:]), row_shape=(rows, *plan.row_shape[1:]))
+    arrays = way.arrays._replace(plan=slab)
+    return way._replace(arrays=arrays, extent=Extent(slab), measures=False, share=rows / plan.shape[0])
 
 
 def _vote(steps: Sequence[New], took_a_step: Tensor, plan: StatePlan) -> Vote | None:
@@ -161,6 +176,8 @@ def _mean(R: Tensor) -> Tensor:
     return R.mean(tuple(range(1, R.ndim)), keepdim=True)
 
 
-def _cut(x: Tensor, plan: StatePlan, rows: int) -> list[Tensor]:
+def _cut(x: Tensor, plan: StatePlan, rows: int) -> Sequence[Tensor]:
     """The slabs of a stored state: along its first axis, which counts rows, or blocks in their order."""
-    return list(torch.split(x, x.shape[1] * rows // plan.shape[0], 1))
+    assert plan.block_size is not None
+    width = plan.size // plan.shape[0]
+    return torch.split(x, rows if x.shape[1] == plan.shape[0] else rows * width // plan.block_size, 1)

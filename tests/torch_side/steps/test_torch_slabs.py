@@ -21,7 +21,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch, limit: int, shape: tuple[int, ...],
     monkeypatch.setattr(slabs, "SLAB", dict.fromkeys(slabs.SLAB, limit))
     p = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     optimizer = AutomagicCameAMP8bit([p], lr=1e-4, force_8bit=True, **{"warmup_steps": 0} | fields)
-    assert (slabs.rows_of_slab(optimizer_plan(optimizer, p), limit) is not None) == (limit < 2**20)
+    assert (slabs.rows_of_slab(optimizer_plan(optimizer, p), limit, equal=False) is not None) == (limit < 2**20)
     for number in range(1, 5):
         p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(number))
         if number == 3:
@@ -38,7 +38,7 @@ def optimizer_plan(optimizer: AutomagicCameAMP8bit, p: torch.Tensor) -> Any:
     return plan_of(p, group_config(optimizer.param_groups[0]), "torch", eight_bit=True)
 
 
-@pytest.mark.parametrize("shape", [(128, 512), (96, 64, 4, 4)])
+@pytest.mark.parametrize("shape", [(128, 512), (96, 64, 4, 4), (211, 320)])
 @pytest.mark.parametrize(
     "fields",
     [
