@@ -32,7 +32,7 @@ def raw_gradients(grads: Sequence[Tensor]) -> Tensor:
 def are_usable(g: Tensor) -> Tensor:
     """(arrays,) bool: whether every element is finite and its square stays in float32."""
     # If an element is NaN, the maximum is NaN, which compares as False.
-    if not torch.compiler.is_compiling():  # magnitudes would be written to memory
+    if not torch.compiler.is_compiling():  # without the magnitudes, which would be an array of their own
         g = g.view(len(g), -1)
         return (g.amax(1) <= GRADIENT_LIMIT) & (g.amin(1) >= -GRADIENT_LIMIT)
     # On a GPU one loop over rows forms the maximum and the means of rows.
@@ -43,8 +43,9 @@ def are_usable(g: Tensor) -> Tensor:
 
 def usable_or_zero(g: Tensor, ok: Tensor) -> Tensor:
     """Replaces the gradients of skipped arrays by zeros; may return g itself."""
-    alone = len(ok) == 1 and ok.device.type == "cpu" and not torch.compiler.is_compiling()
-    if alone and g.nbytes >= WORTH_A_LOOK and ok.all():
+    # Of tensors without values, which are a class of their own, nothing can be seen.
+    can_look = type(ok) is Tensor and ok.device.type == "cpu" and not torch.compiler.is_compiling()
+    if can_look and len(ok) == 1 and g.nbytes >= WORTH_A_LOOK and ok.all():
         return g
     return torch.where(spread(ok, g), g, 0.0)
 

@@ -59,10 +59,8 @@ def suppress_edges(
         rough = laplacian(near, axes).narrow(first, above, count)
         size = rough.abs()
         histories.append(ema(beta, history, size.mean(dim=across, keepdim=True)))
-        excess = size.sub_(histories[-1] * ((1 + threshold) / correction)).clamp_(min=0)
-        torch.add(
-            g.narrow(first, at, count), rough.sign_().mul_(excess), alpha=penalty, out=out.narrow(first, at, count)
-        )
+        excess = (size - histories[-1] * ((1 + threshold) / correction)).clamp(min=0)
+        out.narrow(first, at, count).copy_(torch.add(g.narrow(first, at, count), rough.sign() * excess, alpha=penalty))
     return out, torch.cat(histories, first)
 
 

@@ -36,7 +36,8 @@ def suppress_high_frequencies(
     if axes is None:
         return g
     lengths = [g.shape[axis] for axis in axes]
-    if g.device.type == "cpu" and axes[1] == -1 and lengths[0] * lengths[1] > LARGE:
+    in_cache = g.device.type == "cpu" and axes[1] == -1 and not g.requires_grad
+    if in_cache and lengths[0] * lengths[1] > LARGE:
         return _in_strips(g, penalty, g if in_place else torch.empty_like(g))
     spectrum = torch.fft.rfft2(g, dim=axes)
     factors = _factors(lengths[0], lengths[1], penalty, g.device)

@@ -131,10 +131,11 @@ def _written_back(way: Way, given: Given) -> New:
 def _in_place(batch: Batch, way: Way, given: Given, run: Callable[[Way, Given], New]) -> New:
     """Runs what writes new states into the old ones' memory, or into copies where somebody else holds it.
 
-    Several arrays have their states in such copies already, which `HeldStacks` then holds.
+    What was given for several arrays is such a copy, and so is what was brought from another device.
     """
     alone, here = len(batch.states) == 1, batch.extent.state_device is None
-    if alone and here and not batch.in_place:
+    brought = batch.extent.state_device not in (None, given.before.device)
+    if alone and not brought and not batch.in_place:
         given = given._replace(stored={name: x.clone() for name, x in given.stored.items()})
     if way.shows:
         given = given._replace(before=given.before.clone())

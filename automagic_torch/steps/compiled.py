@@ -55,7 +55,7 @@ def checked_compiled(compiled: Any) -> bool | None:
 @cache
 def missing_compiler(device_type: str) -> str | None:
     """What torch or a device of a type lacks to compile for it; None if nothing."""
-    if TorchVersion(torch.__version__) < "2.9":  # 2.6 and 2.7 cannot trace the step, 2.8 crashes on a CPU
+    if TorchVersion(torch.__version__) < "2.9.0.dev0":  # 2.6 and 2.7 cannot trace the step, 2.8 crashes on a CPU
         return f"torch {torch.__version__} cannot compile the step; 2.9 and later can"
     if device_type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler

@@ -129,7 +129,7 @@ def _moved(
     g, ok = given.g.float(), given.usable
     seen = g
     if ok is None:
-        ok = are_usable(g)
+        ok = given.known["usable"] if way.share < 1 else are_usable(g)
         g = usable_or_zero(g, ok)
     if not g.is_cuda:  # a GPU reads raw gradients once for this and their means
         seen = g

@@ -61,16 +61,17 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     width = plan.size // plan.shape[0]
     g = torch.split(given.g, rows, 1)
     squares = [_squares(part.float()) for part in g]
+    row_means = torch.cat([of_rows for _, of_rows, _ in squares], 1)
+    column_means = torch.stack([of_columns for _, _, of_columns in squares]).sum(0) / plan.shape[0]
     ok = given.usable
     if ok is None:
         ok = torch.stack([largest for largest, _, _ in squares]).amax(0) <= GRADIENT_LIMIT
-    row_means = torch.cat([of_rows for _, of_rows, _ in squares], 1)
-    column_means = torch.stack([of_columns for _, _, of_columns in squares]).sum(0) / plan.shape[0]
+        row_means, column_means = torch.where(ok, row_means, 0.0), torch.where(ok, column_means, 0.0)
 
     way_of = {count: _way_of_slab(way, count) for count in {part.shape[1] for part in g}}
     ways = [way_of[part.shape[1]] for part in g]
     beta2 = decay(config.betas[1])
-    known = _known(stored, row_means, column_means, beta2)
+    known = {"usable": ok} | _known(stored, row_means, column_means, beta2)
     cut = {name: _cut(x, plan, rows) for name, x in stored.items() if name not in OF_ARRAYS}
     whole = {name: x for name, x in stored.items() if name in OF_ARRAYS}
     if "exp_avg_sq" in cut:
@@ -91,7 +92,6 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
             before=before[index],
             stored=whole | {name: parts[index] for name, parts in cut.items()},
             stage_states={},
-            usable=ok,
             state_keys=keys,
             parameter_key=None if given.parameter_key is None else (given.parameter_key + first) % 2**32,
             walk_key=(given.walk_key + first) % 2**32,
@@ -107,12 +107,13 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     if "exp_avg_res_col" in new:
         new["exp_avg_res_col"] = ema(decay(config.betas[2]), stored["exp_avg_res_col"], new["exp_avg_res_col"])
     new |= given.stage_states
+    # The ages are those before the step until they are written.
     cast = _vote(steps, ok & (stored["age"] >= 1) & given.votes, plan)
     for name, value in new.items():
         stored[name].copy_(chosen(ok, value, stored[name]))
     skipped = stored["skipped_steps"]
     skipped.add_(~ok & (skipped < MAX_STEP))
-    square_norm = torch.where(ok, row_means.sum() * width, 0.0).squeeze() if way.measures else None
+    square_norm = row_means.sum() * width if way.measures else None
     return New(given.before, stored, _evidence(steps, plan), cast, stored.get("lr_mask"), square_norm, None)
 
 
@@ -178,6 +179,7 @@ def _mean(R: Tensor) -> Tensor:
 
 def _cut(x: Tensor, plan: StatePlan, rows: int) -> Sequence[Tensor]:
     """The slabs of a stored state: along its first axis, which counts rows, or blocks in their order."""
+    # As many blocks as rows, but not one each: such an array has too few rows for slabs of whole blocks.
     assert plan.block_size is not None
     width = plan.size // plan.shape[0]
     return torch.split(x, rows if x.shape[1] == plan.shape[0] else rows * width // plan.block_size, 1)

@@ -9,6 +9,7 @@ import torch
 from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.arrays.host_memory import on_device, on_host
 from automagic_torch.sharding import extent as extent_module
+from automagic_torch.steps import slabs
 from tests.torch_side.torch_helpers import SMALL, parameters, run, same, snapshot, through_a_file
 
 SHAPES = ((), (5,), (8, 6), (8, 6), (16, 256), (4, 3, 3, 3))
@@ -40,6 +41,21 @@ def test_a_step_uses_only_what_it_brought_and_keeps_only_what_it_took_back(monke
     assert same(snapshot(offloaded), snapshot(plain))
     states = [tensor for state in offloaded.state.values() for tensor in state.values()]
     assert all(id(tensor) in held for tensor in states)
+
+
+@pytest.mark.parametrize("state_device", [None, "cpu"])
+@pytest.mark.parametrize("shape", [(128, 512), (40, 24)])
+def test_a_step_leaves_an_earlier_state_dict_as_it_was(monkeypatch, state_device, shape):
+    monkeypatch.setattr(slabs, "SLAB", dict.fromkeys(slabs.SLAB, 2**13))
+    (p,) = parameters([shape])
+    optimizer = AutomagicCameAMP8bit([p], state_device=state_device, **FIELDS)
+    for _ in range(3):
+        p.grad = torch.ones(shape)
+        optimizer.step()
+        given = optimizer.state_dict()["state"][0]
+        before = {name: x.clone() for name, x in given.items()}
+        optimizer.step()
+        assert all(torch.equal(given[name], x) for name, x in before.items())
 
 
 def test_parameters_elsewhere_have_their_states_on_the_host(monkeypatch):

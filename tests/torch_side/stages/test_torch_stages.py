@@ -127,6 +127,22 @@ def test_edges_are_the_oracles(layout, shape, embedding):
     assert start is None or distance(g, out) > 1e-3  # it does something
 
 
+def test_stages_can_be_differentiated(pieces):
+    g = torch.randn(40, 24, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    history, age = torch.zeros(40, 1), torch.tensor(1)
+    for stage in (
+        lambda x: suppress_edges(x, history, age, penalty=0.2, threshold=0.5)[0],
+        lambda x: suppress_high_frequencies(x, penalty=0.5),
+    ):
+        torch.testing.assert_close(stage(g).detach(), stage(g.detach()), rtol=0, atol=2e-6)
+        direction = torch.randn(40, 24, generator=torch.Generator().manual_seed(1))
+        (slope,) = torch.autograd.grad((stage(g) * direction).sum(), g)
+        # Both stages are linear between kinks, so a difference over a short way is a derivative but for rounding.
+        way = 1e-3 * torch.randn(40, 24, generator=torch.Generator().manual_seed(2))
+        ahead, behind = ((stage(g.detach() + sign * way).double() * direction).sum() for sign in (1, -1))
+        assert abs((ahead - behind) / 2 - (slope * way).sum()) < 0.02 * (slope.norm() * way.norm())
+
+
 @given(pictures, st.floats(0, 0.2), st.floats(0, 2))
 def test_edges_never_exceed_the_largest_magnitude(g, penalty, threshold):
     out, _ = suppress_edges(

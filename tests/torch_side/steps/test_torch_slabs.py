@@ -6,23 +6,35 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from automagic_core.arrays.group_keys import PREFIX
 from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_torch import AutomagicCameAMP8bit
-from automagic_torch.steps import slabs
+from automagic_torch.steps import array_step, compiled, slabs
+from automagic_torch.steps.new_values import Given, New, Way
 
 EVERYTHING: dict[str, Any] = {"profile": "quality_optimized", "spatial_scope": "all", "background_regularization": True}
 
 WARM_UP: dict[str, Any] = {"warmup_steps": 100, "max_lr": 1.0}
 
 
-def stepped(monkeypatch: pytest.MonkeyPatch, limit: int, shape: tuple[int, ...], **fields: Any) -> Any:
+def uncompiled(way: Way, given: Given) -> New:
+    new = array_step._written_back(way, given)
+    return new if way.share < 1 else new._replace(stored=given.stored)
+
+
+def stepped(monkeypatch: pytest.MonkeyPatch, limit: int, shape: tuple[int, ...], raw: bool, **fields: Any) -> Any:
     monkeypatch.setattr(slabs, "SLAB", dict.fromkeys(slabs.SLAB, limit))
+    if raw:  # what would be compiled, without compiling
+        monkeypatch.setattr(compiled, "missing_compiler", lambda _: None)
+        monkeypatch.setattr(compiled, "run_compiled", uncompiled)
     p = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    optimizer = AutomagicCameAMP8bit([p], lr=1e-4, force_8bit=True, **{"warmup_steps": 0} | fields)
-    assert (slabs.rows_of_slab(optimizer_plan(optimizer, p), limit, equal=False) is not None) == (limit < 2**20)
+    other = torch.nn.Parameter(torch.zeros(300))
+    optimizer = AutomagicCameAMP8bit([p, other], lr=1e-4, force_8bit=True, compiled=raw, **{"warmup_steps": 0} | fields)
+    assert (slabs.rows_of_slab(optimizer_plan(optimizer, p), limit, equal=raw) is not None) == (limit < 2**20)
     for number in range(1, 5):
+        other.grad = torch.randn(300, generator=torch.Generator().manual_seed(number))
         p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(number))
         if number == 3:
             p.grad.view(-1)[5] = torch.nan
@@ -38,7 +50,9 @@ def optimizer_plan(optimizer: AutomagicCameAMP8bit, p: torch.Tensor) -> Any:
     return plan_of(p, group_config(optimizer.param_groups[0]), "torch", eight_bit=True)
 
 
-@pytest.mark.parametrize("shape", [(128, 512), (96, 64, 4, 4), (211, 320)])
+@pytest.mark.parametrize(
+    ("shape", "raw"), [((128, 512), False), ((96, 64, 4, 4), False), ((211, 320), False), ((128, 512), True)]
+)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -53,10 +67,10 @@ def optimizer_plan(optimizer: AutomagicCameAMP8bit, p: torch.Tensor) -> Any:
     ],
 )
 def test_slabs_change_nothing_but_the_order_of_sums(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], fields: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], raw: bool, fields: dict[str, Any]
 ) -> None:
-    whole, states, energy, search = stepped(monkeypatch, 2**30, shape, **fields)
-    cut, cut_states, cut_energy, cut_search = stepped(monkeypatch, 2**13, shape, **fields)
+    whole, states, energy, search = stepped(monkeypatch, 2**30, shape, raw, **fields)
+    cut, cut_states, cut_energy, cut_search = stepped(monkeypatch, 2**13, shape, raw, **fields)
     # A rate of 1e-4 and steps of up to 3.  Where the last bit of a sum flips a code, an update is a gap of codes off.
     assert ((cut - whole).abs() > 1e-6).float().mean() <= 1e-4
     for name, expected in states.items():
@@ -74,3 +88,28 @@ def test_slabs_change_nothing_but_the_order_of_sums(
     assert energy.keys() == cut_energy.keys()
     for stage, norms in energy.items():
         torch.testing.assert_close(cut_energy[stage], norms, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "first"), [(torch.float32, 1), (torch.bfloat16, 3)])
+def test_a_parameter_may_begin_anywhere_in_memory(dtype: torch.dtype, first: int) -> None:
+    p = torch.nn.Parameter(torch.zeros(4096 + first, dtype=dtype)[first:])
+    p.grad = torch.ones_like(p)
+    AutomagicCameAMP8bit([p]).step()
+    assert (p < 0).all()
+
+
+def test_the_last_slab_may_begin_at_an_odd_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "SLAB", dict.fromkeys(slabs.SLAB, 2049 * 256))
+    p = torch.nn.Parameter(torch.zeros(5 * 2049 + 2048, 256))
+    p.grad = torch.ones_like(p)
+    AutomagicCameAMP8bit([p], warmup_steps=0, compiled=False).step()
+    assert (p < 0).all()
+
+
+def test_a_step_of_tensors_without_values() -> None:
+    with FakeTensorMode():
+        p = torch.nn.Parameter(torch.zeros(1024, 1024))
+        p.grad = torch.ones_like(p)
+        optimizer = AutomagicCameAMP8bit([p], warmup_steps=0, compiled=False)
+        optimizer.step()
+        assert optimizer.state[p]["age"].shape == ()
