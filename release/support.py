@@ -94,7 +94,7 @@ HEADER = """# Versions tried
 
 `make support` wrote this page, on Linux. For every row it made an empty environment, installed the wheel and these
 versions, and took steps in each framework on a CPU. Then it ran tests: the codec code by code, steps against the oracle
-in float64, in PyTorch compiled steps against eager ones, state files there and back.
+in float64, from torch 2.9 on compiled steps against eager ones, state files there and back.
 
 | Python | {columns} | passed | failed | on |
 |---|{rules}|---|---|---|
