@@ -109,9 +109,9 @@ Not tried: Windows, macOS, torch 2.12. pyproject.toml allows
 {bounds}.
 
 **torch 2.6 to 2.8** compute the eager step only: 2.6 and 2.7 cannot trace the compiled one, and 2.8 crashes with it on
-a CPU. By default the optimizer says so once and goes on; `compiled=True` is an error there. On a CPU, `fully_shard`
-does not run with torch 2.6, and with 2.7 and 2.8 it does not divide gradients by the number of processes. Both are
-faults of torch.
+a CPU. On CUDA the optimizer says so once by default and goes on; `compiled=True` is an error there. On a CPU,
+`fully_shard` does not run with torch 2.6, and with 2.7 and 2.8 it does not divide gradients by the number of processes.
+Both are faults of torch. 2.7 and 2.8 were tried by hand alone.
 
 **bitsandbytes 0.49** rounds differently from 0.50 on a CPU. In one state 13 % of the codes of the eager step differed
 by one from those of the compiled step; with 0.50.2 they are below 3 %. The slow test that found it is not part of the

@@ -53,8 +53,8 @@ def chosen(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
         return torch.where(spread(ok, new), new, old)
     nbytes = new.nbytes // len(new)
     # A view may begin anywhere.
-    whole = all(x.storage_offset() * x.element_size() % 8 == 0 for x in (new, old))
-    if not whole or nbytes % 8 != 0 or nbytes < WORTH_WIDENING:
+    aligned = all(x.storage_offset() * x.element_size() % 8 == 0 for x in (new, old))
+    if not aligned or nbytes % 8 != 0 or nbytes < WORTH_WIDENING:
         return torch.where(spread(ok, new), new, old).contiguous()
     wide_new, wide_old = (x.contiguous().view(len(ok), -1).view(torch.int64) for x in (new, old))
     return torch.where(ok[:, None], wide_new, wide_old).view(new.dtype).view(new.shape)

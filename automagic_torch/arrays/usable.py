@@ -11,7 +11,7 @@ from automagic_core.config.constants import GRADIENT_LIMIT
 from automagic_torch.arrays.stacked import spread, stacked
 
 WORTH_A_LOOK = 2**20
-"""On a CPU, where no look waits for a device, it is cheaper than the copy of an array of so many bytes."""
+"""On a CPU a look at `ok` waits for no device and costs less than copying an array of at least this many bytes."""
 
 
 def gradients(params: Sequence[Tensor]) -> list[Tensor]:
@@ -43,7 +43,7 @@ def are_usable(g: Tensor) -> Tensor:
 
 def usable_or_zero(g: Tensor, ok: Tensor) -> Tensor:
     """Replaces the gradients of skipped arrays by zeros; may return g itself."""
-    # Of tensors without values, which are a class of their own, nothing can be seen.
+    # Fake tensors, a class of their own, have no values to look at.
     can_look = type(ok) is Tensor and ok.device.type == "cpu" and not torch.compiler.is_compiling()
     if can_look and len(ok) == 1 and g.nbytes >= WORTH_A_LOOK and ok.all():
         return g

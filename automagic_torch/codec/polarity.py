@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from automagic_torch.arrays.kept_tensors import kept_tensor
 
 # Byte i of eight is 0 or 1.  The factor 2^(56 − 7i) moves it to bit i of the highest byte; no two products overlap.
 _GATHER = sum(1 << (56 - 7 * i) for i in range(8))
 
 
-@cache
+@kept_tensor
 def _signs(device: torch.device) -> Tensor:
     """Row k holds the eight signs of byte k, −1 where the bit is set, else 1: float32, (256, 8)."""
     bits = (torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)) & 1

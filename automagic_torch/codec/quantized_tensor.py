@@ -8,7 +8,6 @@ that a compiler can make one loop of all that is done with them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.nn.functional import pad
 
 from automagic_core import absmax_shape, codebook_midpoints, dynamic_codebook
 from automagic_core.config.constants import MIN_ABSMAX
+from automagic_torch.arrays.kept_tensors import kept_tensor
 from automagic_torch.codec.nearest import codes_of, tables
 from automagic_torch.codec.random_bits import random_unit
 
@@ -28,12 +28,12 @@ except ImportError:
     BITSANDBYTES_AVAILABLE = False
 
 
-@cache
+@kept_tensor
 def _codebook(signed: bool, device: torch.device) -> Tensor:
     return torch.from_numpy(dynamic_codebook(signed).copy()).to(device)
 
 
-@cache
+@kept_tensor
 def _upper_midpoints(signed: bool, device: torch.device) -> Tensor:
     # Entry k is the midpoint above code k, and infinity above the last code.
     middle = torch.from_numpy(codebook_midpoints(signed).copy())

@@ -91,7 +91,7 @@ def after_stages(arrays: StageArrays, inputs: StageInputs, energy: StageEnergy, 
 
     frequencies = config.suppresses_frequencies and plan.spatial_axes is not None
     if frequencies:
-        own = g is not inputs.g
+        own = g is not inputs.g  # which may be `p.grad` itself
         g = suppress_high_frequencies(g, penalty=config.frequency_penalty, layout=layout, batched=True, in_place=own)
     energy.passed(FREQUENCIES, g, changed=frequencies)
 

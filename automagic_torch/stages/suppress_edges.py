@@ -13,7 +13,7 @@ from automagic_torch.arrays.averages import ema, one_minus_power
 from automagic_torch.arrays.axes import array_shape, columns_from_end, spatial_from_end
 
 SLAB = 2**18
-"""About so many elements a slab has on a CPU."""
+"""A slab has about this many elements on a CPU."""
 
 
 def suppress_edges(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from automagic_core import Layout, last_kept_frequency
 from automagic_torch.arrays.axes import array_shape, spatial_from_end
+from automagic_torch.arrays.kept_tensors import kept_tensor
 
 LARGE = 2**16
 """A matrix with more elements is large."""
 
 STRIP = 2**18
-"""About so many numbers has a strip of a large matrix or of its spectrum."""
+"""A strip of a large matrix or of its spectrum has about this many numbers."""
 
 
 def suppress_high_frequencies(
@@ -36,8 +35,8 @@ def suppress_high_frequencies(
     if axes is None:
         return g
     lengths = [g.shape[axis] for axis in axes]
-    in_cache = g.device.type == "cpu" and axes[1] == -1 and not g.requires_grad
-    if in_cache and lengths[0] * lengths[1] > LARGE:
+    large = axes[1] == -1 and lengths[0] * lengths[1] > LARGE
+    if large and g.device.type == "cpu" and not g.requires_grad:
         return _in_strips(g, penalty, g if in_place else torch.empty_like(g))
     spectrum = torch.fft.rfft2(g, dim=axes)
     factors = _factors(lengths[0], lengths[1], penalty, g.device)
@@ -54,7 +53,7 @@ def _in_strips(g: Tensor, penalty: float, out: Tensor) -> Tensor:
     spectrum = torch.fft.rfft(g)
     last_kept = _last_kept(n1, n2, g.device)
     # Beyond this frequency along the rows all is above the cutoff, whatever the frequency along the columns.
-    kept = int(last_kept.max()) + 1
+    kept = int(last_kept_frequency(n1, n2).max()) + 1
     spectrum[..., kept:].mul_(penalty)
     width = max(1, STRIP // n1)
     for strip, frequencies in zip(
@@ -81,9 +80,9 @@ def _new_factors(n1: int, n2: int, penalty: float, device: torch.device) -> Tens
     return penalty * is_high.view(torch.uint8).float()
 
 
-_kept_factors = lru_cache(maxsize=64)(_new_factors)
+_kept_factors = kept_tensor(_new_factors)
 
 
-@lru_cache(maxsize=256)
+@kept_tensor
 def _last_kept(n1: int, n2: int, device: torch.device) -> Tensor:
     return torch.from_numpy(last_kept_frequency(n1, n2).copy()).to(device, non_blocking=True)

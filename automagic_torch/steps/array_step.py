@@ -107,7 +107,7 @@ def _run(batch: Batch, way: Way, given: Given, compiled: bool) -> New:
     """The new values; those of the states replace the old ones."""
     rows = None
     if type(batch.extent) is Extent and len(batch.states) == 1 and not way.shows:
-        # Another size of slab would be another compiled function.
+        # Compiled slabs are of one size: another would be another function.
         rows = rows_of_slab(batch.plan, slab_size(given.before.device.type, compiled), equal=compiled)
     if not compiled and rows is None:
         new = new_values(way, given)

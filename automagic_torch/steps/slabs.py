@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from automagic_core import MAX_STEP, Decay, StatePlan, decay
-from automagic_core.config.constants import GRADIENT_LIMIT, SQUARE_FLOOR
+from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_torch.arrays.averages import ema
 from automagic_torch.arrays.stacked import chosen
+from automagic_torch.arrays.usable import are_usable
 from automagic_torch.cameamp.learning_rate import Evidence, Vote
 from automagic_torch.codec.stored import States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.steps.new_values import OF_ARRAYS, Given, New, Way
 
 SLAB = {"eager": 2**17, "compiled": 2**19, "other": 2**25}
-"""About so many elements has a slab, in eager and in compiled code on a CPU and on other devices.
+"""A slab has about this many elements, in eager and in compiled code on a CPU and on other devices.
 
 On a CPU what is computed for each element then fits in the cache, and a call of the compiled function takes little
 beside its work.  On other devices slabs only bound the temporary memory.
@@ -38,14 +39,14 @@ def rows_of_slab(plan: StatePlan, limit: int, equal: bool) -> int | None:
 
     Args:
         plan: of the array.
-        limit: at most so many elements has a slab.
+        limit: a slab has at most this many elements.
         equal: all slabs have equally many rows, else the last one may have fewer.
     """
     if plan.row_axis != 0 or plan.narrow or plan.block_size is None or plan.size < 4 * limit:
         return None
     rows, width = plan.shape[0], plan.size // plan.shape[0]
-    step = plan.block_size // math.gcd(plan.block_size, width)  # so many rows are whole blocks
-    fitting = [n for n in range(step, limit // width + 1, step) if not equal or rows % n == 0]
+    unit = plan.block_size // math.gcd(plan.block_size, width)  # this many rows are whole blocks
+    fitting = [n for n in range(unit, limit // width + 1, unit) if not equal or rows % n == 0]
     return fitting[-1] if fitting and fitting[-1] * width >= limit // 8 else None
 
 
@@ -61,11 +62,11 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     width = plan.size // plan.shape[0]
     g = torch.split(given.g, rows, 1)
     squares = [_squares(part.float()) for part in g]
-    row_means = torch.cat([of_rows for _, of_rows, _ in squares], 1)
-    column_means = torch.stack([of_columns for _, _, of_columns in squares]).sum(0) / plan.shape[0]
+    row_means = torch.cat([of_rows for of_rows, _ in squares], 1)
+    column_means = torch.stack([of_columns for _, of_columns in squares]).sum(0) / plan.shape[0]
     ok = given.usable
     if ok is None:
-        ok = torch.stack([largest for largest, _, _ in squares]).amax(0) <= GRADIENT_LIMIT
+        ok = torch.stack([are_usable(part) for part in g]).all(0)
         row_means, column_means = torch.where(ok, row_means, 0.0), torch.where(ok, column_means, 0.0)
 
     way_of = {count: _way_of_slab(way, count) for count in {part.shape[1] for part in g}}
@@ -75,11 +76,9 @@ def run_in_slabs(way: Way, given: Given, rows: int, run: Callable[[Way, Given], 
     cut = {name: _cut(x, plan, rows) for name, x in stored.items() if name not in OF_ARRAYS}
     whole = {name: x for name, x in stored.items() if name in OF_ARRAYS}
     if "exp_avg_sq" in cut:
-        read = [
-            (slab_way, {name: cut[name][i] for name in cut if name.startswith("exp_avg_sq")})
-            for i, slab_way in enumerate(ways)
-        ]
-        v = [_mean(slab_way.extent.read(x)["exp_avg_sq"]) * slab_way.share for slab_way, x in read]
+        of_v = [name for name in cut if name.startswith("exp_avg_sq")]
+        read = (slab_way.extent.read({name: cut[name][i] for name in of_v}) for i, slab_way in enumerate(ways))
+        v = [_mean(values["exp_avg_sq"]) * slab_way.share for values, slab_way in zip(read, ways, strict=True)]
         # The mean after the step follows from that before it.
         known["exp_avg_sq"] = ema(beta2, torch.stack(v).sum(0), known["squares"])
     before = torch.split(given.before, rows, 1)
@@ -131,7 +130,8 @@ def _vote(steps: Sequence[New], took_a_step: Tensor, plan: StatePlan) -> Vote | 
         return None
     total = torch.stack([v.weight for v in votes]).sum(0)
     agreed = torch.stack([v.weight * v.array for v in votes]).sum(0)
-    rows, weights = ([x for x in parts if x is not None] for parts in zip(*(v[:2] for v in votes), strict=True))
+    rows = [v.rows for v in votes if v.rows is not None]
+    weights = [v.row_weight for v in votes if v.row_weight is not None]
     counts = took_a_step & (total > 0)
     array = (agreed / total).masked_fill(~counts, 0.0)
     return Vote(
@@ -153,11 +153,11 @@ def _evidence(steps: Sequence[New], plan: StatePlan) -> Evidence | None:
     return Evidence(walk_square, (moved > 0) * float(plan.size), gradient_square)
 
 
-def _squares(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest magnitude, the mean square of every row, and the sum of squares of every column."""
+def _squares(g: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean square of every row, and the sum of squares of every column."""
     across = tuple(range(2, g.ndim))
     q = g.square()
-    return g.abs().amax().view(1), q.mean(across, keepdim=True), q.sum(1, keepdim=True)
+    return q.mean(across, keepdim=True), q.sum(1, keepdim=True)
 
 
 def _known(stored: States, row_means: Tensor, column_means: Tensor, beta: Decay) -> States:
@@ -179,7 +179,7 @@ def _mean(R: Tensor) -> Tensor:
 
 def _cut(x: Tensor, plan: StatePlan, rows: int) -> Sequence[Tensor]:
     """The slabs of a stored state: along its first axis, which counts rows, or blocks in their order."""
-    # As many blocks as rows, but not one each: such an array has too few rows for slabs of whole blocks.
+    # Where blocks are as many as rows but no rows, no slab has whole blocks, and the array is computed whole.
     assert plan.block_size is not None
     width = plan.size // plan.shape[0]
     return torch.split(x, rows if x.shape[1] == plan.shape[0] else rows * width // plan.block_size, 1)

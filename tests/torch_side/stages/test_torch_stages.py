@@ -134,13 +134,14 @@ def test_stages_can_be_differentiated(pieces):
         lambda x: suppress_edges(x, history, age, penalty=0.2, threshold=0.5)[0],
         lambda x: suppress_high_frequencies(x, penalty=0.5),
     ):
+        # One way is in one piece and the other not: float32 rounds sums of numbers of size 1 otherwise.
         torch.testing.assert_close(stage(g).detach(), stage(g.detach()), rtol=0, atol=2e-6)
         direction = torch.randn(40, 24, generator=torch.Generator().manual_seed(1))
         (slope,) = torch.autograd.grad((stage(g) * direction).sum(), g)
         # Both stages are linear between kinks, so a difference over a short way is a derivative but for rounding.
-        way = 1e-3 * torch.randn(40, 24, generator=torch.Generator().manual_seed(2))
+        way = 1e-3 * slope
         ahead, behind = ((stage(g.detach() + sign * way).double() * direction).sum() for sign in (1, -1))
-        assert abs((ahead - behind) / 2 - (slope * way).sum()) < 0.02 * (slope.norm() * way.norm())
+        assert abs((ahead - behind) / 2 - (slope * way).sum()) < 1e-3 * (slope * way).sum()
 
 
 @given(pictures, st.floats(0, 0.2), st.floats(0, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -106,10 +107,14 @@ def test_the_last_slab_may_begin_at_an_odd_row(monkeypatch: pytest.MonkeyPatch) 
     assert (p < 0).all()
 
 
-def test_a_step_of_tensors_without_values() -> None:
-    with FakeTensorMode():
-        p = torch.nn.Parameter(torch.zeros(1024, 1024))
-        p.grad = torch.ones_like(p)
-        optimizer = AutomagicCameAMP8bit([p], warmup_steps=0, compiled=False)
-        optimizer.step()
-        assert optimizer.state[p]["age"].shape == ()
+@pytest.mark.parametrize("fields", [{}, EVERYTHING, EVERYTHING | {"force_8bit": True}])
+def test_a_step_of_tensors_without_values_and_then_one_with_values(fields: dict[str, Any]) -> None:
+    for mode in (FakeTensorMode(), nullcontext()):
+        with mode:
+            p, small = torch.nn.Parameter(torch.zeros(1024, 640)), torch.nn.Parameter(torch.zeros(40, 24))
+            optimizer = AutomagicCameAMP8bit([p, small], compiled=False, **fields)
+            for _ in range(2):
+                p.grad, small.grad = torch.ones_like(p), torch.ones_like(small)
+                optimizer.step()
+            assert optimizer.state[p]["age"].shape == ()
+    assert ((p < 0).all() and (small < 0).all()).item()
