@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from automagic_torch.arrays.kept_tensors import kept_tensor
+from automagic_torch.codec.kept_tensors import kept_tensor
 
 # Byte i of eight is 0 or 1.  The factor 2^(56 − 7i) moves it to bit i of the highest byte; no two products overlap.
 _GATHER = sum(1 << (56 - 7 * i) for i in range(8))

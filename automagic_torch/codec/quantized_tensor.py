@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from automagic_core import absmax_shape, codebook_midpoints, dynamic_codebook
 from automagic_core.config.constants import MIN_ABSMAX
-from automagic_torch.arrays.kept_tensors import kept_tensor
+from automagic_torch.codec.kept_tensors import kept_tensor
 from automagic_torch.codec.nearest import codes_of, tables
 from automagic_torch.codec.random_bits import random_unit
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from automagic_core import Layout, last_kept_frequency
 from automagic_torch.arrays.axes import array_shape, spatial_from_end
-from automagic_torch.arrays.kept_tensors import kept_tensor
+from automagic_torch.codec.kept_tensors import kept_tensor
 
 LARGE = 2**16
 """A matrix with more elements is large."""

@@ -85,8 +85,8 @@ FAULTS = (
     Fault(
         "stage 2 allows less than the usual roughness instead of more",
         TORCH,
-        "edge_history * ((1 + threshold)",
-        "edge_history * ((1 - threshold)",
+        "histories[-1] * ((1 + threshold)",
+        "histories[-1] * ((1 - threshold)",
         ("test_torch_stages",),
     ),
     Fault(
