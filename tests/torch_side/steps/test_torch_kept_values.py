@@ -11,10 +11,10 @@ from torch._inductor.utils import run_and_get_code
 
 from automagic_core import decay
 from automagic_torch.arrays.averages import one_minus_power
-from automagic_torch.steps.compiled import missing_compiler
 from automagic_torch.steps.kept_values import KeepSharedValues
+from tests.torch_side.torch_helpers import TOO_OLD_TO_COMPILE
 
-pytestmark = pytest.mark.skipif(missing_compiler("cpu") is not None, reason="torch or this machine cannot compile")
+pytestmark = pytest.mark.skipif(TOO_OLD_TO_COMPILE, reason="the step is eager before torch 2.9")
 SLOPE = 3.0
 
 
