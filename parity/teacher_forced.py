@@ -100,7 +100,7 @@ class Comparison:
             self.state = float("inf")
         for name in sorted(theirs.keys() & ours.keys()):
             value = theirs[name].numpy()
-            if name == "last_polarity" or value.dtype == np.int32:
+            if value.dtype == np.int32:
                 self.state = max(self.state, float(np.any(value != ours[name])))
             elif value.dtype == np.uint8:
                 self._add_codes(value, ours[name], signed=name in ("exp_avg", "s"))

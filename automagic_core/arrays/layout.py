@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 from automagic_core.codec.blocks import Shape
@@ -68,9 +67,3 @@ def column_shape(shape: Shape, layout: Layout, embedding: bool = False) -> Shape
     """Shape of a column statistic: the array reduced over its row axis."""
     row = row_axis(len(shape), layout, embedding)
     return tuple(1 if axis == row else n for axis, n in enumerate(shape))
-
-
-def polarity_shape(shape: Shape) -> Shape:
-    """Shape of the packed sign bits: 8 per byte along the last axis, padded to a whole byte; a scalar has one byte."""
-    shape = shape or (1,)
-    return (*shape[:-1], math.ceil(shape[-1] / 8))

@@ -28,15 +28,17 @@ COMPANDED = ("exp_avg_sq", "exp_avg_res")
 """The states that are stored in 8 bits as their square root, with the unsigned codebook."""
 ROW_STATES = ("lr_mask", "spatial_variance", "edge_history")
 SCALARS = ("age", "skipped_steps", "torque_mean", "background_scale")
-WARM_UP_ONLY = ("s", "s_absmax", "last_polarity", "walk")
+WARM_UP_ONLY = ("s", "s_absmax", "walk")
 SEARCH_SCALARS = ("log_rate_scale", "walk_energy", "agreement", "peak_agreement", "first_norm", "gradient_norm")
 SHARED_STATES = (*SEARCH_SCALARS, "norm_history", "norm_position")
 """The states that a group holds for all its arrays."""
 STATISTICS = tuple(name + part for name in COMPANDED for part in ("_row", "_col"))
 """The parts of factored moments."""
 _MOMENTS = tuple(name + part for name in (*SLOTS, *STATISTICS) for part in ("", "_absmax"))
-STATE_NAMES = frozenset({*_MOMENTS, *ROW_STATES, *SCALARS, *WARM_UP_ONLY})
-"""Every name that a stored tensor of an array can have."""
+FORMER_STATES = ("last_polarity",)
+"""What arrays of version 0.1.0 had, the signs of their last gradients.  It is dropped."""
+STATE_NAMES = frozenset({*_MOMENTS, *ROW_STATES, *SCALARS, *WARM_UP_ONLY, *FORMER_STATES})
+"""Every name that a stored tensor of an array can have, or had."""
 
 
 def own_states(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,8 +79,6 @@ def state_forms(plan: StatePlan, warming: bool) -> dict[str, Form]:
             forms[name] = Form(part.shape, "uint8" if part.coded else "float32")
             if part.coded:
                 forms[name + "_absmax"] = Form(absmax_shape(part.shape, plan.block_size), "float32")
-    if warming and plan.has_last_polarity:
-        forms["last_polarity"] = Form(plan.polarity_shape, "uint8")
     if warming and plan.has_walk:
         forms["walk"] = Form(plan.row_shape, "float32")
     for name in ROW_STATES:

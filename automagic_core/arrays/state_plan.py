@@ -14,7 +14,6 @@ from automagic_core.arrays.layout import (
     column_axes,
     column_shape,
     picture_axes,
-    polarity_shape,
     row_axis,
     row_shape,
 )
@@ -55,7 +54,8 @@ class StatePlan:
         narrow: the array has rows, and fewer rows or columns than make a second long statistic worth its bytes.
         factored_sq, factored_res: `exp_avg_sq`, `exp_avg_res` are row and column means; of `exp_avg_res` a narrow array
             has those along its shorter side only.
-        has_s, has_last_polarity, has_walk: the array has this state during the warm-up.
+        has_s, has_walk: the array has this state during the warm-up.
+        votes: its gradients vote during the warm-up.
         has_lr_mask, has_spatial_variance, has_edge_history: the array has this state, with one value per row.
         has_background_scale: the mean of √v̂ is kept for the next step.
     """
@@ -72,8 +72,8 @@ class StatePlan:
     factored_sq: bool
     factored_res: bool
     has_s: bool
-    has_last_polarity: bool
     has_walk: bool
+    votes: bool
     has_lr_mask: bool
     has_spatial_variance: bool
     has_edge_history: bool
@@ -115,11 +115,6 @@ class StatePlan:
             if moment != "exp_avg_res" or part != long
         }
 
-    @property
-    def polarity_shape(self) -> Shape:
-        """Shape of the packed sign bits."""
-        return polarity_shape(self.shape)
-
 
 def state_plan(
     shape: Shape, config: Config, layout: Layout, *, embedding: bool = False, eight_bit: bool = True
@@ -158,8 +153,8 @@ def state_plan(
         factored_sq=factored_sq,
         factored_res=factored_sq and (narrow or config.factored == "all"),
         has_s=config.torque and config.torque_decay > 0 and warming,
-        has_last_polarity=config.votes,
         has_walk=config.searches,
+        votes=config.votes,
         has_lr_mask=config.masks_rows and has_rows,
         has_spatial_variance=config.spatial_awareness and has_rows and columns > NARROW,
         has_edge_history=config.suppresses_edges and spatial is not None,

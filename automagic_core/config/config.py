@@ -69,7 +69,7 @@ class Config:
     torque_decay: float = 0.0
     search_gain: float = 0.5
     straightness: float = 1.2
-    agreement_floor: float = -0.05
+    agreement_floor: float = -0.1
     lr_mask_gain: float = 0.0
     optim_bits: int = 8
     min_8bit_size: int = 1024

@@ -10,9 +10,17 @@ TORQUE_MEAN_FLOOR = 0.05
 SEARCH_START = 1e-5
 """The search begins at the lower of this rate and η₀ (section 5.8)."""
 CLIMB = 0.4
-"""What one step of the climb adds to ℓ, or as much as lifts the rate to `SEARCH_START`."""
-STEP_BACK = 2 * CLIMB
-"""What ℓ loses when the climb ends: A is an average and tells some steps late that the rate is too high."""
+"""What one step of the climb adds to ℓ at most, or as much as lifts the rate to `SEARCH_START`."""
+AGREES = 0.5
+"""The climb ends where A is below this share of its peak; from the peak to there its steps fade to 0."""
+AGREES_AGAIN = 0.1
+"""A climb that noise ended goes on where A is not, and is at least this."""
+STEP_BACK = (2 * CLIMB, 2)
+"""ℓ loses so much where the climb ends, but at most this much of the peak of A; where the climb goes on it comes back.
+A is an average and tells some steps late that the rate is too high.  Where it was always low noise may have ended the
+climb."""
+LEAST_PEAK = 1e-3
+"""The peak of A counts as at least this, so that its minus tells that the climb is over."""
 CLIMB_STEPS = 5
 """From this step on the climb may end; the first votes are of few arrays.  The steps before it give the first norm."""
 AGREEMENT_DECAY = 0.5
@@ -20,12 +28,12 @@ AGREEMENT_DECAY = 0.5
 SHORT_STEP = 4
 """A step with less than a quarter of the mean energy of all steps so far is no evidence for a higher rate."""
 LARGEST_GROWTH = 2
-"""Above this much of the gradients' first norm the search rests: steps that make gradients grow are long enough.  Below
-the inverse of it votes are noise, and the walk alone says how far to rise."""
+"""At this much of the gradients' first norm the rise rests: steps that make gradients grow are long enough.  From one
+less on it slows down."""
 LARGEST_RISE = 0.5
 """log(ρ / straightness) counts as at most this much in one step of the search."""
 RISE_BY_VOTES = (0.75, 0.15)
-"""After the climb ℓ rises in one step by at most so much of A, and by at most so much."""
+"""After the climb ℓ rises in one step by at most so much of A − `agreement_floor`, and by at most so much."""
 SHORT_SEARCH = 20
 """A warm-up of fewer steps ends before the climb does."""
 ROW_SHRINKAGE = 256

@@ -2,7 +2,7 @@
 
 Up to version 0.1.0, and some time after, every factored moment had both statistics in float32, narrow arrays as wide
 ones; `exp_avg_res` of ``factored="second_moment"`` had elements; all arrays with rows had `spatial_variance`, and all
-arrays had `background_scale`.
+arrays had `background_scale`.  Arrays that searched had the signs of their last gradients, `last_polarity`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from automagic_core.arrays.coded import codes, value
 from automagic_core.arrays.parts import in_parts
-from automagic_core.arrays.state_forms import COMPANDED, SLOTS, Form, as_held, moment_of, state_forms
+from automagic_core.arrays.state_forms import COMPANDED, FORMER_STATES, SLOTS, Form, as_held, moment_of, state_forms
 from automagic_core.arrays.state_plan import StatePlan
 from automagic_core.codec.blocks import Shape
 from automagic_core.config.config import Config
@@ -45,15 +45,16 @@ def in_todays_form(
         to_numpy, from_numpy: convert the arrays; only those are converted that change.
 
     Returns:
-        States in today's form.  States that are in no earlier form are returned as they are.
+        States in today's form.  States that are in no earlier form are returned as they are, without `FORMER_STATES`.
     """
+    states = {name: x for name, x in states.items() if name not in FORMER_STATES}
     before = state_forms(as_held(_plan_before(plan, config), states), warming)
     forms = state_forms(plan, warming)
     if forms == before or {name: form_of(x) for name, x in states.items()} != before:
-        return dict(states)
+        return states
     bits_differ = plan.quantized != ("exp_avg_absmax" in states)
     if bits_differ and not (plan.quantized and plan.size < FORMER_MIN_8BIT_SIZE):
-        return dict(states)
+        return states
     return moved(states, forms, plan.shape, plan.block_size, to_numpy, from_numpy)
 
 

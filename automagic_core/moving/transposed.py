@@ -1,6 +1,6 @@
 """Transposes the states of one array to another layout (docs/algorithm.md, section 11.2).
 
-Float32 states, sign bits and scalars stay exact.  The blocks of an 8-bit state follow the order in memory.  Where that
+Float32 states and scalars stay exact.  The blocks of an 8-bit state follow the order in memory.  Where that
 order changes, a state of more than one block is read, transposed and rounded again.
 """
 
@@ -83,8 +83,6 @@ def transposed_states(
             result |= tensors
             if error is not None:
                 rounded.append(Rounded(name, state, error))
-    if "last_polarity" in states:
-        result["last_polarity"] = _transposed_bits(states["last_polarity"], old, axes)
     if keeps_rows:
         # The walk keeps its values.  The signs of its next steps are others, as independent of the past as before.
         for state in (*ROW_STATES, "walk"):
@@ -143,12 +141,6 @@ def _rounded(stored: np.ndarray, state: str, block_size: int | None, rounding: R
     size = float(np.linalg.norm(stored.astype(np.float64)))
     distance = float(np.linalg.norm((as_stored(result, state, block_size) - stored).astype(np.float64)))
     return result, distance / size if size > 0 else 0.0
-
-
-def _transposed_bits(packed: np.ndarray, old: StatePlan, axes: Sequence[int]) -> np.ndarray:
-    last = old.shape[-1] if old.shape else 1
-    bits = np.unpackbits(packed, axis=-1, count=last, bitorder="little").reshape(old.shape)
-    return np.packbits(np.atleast_1d(_transposed(bits, axes)), axis=-1, bitorder="little")
 
 
 def _give_new_rows(result: States, states: Mapping[str, np.ndarray], new: StatePlan, name: str, notes: Notes) -> None:

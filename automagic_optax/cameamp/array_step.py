@@ -132,8 +132,6 @@ def _cut(plan: StatePlan, chunk: int) -> _Cut | None:
     else:
         width = plan.shape[-1] if last else plan.size // plan.shape[0]
     length = plan.size // width
-    if plan.has_last_polarity and plan.shape[-1] % 8 and width != plan.shape[-1]:
-        return None  # its bytes end with the last axis
     count = chunk_count(length, width, plan.block_size if plan.quantized else 1, chunk)
     if count == 1:
         return None

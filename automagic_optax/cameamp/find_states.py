@@ -7,18 +7,17 @@ from typing import Any, TypeVar
 
 import jax
 
-from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
+from automagic_optax.cameamp.states import DROPPED, ScaleByCameampState
 
 Part = TypeVar("Part")
 
 
 def finish_warmup(opt_state: Any) -> Any:
-    """Drops `s`, `last_polarity` and `walk`, which only the warm-up needs (`docs/algorithm.md`, section 6.3).
+    """Drops `s` and `walk`, which only the warm-up needs (`docs/algorithm.md`, section 6.3).
 
-    It saves one bit per parameter that votes, and one byte more where the torque is on: 11 % of the state with the
-    profile ``"memory_optimized"``, 6 % with ``"balanced"``.  A run need not call it; the structure of the state then
-    stays the same from `init` to the last step.  Call it once after `warmup_steps` steps; a jitted step then compiles
-    once more.  Called earlier it ends the search, and the learning rate stays as it was found so far.
+    It saves 4 bytes per row, and one byte per parameter where `torque_decay` > 0.  A run need not call it; the structure
+    of the state then stays the same from `init` to the last step.  Call it once after `warmup_steps` steps; a jitted
+    step then compiles once more.  Called earlier it ends the search, and the learning rate stays as it was found so far.
 
     A state saved after it loads into a fresh run: as it is from a pickle or with `flax.serialization`, with `restore`
     from Orbax, and with `load_either_form` where a file needs a template of its own form.
@@ -35,7 +34,7 @@ def finish_warmup(opt_state: Any) -> Any:
 
 def without_warmup(state: ScaleByCameampState) -> ScaleByCameampState:
     """The state without what only the warm-up needs."""
-    gone: dict[str, Any] = dict.fromkeys(WARM_UP_ONLY)
+    gone: dict[str, Any] = dict.fromkeys(DROPPED)
     return state._replace(**gone)
 
 

@@ -1,4 +1,4 @@
-"""The rate search: rates, votes of gradient signs and the walk (`docs/algorithm.md`, sections 5.6 and 5.8).
+"""The rate search: rates, votes of signs and the walk (`docs/algorithm.md`, sections 5.6 and 5.8).
 
 References: Automagic (ai-toolkit); Ivgi et al., *DoG*, arXiv 2302.12022.
 """
@@ -88,23 +88,23 @@ class Votes(NamedTuple):
 
 
 def count_votes(
-    rows: dict[str, jax.Array], totals: dict[str, jax.Array], g: jax.Array, last_negative: jax.Array, plan: StatePlan
+    rows: dict[str, jax.Array], totals: dict[str, jax.Array], g: jax.Array, exp_avg: jax.Array, plan: StatePlan
 ) -> None:
-    """Counts +1 where successive gradients agree in sign and −1 where they do not, weighted by |g|.
+    """Counts +1 where gradient and momentum agree in sign and −1 where they do not, weighted by |g|.
 
     Args:
         rows, totals: get the sums ``"weight"``, of |g|, and ``"agreement"``, of |g| · vote: those of each row where the
             array has an `lr_mask`, else those of the array.
         g: the gradient after stages 1 to 4.
-        last_negative: the last gradient's sign bits as booleans.
+        exp_avg: the momentum before this step.
     """
     found, axes = (rows, plan.column_axes) if plan.has_lr_mask else (totals, None)
     found["weight"] = accurate_sum(jnp.abs(g), axes)
-    found["agreement"] = accurate_sum(jnp.where(last_negative, -g, g), axes)  # 0 where g = 0
+    found["agreement"] = accurate_sum(g * jnp.sign(exp_avg), axes)
 
 
 def _votes(rows: Mapping[str, jax.Array], totals: Mapping[str, jax.Array], counts: jax.Array, plan: StatePlan) -> Votes:
-    """The votes of an array, from the sums of `count_votes`; `counts` says whether there is a last gradient."""
+    """The votes of an array, from the sums of `count_votes`; `counts` says whether there is a momentum."""
     found = rows if plan.has_lr_mask else totals
     total = accurate_sum(found["weight"])
     counts_at_all = counts & (total > 0)
@@ -121,7 +121,7 @@ class Evidence(NamedTuple):
     """What an array says to the search in one step, or each array of a batch along a leading axis.
 
     Attributes:
-        vote: its vote; None where it has no `last_polarity`.
+        vote: its vote; None where it has none.
         moved: its number of elements, or 0 where it is skipped or its gradient is 0; None where it has no `walk`.
         stepped: 1, or 0 where it is skipped; None likewise.
         gradient_square: Σ g², or 0 where it is skipped; None likewise.
@@ -145,10 +145,10 @@ def evidence(
     Args:
         rows, totals: the sums of `count_votes`; without votes the sum ``"weight"`` of |g|.
         mean_square: the mean of g².
-        counts: boolean scalar: the array has a last gradient.
+        counts: boolean scalar: the array has taken an earlier step.
         plan: says what the array has.
     """
-    vote = _votes(rows, totals, counts, plan) if plan.has_last_polarity else None
+    vote = _votes(rows, totals, counts, plan) if plan.votes else None
     if not plan.has_walk:
         return Evidence(vote, None, None, None)
     weight = totals["weight"] if vote is None else vote.total
@@ -213,29 +213,36 @@ def searched(
         energy = jnp.where(warming, keep * energy + of_step, energy)
         # ρ², and no quotient 0 / 0, nor its derivative
         square = accurate_total(walk_squares) / jnp.where(energy > 0, energy, f32(1))
-        counts = warming & (n > 0) & (energy > 0)
+        counts = warming & (of_step > 0)
         beyond = square / jnp.square(_float32(config.straightness))
         straight = beyond > 1
         rise = f32(0.5) * jnp.log(jnp.where(straight, beyond, f32(1)))
         rise = _float32(config.search_gain) * jnp.minimum(rise, f32(constants.LARGEST_RISE))
         long = f32(constants.SHORT_STEP) * step.astype(jnp.float32) * of_step >= energy
         first, norm = _norms(search, found, step, warming & (n > 0))
-        calm = (first == 0) | (norm <= f32(constants.LARGEST_GROWTH) * first)
-        rise = jnp.where(straight & long & calm & (agreement >= _float32(config.agreement_floor)), rise, f32(0))
+        growth = jnp.where(first > 0, norm / jnp.where(first > 0, first, f32(1)), f32(0))
+        rise = rise * jnp.clip(f32(constants.LARGEST_GROWTH) - growth, f32(0), f32(1))
+        rise = jnp.where(straight & long, rise, f32(0))
         if config.climbs:
             of_agreement, at_most = map(f32, constants.RISE_BY_VOTES)
-            shrunk = f32(constants.LARGEST_GROWTH) * norm < first
-            bound = jnp.clip(of_agreement * agreement, f32(0), at_most)
-            rise = jnp.where(shrunk, rise, jnp.minimum(rise, bound))
-            climbing = peak >= 0
-            may_end = step >= constants.CLIMB_STEPS
-            peak = jnp.where(climbing & counts & may_end, jnp.maximum(peak, agreement), peak)
-            climbs = ~may_end | ((agreement > 0) & (agreement >= peak * f32(0.5)))
-            ends = climbing & counts & may_end & (agreement != 0) & ~climbs
+            bound = of_agreement * (agreement - _float32(config.agreement_floor))
+            rise = jnp.minimum(rise, jnp.clip(bound, f32(0), at_most))
+            climbing, asks = peak >= 0, step >= constants.CLIMB_STEPS
+            peak = jnp.where(climbing & counts & asks, jnp.maximum(peak, agreement), peak)
+            most, of_peak = map(f32, constants.STEP_BACK)
+            size = jnp.maximum(jnp.abs(peak), f32(constants.LEAST_PEAK))
+            back = jnp.minimum(of_peak * size, most)
+            agrees = (agreement > 0) & (agreement >= f32(constants.AGREES) * size)
+            ends = climbing & counts & asks & (agreement != 0) & ~agrees
+            again = ~climbing & asks & agrees & (agreement >= f32(constants.AGREES_AGAIN))
             to_start = f32(math.log(constants.SEARCH_START)) - jnp.log(jnp.maximum(rates.array(), f32(_LEAST)))
-            back = jnp.where(ends, jnp.clip(to_start, -f32(constants.STEP_BACK), f32(0)), f32(0))
-            rise = jnp.where(climbing, jnp.where(climbs, jnp.maximum(to_start, f32(constants.CLIMB)), back), rise)
-            peak = jnp.where(ends, f32(-1), peak)
+            rise = jnp.where(climbing, jnp.where(ends, jnp.clip(to_start, -back, f32(0)), f32(0)), rise)
+            fades = (agreement / size - f32(constants.AGREES)) / f32(1 - constants.AGREES)
+            climb = f32(constants.CLIMB) * jnp.where(asks, jnp.clip(fades, f32(0), f32(1)), f32(1))
+            climb = jnp.maximum(to_start, climb + jnp.where(again, back, f32(0)))
+            climbs = again | (climbing & (~asks | agrees))
+            rise = jnp.where(climbs, climb, rise)
+            peak = jnp.where(ends, -size, jnp.where(climbs & counts & asks, size, peak))
         # A search has no ramp, so η is η₀.
         limit = jnp.log(_float32(config.max_lr) / jnp.maximum(rates.eta, _float32(config.min_lr)))
         ell = jnp.where(counts, ell + jnp.minimum(rise, jnp.maximum(limit - ell, f32(0))), ell)

@@ -19,7 +19,6 @@ from automagic_optax.cameamp import equations
 from automagic_optax.cameamp.known_before import Known, Shared, squares
 from automagic_optax.cameamp.learning_rate import Evidence, count_votes, evidence, signed_sum
 from automagic_optax.cameamp.states import ArrayState
-from automagic_optax.codec.polarity import pack_bits, unpack_bits
 from automagic_optax.codec.stored import RowColumn, Statistics, read_nonnegative, read_signed
 
 f32 = np.float32
@@ -81,7 +80,8 @@ def elements(
     u = jnp.clip(quotient(g, known.growth) / root, -f32(config.update_clip), f32(config.update_clip))
 
     # Momentum
-    m = ema(beta1, read_signed(old["exp_avg"]), u)
+    last_m = read_signed(old["exp_avg"])
+    m = ema(beta1, last_m, u)
     states["exp_avg"] = writer.signed(m, old["exp_avg"], Slot.exp_avg)
     m_hat = quotient(m, one_minus_power(beta1, t))
 
@@ -122,11 +122,8 @@ def elements(
     delta = jnp.nan_to_num(delta)
 
     # Votes, which enter the rate of the next step
-    if "last_polarity" in old:
-        last_negative = unpack_bits(old["last_polarity"], plan.shape)
-        count_votes(rows, totals, g, last_negative, plan)
-        negative = jnp.where(g == 0, last_negative, g < 0)
-        states["last_polarity"] = jnp.where(shared.warming, pack_bits(negative), old["last_polarity"])
+    if plan.votes:
+        count_votes(rows, totals, g, last_m, plan)
     elif plan.has_walk:
         totals["weight"] = accurate_sum(jnp.abs(g))
     return Pass(-delta, states, rows, columns, totals, spread)
@@ -144,8 +141,8 @@ def held(plan: StatePlan, old: ArrayState, config: Config) -> StatePlan:
         factored_sq=isinstance(old.exp_avg_sq, RowColumn),
         factored_res=isinstance(old.exp_avg_res, RowColumn),
         has_s=config.torque and old.s is not None,
-        has_last_polarity=plan.has_last_polarity and old.last_polarity is not None,
         has_walk=plan.has_walk and old.walk is not None,
+        votes=plan.votes and (old.walk is not None or not plan.has_walk),
         has_spatial_variance=old.spatial_variance is not None,
     )
 
@@ -157,7 +154,6 @@ def elementwise_states(old: ArrayState, plan: StatePlan) -> dict[str, Any]:
         "exp_avg_sq": not plan.factored_sq,
         "exp_avg_res": not plan.factored_res,
         "s": plan.has_s,
-        "last_polarity": plan.has_last_polarity,
     }
     return {name: getattr(old, name) for name, is_here in here.items() if is_here}
 

@@ -14,14 +14,15 @@ from automagic_core.arrays.state_forms import COMPANDED, moment_of
 from automagic_core.arrays.state_plan import Part
 from automagic_core.config.constants import NARROW
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
-from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.quantized_array import QuantizedArray, quantize
 from automagic_optax.codec.stored import Stored, StoredMoment, moment_from, tensors_of
 from automagic_optax.sharding.placement import devices_of, full, known_sharding, statistic_zeros, zeros_following
 from automagic_optax.sharding.state_shardings import StateShardings
 
-WARM_UP_ONLY = ("s", "last_polarity", "walk")
+WARM_UP_ONLY = ("s", "walk")
 """What only the warm-up needs: the states of the torque and of the search."""
+DROPPED = (*WARM_UP_ONLY, "last_polarity")
+"""The fields of a state that `finish_warmup` drops."""
 
 
 class ScaleByCameampState(NamedTuple):
@@ -35,14 +36,14 @@ class ScaleByCameampState(NamedTuple):
         first_norm, gradient_norm: likewise F and G.
 
     All other fields are trees in the structure of the parameters; a leaf is None where its array has no such state,
-    and `s`, `last_polarity` and `walk` are None as a whole after `finish_warmup`.  Without `walk` the search rests.
+    and `s` and `walk` are None as a whole after `finish_warmup`.  Without `walk` the search rests.
 
         age, skipped_steps: int32 scalars, the steps an array took and those in which it was skipped.
         torque_mean: float32 scalars, the mean of τ at the array's last step.
         background_scale: float32 scalars, the mean of √v̂ at the array's last step; of elementwise second moments.
         exp_avg, s: `QuantizedArray` or float32, in the array's shape.
         exp_avg_sq, exp_avg_res: `QuantizedArray` of the square root, float32, or `RowColumn`.
-        last_polarity: uint8, packed sign bits.
+        last_polarity: None but in a state that 0.1.0 saved, whose signs of gradients are carried without effect.
         lr_mask, spatial_variance: float32 row statistics, δ and the variance of d.
         walk: a float32 row statistic, the sum of the steps times their signs.
     """
@@ -80,7 +81,6 @@ class ArrayState(NamedTuple):
     exp_avg_sq: StoredMoment
     exp_avg_res: StoredMoment
     s: Stored | None
-    last_polarity: jax.Array | None
     lr_mask: jax.Array | None
     spatial_variance: jax.Array | None
     walk: jax.Array | None = None
@@ -133,9 +133,6 @@ def initial_state(plan: StatePlan, parameter: Any = None) -> ArrayState:
         parts = {part: stored(form, signed=name not in COMPANDED) for part, form in plan.parts(name).items()}
         return moment_from(parts, name)
 
-    def polarity() -> jax.Array:
-        return full(plan.polarity_shape, 0, jnp.uint8, split.polarity) if zeros is None else pack_bits(zeros != 0)
-
     return ArrayState(
         age=scalar(0, jnp.int32),
         skipped_steps=scalar(0, jnp.int32),
@@ -145,7 +142,6 @@ def initial_state(plan: StatePlan, parameter: Any = None) -> ArrayState:
         exp_avg_sq=moment("exp_avg_sq"),
         exp_avg_res=moment("exp_avg_res"),
         s=moment("s") if plan.has_s else None,
-        last_polarity=polarity() if plan.has_last_polarity else None,
         lr_mask=row_statistic() if plan.has_lr_mask else None,
         spatial_variance=row_statistic() if plan.has_spatial_variance else None,
         walk=row_statistic() if plan.has_walk else None,
@@ -156,7 +152,7 @@ def absent_states(config: Config) -> frozenset[str]:
     """The fields that are None as a whole in a new state, whatever the arrays are."""
     # Two arrays, neither of them narrow, have together every state that any array has.
     plans = [state_plan((NARROW + 1,) * axes, config, "flax") for axes in (1, 2)]
-    optional = ("s", "last_polarity", "walk", "lr_mask", "spatial_variance", "background_scale")
+    optional = ("s", "walk", "lr_mask", "spatial_variance", "background_scale")
     return frozenset(name for name in optional if not any(getattr(plan, f"has_{name}") for plan in plans))
 
 
@@ -167,6 +163,7 @@ def gather_states(
     arrays: list[ArrayState],
     absent: frozenset[str],
     learning_rate: jax.Array,
+    last_polarity: Any = None,
 ) -> ScaleByCameampState:
     """Puts the states of each array into one tree for each name.
 
@@ -179,7 +176,7 @@ def gather_states(
         for name in ArrayState._fields
     }
     shared: dict[str, Any] = search._asdict()
-    return ScaleByCameampState(step=step, learning_rate=learning_rate, **shared, **trees)
+    return ScaleByCameampState(step, learning_rate=learning_rate, last_polarity=last_polarity, **shared, **trees)
 
 
 def scatter_states(params: Any, state: ScaleByCameampState) -> list[ArrayState]:

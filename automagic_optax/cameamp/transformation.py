@@ -172,7 +172,7 @@ def scale_by_cameamp(
                 new_updates[position] = stepped.updates[i]
                 arrays[position] = stepped.states[i]._replace(lr_mask=of_each[min(i, len(of_each) - 1)])
         absent = frozenset(name for name in ArrayState._fields if getattr(state, name) is None)
-        new_state = gather_states(params, step, search, arrays, absent, now.array())
+        new_state = gather_states(params, step, search, arrays, absent, now.array(), state.last_polarity)
         tell_step(
             config,
             step,

@@ -23,6 +23,12 @@ def with_search(fields: Mapping[str, Any], zero_walk: Any) -> dict[str, Any]:
     if "lr_scale" not in fields:
         return dict(fields)
     now = {"log_rate_scale" if name == "lr_scale" else name: value for name, value in fields.items()}
-    walk = None if fields["last_polarity"] is None else zero_walk
+    walk = None if now.pop("last_polarity") is None else zero_walk
     zero = np.zeros_like(fields["lr_scale"])
-    return {**now, **dict.fromkeys(SEARCH_SCALARS[1:], zero), "peak_agreement": zero - 1, "walk": walk}
+    return {
+        **now,
+        **dict.fromkeys(SEARCH_SCALARS[1:], zero),
+        "peak_agreement": zero - 1,
+        "walk": walk,
+        "last_polarity": None,
+    }

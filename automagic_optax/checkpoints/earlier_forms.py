@@ -45,6 +45,25 @@ def in_saved_form(
     return _with_arrays(like, like, found)
 
 
+def former(like: ScaleByCameampState, saved: Any, leaf: Callable[[Any, Any], Any]) -> Any:
+    """The field `last_polarity` of a file, from whose leaves `leaf` makes those of a template; None where it has none.
+
+    Args:
+        like: a fresh state.
+        saved: what the file has of the field.
+        leaf: as for `in_saved_form`.
+    """
+    if saved is None:
+        return None
+    paths, arrays = _arrays(like)
+    structure: Any = jax.tree.structure(like.exp_avg, is_leaf=_is_stored)
+    leaves = [
+        None if (held := below(saved, path)) is None else leaf(held, jax.tree.leaves(array.exp_avg)[0])
+        for path, array in zip(paths, arrays, strict=True)
+    ]
+    return structure.unflatten(leaves)
+
+
 def in_form_of(state: ScaleByCameampState, like: ScaleByCameampState, place: Callable[[np.ndarray, Any], Any]) -> Any:
     """A state that was read in its saved form, in that of `like`.
 

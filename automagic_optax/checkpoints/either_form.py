@@ -9,7 +9,7 @@ import jax
 
 from automagic_optax.arrays.containers import is_nnx
 from automagic_optax.cameamp.find_states import map_states, parts_of, without_warmup
-from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
+from automagic_optax.cameamp.states import DROPPED, ScaleByCameampState
 
 Loaded = TypeVar("Loaded")
 
@@ -64,7 +64,7 @@ def _finished(tree: Any) -> Any:
             return type(node)(below(node.raw_mapping))
         if type(node) is not dict:
             return node
-        gone = WARM_UP_ONLY if {"log_rate_scale", "exp_avg"} <= node.keys() else ()
+        gone = DROPPED if {"log_rate_scale", "exp_avg"} <= node.keys() else ()
         return {key: jax.tree.map(below, x, is_leaf=_is_mapping) for key, x in node.items() if key not in gone}
 
     return jax.tree.map(below, tree, is_leaf=_is_mapping)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
+from automagic_optax.cameamp.states import DROPPED, ScaleByCameampState
 from automagic_optax.checkpoints.earlier import with_search
 from automagic_optax.checkpoints.earlier_forms import below, in_form_of, in_saved_form
 from automagic_optax.codec.quantized_array import QuantizedArray
@@ -67,7 +67,7 @@ def in_one_form(target: ScaleByCameampState, state: dict[str, Any]) -> tuple[Sca
     """
     state = with_search(state, jax.tree.map(jnp.zeros_like, target.walk))
     dropped: dict[str, Any] = {
-        name: None for name in WARM_UP_ONLY if state.get(name) is None or getattr(target, name) is None
+        name: None for name in DROPPED if state.get(name) is None or getattr(target, name) is None
     }
     return target._replace(**dropped), state | dropped
 

@@ -19,7 +19,7 @@ from automagic_optax.cameamp.find_states import finish_warmup, parts_of
 from automagic_optax.cameamp.states import WARM_UP_ONLY, ScaleByCameampState
 from automagic_optax.checkpoints.abstract_state import abstract_state
 from automagic_optax.checkpoints.earlier import with_search
-from automagic_optax.checkpoints.earlier_forms import below, in_form_of, in_saved_form, replicated
+from automagic_optax.checkpoints.earlier_forms import below, former, in_form_of, in_saved_form, replicated
 
 
 def restore(
@@ -82,7 +82,7 @@ def _is_state(x: Any) -> bool:
 def _as_now(part: Any, like: Any) -> Any:
     """The restored state in today's form; `like` has its shapes and shardings."""
     if not isinstance(part, _Earlier):
-        return in_form_of(part, like, _placed)
+        return in_form_of(part._replace(last_polarity=None), like, _placed)
     fields = with_search(part._asdict(), jax.tree.map(lambda x: _filled(x, 0), like.walk))
     # One more array for each scalar: two leaves of a state must not be one buffer, or it could not be donated.
     shared = {name: _filled(getattr(like, name), fields.get(name, 0)) for name in _LATER if name != "walk"}
@@ -114,6 +114,7 @@ def _in_saved_form(wanted: Any, saved: Any, path: str | Path) -> Any:
         # If all arrays are masked, these fields are empty trees and not None.
         missing: dict[str, Any] = {name: None for name in WARM_UP_ONLY if fields.get(name) is None}
         part = in_saved_form(part._replace(**missing), lambda field, path: below(fields.get(field), path), replicated)
+        part = part._replace(last_polarity=former(part, fields["last_polarity"], replicated))
         if "log_rate_scale" in fields:
             return part
         return _Earlier(*(getattr(part, _NOW.get(name, name)) for name in _EARLIER_NAMES))

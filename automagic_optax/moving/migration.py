@@ -18,7 +18,6 @@ from automagic_optax.arrays.containers import held_like, pure
 from automagic_optax.cameamp.find_states import parts_of
 from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
-from automagic_optax.codec.polarity import pack_bits
 from automagic_optax.codec.stored import StoredMoment, Writer, moment_from, tensors_of
 from automagic_optax.moments.quantized_moment import QuantizedMoment
 from automagic_optax.moving.filled_chain import Template, match
@@ -47,7 +46,7 @@ def from_adam_state(
         exp_avg_res ← 1 − β₃ᵃ                                             reads as r̂ = 1: no confidence yet
         age         ← a
 
-    `last_polarity` gets the signs of m̂, and `background_scale` the mean of √v̂.  All else begins as in a new run, also
+    `background_scale` gets the mean of √v̂.  All else begins as in a new run, also
     the stages and whatever is chained with `tx`.  States are rounded with the random bits of the new state's step.
     Call it outside ``jax.jit``.
 
@@ -100,8 +99,6 @@ def from_adam_state(
             exp_avg=writer.signed(u * f32(weight_seen(beta1, age)), like.exp_avg, Slot.exp_avg),
             exp_avg_sq=in_form(v_hat * f32(weight_seen(beta2, age)), like.exp_avg_sq, writer, Slot.exp_avg_sq),
             exp_avg_res=in_form(confidence, like.exp_avg_res, writer, Slot.exp_avg_res),
-            # Clear bits would vote against signs that the array never saw.
-            last_polarity=None if like.last_polarity is None else pack_bits(u < 0),
         )
 
     arrays = [one(m, v, like) if m.size else like for m, v, like in zip(mu, nu, template.arrays, strict=True)]
@@ -134,7 +131,6 @@ def _only_adam(opt_state: Any) -> optax.ScaleByAdamState:
 
 def _note_new_states(template: Template, restart_warmup: bool, notes: Notes) -> None:
     how = {
-        "last_polarity": "last_polarity has the signs of the momentum",
         "walk": "walk begins at zero, and the search measures from here on",
         "s": "s begins at zero, as in a new run",
         "lr_mask": "lr_mask begins at zero, as in a new run",

@@ -113,7 +113,7 @@ def _requantized(
         values = {part: read_root(x) for part, x in tensors_of(old.exp_avg_sq, "exp_avg_sq").items()}
         v_hat = elements(values, "exp_avg_sq") / f32(weight_seen(config.betas[1], int(old.age)))
         new = new._replace(background_scale=jnp.mean(jnp.sqrt(jnp.maximum(v_hat, f32(SQUARE_FLOOR)))))
-    for field in (*_ROW_STATES, "s", "last_polarity", "walk", "background_scale"):
+    for field in (*_ROW_STATES, "s", "walk", "background_scale"):
         was, wanted = getattr(new, field), getattr(like, field)
         if (was is None) == (wanted is None):
             continue

@@ -38,17 +38,6 @@ class StateShardings:
         split = self.part(shape)
         return split and absmax_sharding(split, shape, self._plan.block_size)
 
-    @property
-    def polarity(self) -> NamedSharding | None:
-        """Of the packed sign bits."""
-        shape = self._plan.shape
-        if self._parameter is None or not shape:
-            return self.scalar
-        entries = _entries(self._parameter, shape)
-        if shape[-1] % 8 or not cuts_evenly(entries[-1], shape[-1] // 8, self._parameter):
-            entries[-1] = None
-        return NamedSharding(self._parameter.mesh, PartitionSpec(*entries))
-
 
 def absmax_sharding(parameter: NamedSharding, shape: Shape, block_size: int | None) -> NamedSharding:
     """How the absmax of an array of the given shape is split, if the array is split as `parameter` says."""

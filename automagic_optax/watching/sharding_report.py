@@ -64,19 +64,15 @@ def sharding_report(params: Any, opt_state: Any) -> dict[str, Any]:
 
 
 def _gathered(array: ArrayState, sharding: NamedSharding) -> int:
-    """Bytes that each device gathers in one update because blocks or bytes are cut."""
-    stored = [x for x in (array.exp_avg, array.exp_avg_sq, array.exp_avg_res, array.s) if isinstance(x, QuantizedArray)]
+    """Bytes that each device gathers in one update because blocks are cut."""
+    stored = (array.exp_avg, array.exp_avg_sq, array.exp_avg_res, array.s)
     total = 0
-    for x in stored:
+    for x in (x for x in stored if isinstance(x, QuantizedArray)):
         if blocks_are_whole(sharding, x.shape, x.block_size) or x.block_size is None:
             continue
         run = common_run(x.shape, x.block_size, sharding.mesh.size)
         last = parts(sharding.spec[-1], sharding.mesh) if len(sharding.spec) == len(x.shape) else 1
         total += 4 * x.size // (run if (x.shape[-1] // last) % run == 0 else 1)
-    shape = jax.tree.leaves(array.exp_avg)[0].shape
-    if stored and array.last_polarity is not None and len(sharding.spec) == len(shape):
-        split = parts(sharding.spec[-1], sharding.mesh)
-        total += math.prod(shape) if split > 1 and shape[-1] % (8 * split) else 0
     return total
 
 

@@ -15,10 +15,13 @@ from torch import Tensor
 from automagic_core import Config, StatePlan
 from automagic_core.config.constants import (
     AGREEMENT_DECAY,
+    AGREES,
+    AGREES_AGAIN,
     CLIMB,
     CLIMB_STEPS,
     LARGEST_GROWTH,
     LARGEST_RISE,
+    LEAST_PEAK,
     RISE_BY_VOTES,
     ROW_LIMIT,
     ROW_SHRINKAGE,
@@ -81,7 +84,7 @@ def _limited(rate: Tensor, found: Tensor, min_lr: Any, max_lr: Any) -> Tensor:
 
 
 class Vote(NamedTuple):
-    """The votes of stacked arrays: how far gradients agree in sign with the last ones."""
+    """The votes of stacked arrays: how far gradients agree in sign with the momentum."""
 
     rows: Tensor | None
     """aᵢ, (arrays, *`StatePlan.row_shape`); None for arrays without `lr_mask`."""
@@ -97,19 +100,19 @@ class Vote(NamedTuple):
     """Elements of one array."""
 
 
-def vote(g: Tensor, last_signs: Tensor, took_a_step: Tensor, means: Means) -> Vote:
+def vote(g: Tensor, exp_avg: Tensor, took_a_step: Tensor, means: Means) -> Vote:
     """The vote of stacked arrays at step t ≥ 2.
 
     Args:
         g: the gradients after the stages, float32, (arrays, *`StatePlan.shape`).
-        last_signs: the signs of the last gradients, −1 or 1, in the shape of g.
+        exp_avg: the momentum before this step, in the shape of g.
         took_a_step: (arrays,) bool: the array has taken an earlier step and is not skipped now.
         means: forms sums over rows and arrays.
     """
     plan = means.plan
     weight = g.abs()
-    # |g| · vote: g times the last sign is positive where the two agree.
-    votes = g * last_signs
+    # |g| · vote: g times the sign of the momentum is positive where the two agree.
+    votes = g * exp_avg.sign()
     rows = row_weight = None
     if plan.has_lr_mask:
         weight, votes = means.row_sums(weight, votes)
@@ -183,7 +186,7 @@ class Search(NamedTuple):
     agreement: Tensor
     """A, the average of the pooled votes; exactly 0 before the first."""
     peak_agreement: Tensor
-    """P, the highest A so far; −1 after the climb."""
+    """P, the highest A so far; with a minus after the climb."""
     first_norm: Tensor
     """F, the mean of ‖g‖ over the first steps; 0 where it is not known."""
     gradient_norm: Tensor
@@ -222,24 +225,29 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
     else:
         new_norm, new_first = AGREEMENT_DECAY * norm + (1 - AGREEMENT_DECAY) * of_gradients, first
     first, norm = torch.where(moved > 0, new_first, first), torch.where(moved > 0, new_norm, norm)
-    calm = (first == 0) | (norm <= LARGEST_GROWTH * first)
-    rises = (agreement >= config.agreement_floor) & (SHORT_STEP * step * of_step >= energy) & (energy > 0) & calm
-    rise = torch.where(rises, config.search_gain * beyond, 0.0)
+    growth = torch.where(first > 0, norm / first, 0.0)
+    beyond = beyond * (LARGEST_GROWTH - growth).clamp(0.0, 1.0)
+    moves = of_step > 0
+    rise = torch.where(moves & (SHORT_STEP * step * of_step >= energy), config.search_gain * beyond, 0.0)
     if config.climbs:
         of_agreement, at_most = RISE_BY_VOTES
-        shrunk = LARGEST_GROWTH * norm < first
-        rise = torch.where(shrunk, rise, torch.minimum(rise, (of_agreement * agreement).clamp(0.0, at_most)))
+        rise = torch.minimum(rise, (of_agreement * (agreement - config.agreement_floor)).clamp(0.0, at_most))
         # A step of the rate 0 says nothing, nor does one in which no array moves.
-        climbs = climbing = (peak >= 0) & (energy > 0)
-        back = torch.zeros_like(rise)
+        climbing = climbs = moves & (peak >= 0)
+        climb = torch.full_like(rise, CLIMB)
         to_start = math.log(SEARCH_START) - rates.array.log()
         if step >= CLIMB_STEPS:
             peak = torch.where(climbing, torch.maximum(peak, agreement), peak)
-            climbs = (agreement > 0) & (agreement >= peak / 2)
-            ends = climbing & (agreement != 0) & ~climbs
-            back = torch.where(ends, to_start.clamp(-STEP_BACK, 0.0), back)
-            peak = torch.where(ends, -1.0, peak)
-        rise = torch.where(climbing, torch.where(climbs, to_start.clamp(min=CLIMB), back), rise)
+            size, (most, of_peak) = peak.abs().clamp(min=LEAST_PEAK), STEP_BACK
+            back = (of_peak * size).clamp(max=most)
+            agrees = (agreement > 0) & (agreement >= AGREES * size)
+            ends = climbing & (agreement != 0) & ~agrees
+            again = moves & (peak < 0) & agrees & (agreement >= AGREES_AGAIN)
+            rise = torch.where(climbing, torch.where(ends, torch.maximum(to_start, -back).clamp(max=0.0), 0.0), rise)
+            climb = CLIMB * ((agreement / size - AGREES) / (1 - AGREES)).clamp(0.0, 1.0) + torch.where(again, back, 0.0)
+            climbs = again | (climbing & agrees)
+            peak = torch.where(ends, -size, torch.where(climbs, size, peak))
+        rise = torch.where(climbs, torch.maximum(climb, to_start), rise)
     limit = (config.max_lr / rates.eta.clamp(min=config.min_lr)).log()
     return Search(ell + torch.minimum(rise, (limit - ell).clamp(min=0.0)), energy, agreement, peak, first, norm)
 

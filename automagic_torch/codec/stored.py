@@ -52,8 +52,8 @@ def read_states(stored: States, plan: StatePlan) -> States:
         plan: the plan of the arrays.
 
     Returns:
-        8-bit states as float32, and scalars with the shape (arrays, 1, …, 1).  `last_polarity` stays packed, integers
-        stay integers.
+        8-bit states as float32, and scalars with the shape (arrays, 1, …, 1).  Integers stay
+        integers.
     """
     values: States = {}
     for name, tensor in stored.items():

@@ -14,22 +14,11 @@ from automagic_core.arrays.state_forms import coded_shapes
 from automagic_core.config.constants import EDGE_DECAY, SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_torch.arrays.means import Means
-from automagic_torch.codec import polarity
 from automagic_torch.codec.stored import States, state_forms
 from automagic_torch.stages.suppress_edges import laplacian
 
 _SQUARES_OF_LAPLACIAN = 20
 """The sum of the squared weights of the Laplacian: 4² for the element and 1 for each of four neighbours."""
-
-
-def polarity_of(momentum: Tensor) -> Tensor:
-    """`last_polarity` from the signs of the momentum.
-
-    They are the best guess for the signs of the last gradient, which is not known.  Clear bits would vote against signs
-    that nobody saw.
-    """
-    bits = (momentum < 0).view(torch.uint8)
-    return polarity.pack(bits.reshape(bits.shape or (1,)))
 
 
 def edge_history_of(v_hat: Tensor, plan: StatePlan, age: int) -> Tensor:
@@ -50,13 +39,13 @@ def background_of(v_hat: Tensor) -> Tensor:
 
 
 def with_fresh_states(
-    values: States, m: Tensor, v_hat: Tensor, age: int, plan: StatePlan, warming: bool
+    values: States, v_hat: Tensor, age: int, plan: StatePlan, warming: bool
 ) -> tuple[States, list[str]]:
     """Adds start values for the states that are missing.
 
     Args:
-        values: the known states; float32, `last_polarity` packed.
-        m, v_hat: the momentum up to a factor, and v̂, float32 in the array's shape.
+        values: the known states; float32.
+        v_hat: v̂, float32 in the array's shape.
         age: the array's age, ≥ 1.
         plan: plan of its states.
         warming: fewer than `warmup_steps` steps are over.
@@ -69,19 +58,16 @@ def with_fresh_states(
         if name in complete or name.endswith("_absmax"):
             continue
         added.append(name)
-        if name == "last_polarity":
-            complete[name] = polarity_of(m)
-        elif name == "edge_history":
+        if name == "edge_history":
             complete[name] = edge_history_of(v_hat, plan, age)
         else:
             # Moments are float32 before they are quantized.
             dtype = torch.float32 if name in coded_shapes(plan) else form.dtype
-            complete[name] = torch.zeros(form.shape, dtype=dtype, device=m.device)
+            complete[name] = torch.zeros(form.shape, dtype=dtype, device=v_hat.device)
     return complete, added
 
 
 _HOW = {
-    "last_polarity": "last_polarity has the signs of the momentum",
     "edge_history": "edge_history is estimated from the second moments",
     "walk": "walk begins at zero, and the search measures from here on",
     "s": "s begins at zero, as in a new run",

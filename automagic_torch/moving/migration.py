@@ -159,5 +159,5 @@ def _state_from(
     if plan.has_background_scale:
         values["background_scale"] = background_of(adam.v_hat)
     warming = group[STEP] < config.warmup_steps
-    values, added = with_fresh_states(values, u, adam.v_hat, adam.age, plan, warming)
+    values, added = with_fresh_states(values, adam.v_hat, adam.age, plan, warming)
     return stored_values(values, plan, rounding(config, group[STEP])), plan, added

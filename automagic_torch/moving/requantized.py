@@ -118,12 +118,12 @@ def _requantized(
         v_hat = elements(values, "exp_avg_sq") / weight_seen(config.betas[1], age)
         if plan.has_background_scale and float(values.get("background_scale", 0)) == 0:
             values["background_scale"] = background_of(v_hat)
-        values, added = with_fresh_states(values, values["exp_avg"], v_hat, age, plan, warming)
+        values, added = with_fresh_states(values, v_hat, age, plan, warming)
         note_fresh_states(notes, added, name)
     else:
         # The array took no step, so all states are zeros.
         zeros = values["exp_avg"]
-        values, _ = with_fresh_states(values, zeros, zeros, 1, plan, warming)
+        values, _ = with_fresh_states(values, zeros, 1, plan, warming)
     for dropped in sorted(set(values) - _names(plan, warming)):
         notes.lost(f"{dropped} has no use under the present fields: dropped", name)
         del values[dropped]

@@ -17,7 +17,6 @@ from automagic_torch.arrays.dtensors import whole
 from automagic_torch.arrays.host_memory import on_device, on_host
 from automagic_torch.arrays.means import Means
 from automagic_torch.arrays.stacked import chosen, separate
-from automagic_torch.codec import polarity
 from automagic_torch.codec.stored import Key, States, encoded_states, read_states, state_forms
 from automagic_torch.stages.chain import StageArrays, StageInputs, after_stages
 from automagic_torch.stages.energy import StageEnergy
@@ -141,14 +140,6 @@ class Extent:
     def like_parameters(self, x: Tensor) -> Sequence[Tensor]:
         """Makes one tensor for each parameter from a stacked one."""
         return x.unbind()
-
-    def signs(self, packed: Tensor, g: Tensor) -> Tensor:
-        """The signs in `last_polarity`: −1 or 1 for every element of g."""
-        return polarity.unpack_signs(packed, self.plan.shape[-1] if self.plan.shape else 1).view_as(g)
-
-    def updated_polarity(self, packed: Tensor, g: Tensor) -> Tensor:
-        """`last_polarity` after g."""
-        return polarity.updated(packed, g)
 
     def after_stages(self, arrays: StageArrays, inputs: StageInputs, energy: StageEnergy) -> tuple[Tensor, States]:
         """Applies the gradient stages: `automagic_torch.stages.chain.after_stages`."""

@@ -12,7 +12,6 @@ from automagic_core import StatePlan
 from automagic_core.arrays.state_forms import coded_shapes
 from automagic_torch.arrays.dtensors import whole
 from automagic_torch.codec.stored import Key, States
-from automagic_torch.sharding import signs
 from automagic_torch.sharding.blocks import ShardBlocks, encoded_pieces
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.sharding.sharded_means import ShardedMeans
@@ -97,12 +96,6 @@ class ShardedExtent(Extent):
 
     def like_parameters(self, x: Tensor) -> Sequence[Tensor]:
         return [as_dtensor(local, self._splits["exp_avg"], self.split) for local in x.unbind()]
-
-    def signs(self, packed: Tensor, g: Tensor) -> Tensor:
-        return signs.signs_here(packed, g, self.split, self._splits["last_polarity"].split)
-
-    def updated_polarity(self, packed: Tensor, g: Tensor) -> Tensor:
-        return signs.updated(packed, g, self.split, self._splits["last_polarity"].split)
 
     def after_stages(self, arrays: StageArrays, inputs: StageInputs, energy: StageEnergy) -> tuple[Tensor, States]:
         return sharded_stages(arrays, inputs, energy, self.means, self.split)

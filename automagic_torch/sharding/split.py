@@ -141,8 +141,6 @@ def _is_split(name: str, shape: tuple[int, ...], borders: tuple[int, ...] | None
         if plan.block_size is None or not _is_split(codes, whole, borders, plan):
             return False
         return _has_whole_blocks(borders, whole, shape, plan.block_size)
-    if name == "last_polarity":
-        return len(plan.shape) > 1 or _has_whole_blocks(borders, plan.shape, shape, 8)
     if name.endswith("_col"):
         return plan.row_axis != 0
     return plan.row_axis == 0

@@ -159,11 +159,8 @@ def _moved(
 
     new = {"age": new_age} | given.stage_states | direction.states
     cast = None
-    if "last_polarity" in stored:
-        if way.voting:
-            last_signs = extent.signs(stored["last_polarity"], g)
-            cast = vote(g, last_signs, ok & (stored["age"] >= 1) & given.votes, extent.means)
-        new["last_polarity"] = extent.updated_polarity(stored["last_polarity"], g)
+    if way.voting:
+        cast = vote(g, old["exp_avg"], ok & (stored["age"] >= 1) & given.votes, extent.means)
     found = None
     if walk is not None:
         new["walk"] = walk

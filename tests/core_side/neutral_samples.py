@@ -10,13 +10,10 @@ FIELDS = {"min_8bit_size": 64, "block_size": 64, "warmup_steps": 10, "torque_dec
 
 
 def random_states(plan, warming, rng):
-    """Any bits that a run could have left: codes, non-negative scales and statistics, sign bits without padding."""
+    """Any bits that a run could have left: codes, non-negative scales and statistics."""
     states = {}
     for name, form in state_forms(plan, warming).items():
-        if name == "last_polarity":
-            bits = rng.integers(0, 2, plan.shape or (1,), dtype=np.uint8)
-            states[name] = np.packbits(bits, axis=-1, bitorder="little")
-        elif form.dtype == "float32":
+        if form.dtype == "float32":
             value = rng.standard_normal(form.shape).astype(np.float32)
             signed = name in ("exp_avg", "s", "lr_mask", "walk")
             states[name] = np.asarray(value if signed else np.abs(value), np.float32)

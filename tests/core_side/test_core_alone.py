@@ -118,7 +118,7 @@ def test_which_states_an_array_keeps(factored: str) -> None:
     assert matrix.has_background_scale is (factored == "none")
     assert vector.has_background_scale
     assert matrix.has_s
-    assert matrix.has_last_polarity
+    assert matrix.votes
     assert matrix.has_walk
     assert vector.has_walk
     assert (matrix.row_count, vector.row_count) == (66, 1)
@@ -129,11 +129,11 @@ def test_which_states_an_array_keeps(factored: str) -> None:
 
     plain = Config(search_gain=0, spatial_awareness=False, background_regularization=False)
     plan = state_plan((65, 66), plain, "flax")
-    kept = (plan.has_s, plan.has_last_polarity, plan.has_walk, plan.has_lr_mask)
+    kept = (plan.has_s, plan.votes, plan.has_walk, plan.has_lr_mask)
     assert not any((*kept, plan.has_spatial_variance, plan.has_background_scale))
     no_warmup = state_plan((4, 6), Config(torque_decay=0.5, warmup_steps=0, lr_mask_gain=0.2), "flax")
     assert not no_warmup.has_s
-    assert not no_warmup.has_last_polarity
+    assert not no_warmup.votes
     assert not no_warmup.has_walk
     assert no_warmup.has_lr_mask
     assert not state_plan((4, 6), Config(torque=False, torque_decay=0.5), "flax").has_s
@@ -151,8 +151,8 @@ def test_which_states_an_array_keeps(factored: str) -> None:
 )
 def test_what_is_off_in_the_search_has_no_state(fields: dict, expected: tuple[bool, ...]) -> None:
     plan = state_plan((4, 6), Config(**fields), "torch")
-    assert (plan.has_walk, plan.has_last_polarity, plan.has_lr_mask) == expected
-    assert {"walk", "last_polarity"}.isdisjoint(state_forms(plan, warming=False))
+    assert (plan.has_walk, plan.votes, plan.has_lr_mask) == expected
+    assert "walk" not in state_forms(plan, warming=False)
 
 
 @pytest.mark.parametrize(("warmup", "ramp"), [(0, 0), (1, 1), (4, 1), (5, 2), (500, 125)])

@@ -37,7 +37,7 @@ EIGHT_BIT_OFF = {"optim_bits": 32}
 
 def compared(ours: Any, theirs: Any) -> dict[str, Any]:
     """How two runs differ: codes by the equal share and the largest distance, floats relative to the largest."""
-    equal, codes, farthest, far, same, turned, signs = 0, 0, 0, 0, True, 0, 0
+    equal, codes, farthest, far, same = 0, 0, 0, 0, True
     apart: dict[str, float] = {}
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         name, a, b = jax.tree_util.keystr(path), np.asarray(a), np.asarray(b)
@@ -46,15 +46,12 @@ def compared(ours: Any, theirs: Any) -> dict[str, Any]:
             distance = np.abs(a.astype(int) - b)
             equal, codes = equal + int((distance == 0).sum()), codes + distance.size
             farthest, far = max(farthest, int(distance.max())), far + int((distance > 1).sum())
-        elif "last_polarity" in name:
-            turned, signs = turned + int(np.unpackbits(a ^ b).sum()), signs + 8 * a.size
         elif a.dtype == np.float32:
             apart[name] = float(np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30))
         else:
             assert np.array_equal(a, b), name
     shares = {
         "equal": equal / max(codes, 1),
-        "turned signs": turned / max(signs, 1),
         "farther than one": far / max(codes, 1),
     }
     return {**shares, "farthest": farthest, "same": same, "apart": apart}

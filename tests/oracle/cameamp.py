@@ -95,7 +95,6 @@ class CameampOracle(RateSearch):
             "exp_avg_sq": pair if factored_sq else np.zeros(shape),
             "exp_avg_res": pair_res if factored_res else np.zeros(shape),
             "s": np.zeros(shape) if self.use_torque and self.cfg.torque_decay > 0 and warming else None,
-            "last_polarity": np.zeros(shape, dtype=bool) if (self.use_agreement or self.use_mask) and warming else None,
             "walk": np.zeros_like(self._walked(i, np.zeros(shape))) if self.use_search and warming else None,
             "lr_mask": np.zeros(self._row_shape(i)) if self.use_mask and has_rows else None,
             "spatial_variance": np.zeros(self._row_shape(i)) if self.use_spatial and columns > NARROW else None,
@@ -143,7 +142,7 @@ class CameampOracle(RateSearch):
         """At the first t > warmup_steps, for every array, whether or not it takes part."""
         if self.step > self.cfg.warmup_steps:
             for state in self.state:
-                state["s"] = state["last_polarity"] = state["walk"] = None
+                state["s"] = state["walk"] = None
 
     def _beta_power(self, beta: float, exponent: int) -> float:
         """beta ** exponent (0 ** 0 is 1); 0, its limit, without bias correction."""
@@ -160,6 +159,7 @@ class CameampOracle(RateSearch):
         if "update_clip" not in self.disable:
             u = np.clip(u, -self.cfg.update_clip, self.cfg.update_clip)
 
+        self.signs[i] = np.sign(state["exp_avg"])
         state["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * u
         m_hat = state["exp_avg"] / (1 - self._beta_power(beta1, age))
 

@@ -33,6 +33,7 @@ class RateSearch:
         self.use_mask: bool = self.cfg.lr_mask_gain > 0 and "lr_mask" not in self.disable
         self.log_rate_scale = self.walk_energy = self.agreement = self.peak_agreement = 0.0
         self.first_norm = self.gradient_norm = 0.0
+        self.signs: dict[int, Array] = {}
 
     def _start(self, base_lr: float) -> None:
         """The first rate of a search is the lower of 1e-5 and the one asked for."""
@@ -66,21 +67,23 @@ class RateSearch:
         """In the climb a walk is that of the step alone."""
         return 0.0 if self.use_agreement and self.peak_agreement >= 0 else 1.0
 
-    def _calm(self, norm: float) -> bool:
-        """Gradients have not grown beyond twice the mean norm of the first four steps."""
+    def _calm(self, norm: float) -> float:
+        """1 where gradients are no longer than in the first four steps, 0 where they are twice as long."""
         if self.step < 5:
             self.first_norm += (norm - self.first_norm) / (self.step if self.first_norm > 0 else 1)
             self.gradient_norm = self.first_norm
         else:
             self.gradient_norm = 0.5 * self.gradient_norm + 0.5 * norm
-        return "calm" in self.disable or self.first_norm == 0 or self.gradient_norm <= 2 * self.first_norm
+        if "calm" in self.disable or self.first_norm == 0:
+            return 1.0
+        return min(1.0, max(0.0, 2.0 - self.gradient_norm / self.first_norm))
 
     def _search(self, taking_part: dict[int, Array], base_lr: float) -> None:
         """The rate climbs while gradients agree; then it rises while the path is straighter than a random walk."""
         if not self.use_search:
             return
         elements = sum(g.size for g in taking_part.values() if np.any(g != 0))
-        calm = elements == 0 or self._calm(math.sqrt(sum(float((g**2).sum()) for g in taking_part.values())))
+        calm = 1.0 if elements == 0 else self._calm(math.sqrt(sum(float((g**2).sum()) for g in taking_part.values())))
         array_rate, _ = self._rates({"lr_mask": None}, base_lr, 1.0)
         kept, energy = self._kept(), float(array_rate) ** 2 * elements
         self.walk_energy = kept * self.walk_energy + energy
@@ -89,47 +92,46 @@ class RateSearch:
             float(((state["walk"] if i in taking_part else kept * state["walk"]) ** 2).sum())
             for i, state in enumerate(self.state)
         )
-        if elements == 0 or self.walk_energy == 0:
+        if energy == 0:
             return
         straightness = math.sqrt(walked / self.walk_energy)
         rise = 0.0
-        if kept == 0:
-            may_end = self.step >= 5
-            if may_end:
-                self.peak_agreement = max(self.peak_agreement, self.agreement)
-            agrees = self.agreement > 0 and self.agreement >= self.peak_agreement / 2
-            to_start = math.log(1e-5 / float(array_rate))
-            if agrees or not may_end:
-                rise = max(0.4, to_start)
-            elif self.agreement != 0:
-                self.peak_agreement = -1.0
-                # Back by two steps of the climb, but not below 1e-5.
-                rise = min(0.0, max(-0.8, to_start))
-        elif (
-            straightness > self.cfg.straightness
-            and calm
-            and (not self.use_agreement or self.agreement >= self.cfg.agreement_floor)
-            and 4 * self.step * energy >= self.walk_energy
-        ):
-            rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 0.5)
-            if self.use_agreement and not 2 * self.gradient_norm < self.first_norm:
-                rise = min(rise, 0.75 * max(0.0, self.agreement), 0.15)
+        to_start = math.log(1e-5 / float(array_rate))
+        if kept == 0 and self.step >= 5:
+            self.peak_agreement = max(self.peak_agreement, self.agreement)
+        peak = max(abs(self.peak_agreement), 1e-3)
+        back = min(0.8, 2 * peak)
+        agrees = self.agreement > 0 and self.agreement >= peak / 2
+        if kept == 0 and self.step < 5:
+            rise = max(0.4, to_start)
+        elif self.use_agreement and agrees and (kept == 0 or (self.step >= 5 and self.agreement >= 0.1)):
+            # The climb goes on, slower where agreement fades, or goes on again with what was taken back.
+            self.peak_agreement = peak
+            rise = 0.4 * min(1.0, 2 * self.agreement / peak - 1) + (0.0 if kept == 0 else back)
+            rise = max(rise, to_start)
+        elif kept == 0:
+            if self.agreement != 0:
+                self.peak_agreement = -peak
+                # Back by two steps of the climb, or less after a low peak, but not below 1e-5.
+                rise = min(0.0, max(-back, to_start))
+        elif straightness > self.cfg.straightness and 4 * self.step * energy >= self.walk_energy:
+            rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 0.5) * calm
+            if self.use_agreement:
+                rise = min(rise, 0.75 * max(0.0, self.agreement - self.cfg.agreement_floor), 0.15)
         room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
         self.log_rate_scale += min(rise, max(0.0, room))
 
     def _vote(self, taking_part: dict[int, Array]) -> None:
-        """Pool the votes into agreement, move each row's lr_mask, and remember the signs."""
+        """Pool the votes into agreement and move each row's lr_mask; `self.signs` are those of the momentum before."""
         if not (self.use_agreement or self.use_mask):
             return
         sum_of_votes = sum_of_sizes = 0.0
         voters: list[tuple[int, Array, Array]] = []
         for i, g in taking_part.items():
             state = self.state[i]
-            vote = np.where(g == 0, 0.0, np.where(np.signbit(g) == state["last_polarity"], 1.0, -1.0))
-            # Set means negative; where g = 0 the stored bit stays.
-            state["last_polarity"] = np.where(g == 0, state["last_polarity"], np.signbit(g))
+            vote = np.sign(g) * self.signs[i]
             weight = np.abs(g)
-            # An array without a last gradient stores its signs but has no vote yet.
+            # At an array's first step there is no momentum.
             if state["age"] < 2 or weight.sum() == 0:
                 continue
             sum_of_votes += g.size * float((weight * vote).sum() / weight.sum())

@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "torque_decay": 0.0,
     "search_gain": 0.5,
     "straightness": 1.2,
-    "agreement_floor": -0.05,
+    "agreement_floor": -0.1,
     "lr_mask_gain": 0.0,
     "background_regularization": True,
     "spatial_awareness": True,

@@ -174,7 +174,6 @@ EDITS = {
     "background scale": _edited(background_scale=lambda tree: jax.tree.map(jnp.zeros_like, tree)),
     "edge history": _edited(SuppressEdgesState, edge_history=lambda tree: jax.tree.map(jnp.zeros_like, tree)),
     "edge age": _edited(SuppressEdgesState, age=lambda tree: jax.tree.map(lambda age: age + 1, tree)),
-    "votes": _edited(last_polarity=lambda tree: None if tree is None else jax.tree.map(jnp.zeros_like, tree)),
 }
 
 

@@ -12,7 +12,6 @@ from automagic_core import (
     check_layout,
     column_axes,
     column_shape,
-    polarity_shape,
     row_axis,
     row_shape,
     spatial_axes,
@@ -89,26 +88,6 @@ def test_unknown_layout(bad) -> None:
         check_layout(bad)
     check_layout("torch")
     check_layout("flax")
-
-
-@pytest.mark.parametrize(
-    ("shape", "packed"),
-    [
-        ((), (1,)),
-        ((1,), (1,)),
-        ((8,), (1,)),
-        ((9,), (2,)),
-        ((5, 16), (5, 2)),
-        ((5, 17), (5, 3)),
-        ((3, 4, 7), (3, 4, 1)),
-        ((0,), (0,)),
-        ((3, 0), (3, 0)),
-        ((0, 3), (0, 1)),
-    ],
-)
-def test_packed_polarity_shape(shape: tuple[int, ...], packed: tuple[int, ...]) -> None:
-    assert polarity_shape(shape) == packed
-    assert np.packbits(np.zeros(shape or (1,), bool), axis=-1, bitorder="little").shape == packed
 
 
 @pytest.mark.parametrize(

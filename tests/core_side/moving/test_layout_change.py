@@ -60,10 +60,6 @@ def test_float32_states_come_back_bit_for_bit(shape, factored, warming, embeddin
         if warming:
             np.testing.assert_array_equal(new["walk"].reshape(-1), old["walk"].reshape(-1))
         assert new["lr_mask"].shape == (1,) * (len(shape) - 1) + shape[:1]
-        if warming:
-            last = [np.unpackbits(x["last_polarity"], axis=-1, bitorder="little") for x in (old, new)]
-            at_end = tuple(n - 1 for n in shape)
-            assert last[0][at_end] == last[1][(*at_end[2:], at_end[1], at_end[0])]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -125,7 +125,7 @@ def test_an_array_without_a_gradient_does_not_age() -> None:
     assert int(after_.step) == 2
     assert int(after_.age["table"]) == 1
     assert int(after_.age["scale"]) == 2
-    for name in ("exp_avg", "exp_avg_sq", "walk", "last_polarity", "skipped_steps"):
+    for name in ("exp_avg", "exp_avg_sq", "walk", "skipped_steps"):
         assert_same_bits(getattr(after_, name)["table"], getattr(before, name)["table"])
 
 

@@ -21,13 +21,13 @@ FIELDS |= {"frequency_penalty": 0.0, "lora_rank_penalty": False}
 TX = automagic_8bit(1e-4, **FIELDS)
 UPDATE = jax.jit(TX.update)
 START = np.log(1e-5 / 1e-4)
-CLIMBING, RISING = 5, 10
+CLIMBING, RISING = 5, 7
 """Numbers of steps before and after the end of the climb."""
 
 
 def gradient(t: int) -> Any:
-    """Those of step 7 point the other way, which ends the climb."""
-    return jax.tree.map(jnp.negative, grads(t)) if t == 6 else grads(t)
+    """Those of steps 6 and 7 point the other way, which ends the climb for two steps more."""
+    return jax.tree.map(jnp.negative, grads(t)) if t in (5, 6) else grads(t)
 
 
 def go_on(state: Any, weights: Any, steps: range) -> tuple[Any, Any]:
@@ -45,11 +45,11 @@ def search(state: Any) -> list[float]:
 def test_resumed_in_its_midst_it_finds_the_same(steps: int) -> None:
     half, weights = go_on(TX.init(params()), params(), range(steps))
     peak = search(half)[3]
-    assert peak > 0.9 if steps == CLIMBING else peak == -1
+    assert peak > 0.9 if steps == CLIMBING else peak < -0.9
     resumed = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, half)))
     whole, again = (go_on(state, weights, range(steps, 13)) for state in (half, resumed))
     assert search(whole[0])[0] > search(half)[0]
-    assert search(whole[0])[3] == -1
+    assert search(whole[0])[3] > 0.9
     assert_same_bits(whole, again)
 
 
@@ -69,12 +69,12 @@ def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
     ended = next(t for t, (_, _, after) in enumerate(seen) if after < 0)
     agreement, peak, _ = seen[ended]
     assert 10 < ended < 59
-    assert 0.05 < agreement < peak / 2
+    assert 0 < agreement < peak / 2
     assert all(a >= before / 2 for a, before, _ in seen[5:ended])
 
 
-@pytest.mark.parametrize("length", [1.0, 0.25])
-def test_votes_bound_the_rise_unless_gradients_have_shrunk(length: float) -> None:
+@pytest.mark.parametrize("length", [1.0, 0.25, 1.6])
+def test_agreement_and_the_length_of_gradients_bound_the_rise(length: float) -> None:
     """Five of eight rows keep their signs after the climb, so A is about 0.25, and the path is straight."""
     tx = automagic_8bit(1e-5, **{**FIELDS, "warmup_steps": 100, "max_lr": 1e6, "straightness": 0.1}, optim_bits=32)
     weights = jnp.zeros((64, 64))
@@ -82,15 +82,14 @@ def test_votes_bound_the_rise_unless_gradients_have_shrunk(length: float) -> Non
     turned = jnp.where(jnp.arange(64) % 8 < 3, -direction, direction)
     state, update = tx.init(weights), jax.jit(tx.update)
     before = 0.0
-    for t in range(40):
+    for t in range(70):
         before = search(state)[0]
-        g = (turned if t >= 10 and t % 2 == 1 else direction) * (length if t >= 20 else 1.0)
+        g = (turned if t >= 10 and t % 2 == 1 else direction) * (length if t >= 25 else 1.0)
         updates, state = update(g, state, weights)
         weights = optax.apply_updates(weights, updates)
     ell, _, agreement, *_ = search(state)
     assert 0.1 < agreement < 0.3
-    bound = min(0.75 * agreement, 0.15)
-    assert ell - before == pytest.approx(bound if length == 1.0 else 0.5 * 0.5, rel=1e-5)
+    assert ell - before == pytest.approx(min(0.5 * 0.5 * min(1.0, 2 - length), 0.15), rel=1e-3)
 
 
 def test_after_the_warm_up_and_without_a_walk_it_rests() -> None:
@@ -105,8 +104,6 @@ def test_after_the_warm_up_and_without_a_walk_it_rests() -> None:
     assert learning_rate(later) > 1.5e-4
     off = find_state(automagic_8bit(1e-4, search_gain=0.0).init(params()))
     assert off.walk is None
-    assert off.last_polarity is None
-    assert find_state(automagic_8bit(1e-4, agreement_floor=-1.0).init(params())).last_polarity is None
 
 
 def test_an_absent_array_has_travelled_and_a_zero_gradient_does_not_count() -> None:
@@ -122,7 +119,7 @@ def test_an_absent_array_has_travelled_and_a_zero_gradient_does_not_count() -> N
     # The kernel alone: its elements count, and every array's walk does.
     alone = {"dense": {"kernel": grads(RISING)["dense"]["kernel"], "bias": None}, "table": None, "scale": None}
     _, after = TX.update(alone, half, weights)
-    ell, energy, agreement, *_ = search(half)
+    ell, energy, *_ = search(half)
     rate = 1e-4 * np.exp(ell)
     np.testing.assert_allclose(search(after)[1], energy + rate**2 * 4096, rtol=1e-6)
     walks = jax.tree.leaves(find_state(after).walk)
@@ -130,7 +127,7 @@ def test_an_absent_array_has_travelled_and_a_zero_gradient_does_not_count() -> N
     risen = ell + min(0.5 * min(np.log(rho / 0.8), 0.5), 0.15)
     assert rho > 0.8
     np.testing.assert_allclose(search(after)[0], risen, rtol=1e-5)
-    assert agreement > 0
+    assert search(after)[2] > 0
     for name in ("table", "scale"):
         assert_same_bits(find_state(after).walk[name], find_state(half).walk[name])
 

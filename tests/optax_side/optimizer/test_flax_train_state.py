@@ -83,7 +83,7 @@ def test_state_dict_holds_arrays_only() -> None:
     saved = serialization.to_state_dict(state)
     leaves = jax.tree.leaves(saved)
     assert all(hasattr(leaf, "dtype") or isinstance(leaf, int) for leaf in leaves)
-    assert sum(leaf.dtype == np.uint8 for leaf in leaves if hasattr(leaf, "dtype")) == 3 + 4  # codes, packed signs
+    assert sum(leaf.dtype == np.uint8 for leaf in leaves if hasattr(leaf, "dtype")) == 3  # codes
     # What was saved takes no more than the arrays held and their names.
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)) + memory_report(state.opt_state)["state_bytes"]
     assert len(serialization.to_bytes(state)) < held + 200 * len(leaves)

@@ -67,11 +67,11 @@ def test_a_decay_beside_the_config_is_the_one_that_counts() -> None:
 def test_overrides_pass_through() -> None:
     _, state = follow(inject(learning_rate=1e-4, warmup_steps=0, optim_bits=32, search_gain=0.0))
     cameamp = find_state(state)
-    assert cameamp.last_polarity is None
+    assert cameamp.walk is None
     assert cameamp.lr_mask is None
     assert cameamp.exp_avg["dense"]["kernel"].dtype == np.float32
     given_as_one = inject(learning_rate=1e-4, overrides={"warmup_steps": 0}).init(params())
-    assert find_state(given_as_one).last_polarity is None
+    assert find_state(given_as_one).walk is None
     with pytest.raises(ValueError, match="block_size = 100"):
         inject(learning_rate=1e-4, block_size=100).init(params())
     with pytest.raises(ValueError, match="warmup_stepz = 5"):
@@ -112,8 +112,8 @@ def test_reports_look_inside() -> None:
     report = memory_report(state)
     assert report["total_parameters"] == memory_report(plain)["total_parameters"] == 4096 + 7 + 45 + 1
     finished = finish_warmup(state)
-    signs, rows = 16 * 32 + 1 + 9 + 1, 256 + 1 + 5 + 1
-    assert memory_report(finished)["state_bytes"] == report["state_bytes"] - signs - 4 * rows
+    rows = 256 + 1 + 5 + 1
+    assert memory_report(finished)["state_bytes"] == report["state_bytes"] - 4 * rows
     weights = params()
     assert_same_bits(tx.update(grads(9), finished, weights)[0], tx.update(grads(9), state, weights)[0])
 

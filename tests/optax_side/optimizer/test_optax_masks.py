@@ -87,7 +87,7 @@ def test_masked() -> None:
         subset = optax.apply_updates(subset, updates)
     assert_same_bits(part(weights), subset)
     finished = finish_warmup(state)
-    assert find_state(finished).last_polarity is None
+    assert find_state(finished).walk is None
 
 
 def part(tree: Any) -> Any:

@@ -66,7 +66,7 @@ def test_multi_steps_is_one_step_on_the_mean_gradient(dtype: str) -> None:
         )
         assert int(find_state(state.inner_opt_state).step) == (t + 1) // 4
     assert memory_report(state)["total_parameters"] == sum(w.size for w in jax.tree.leaves(weights))
-    assert find_state(finish_warmup(state).inner_opt_state).last_polarity is None
+    assert find_state(finish_warmup(state).inner_opt_state).walk is None
 
 
 def test_map_params_visits_everything_shaped_like_parameters() -> None:
@@ -83,14 +83,14 @@ def test_map_params_visits_everything_shaped_like_parameters() -> None:
 
     mapped = optax.tree.map_params(tx, visit, state, is_leaf=is_stored)
     assert_same_bits(mapped, state)
-    shared = ("step", *SEARCH_SCALARS, "learning_rate")
+    shared = ("step", *SEARCH_SCALARS, "learning_rate", "last_polarity")
     trees = [v for name, v in find_state(state)._asdict().items() if name not in shared]
     (edges,), (rank,) = (states_of(state, kind) for kind in (SuppressEdgesState, EncourageLowRankState))
     trees += [edges.age, edges.edge_history, rank.effective_rank]
     expected = [leaf for tree in trees for leaf in jax.tree.leaves(tree, is_leaf=is_stored)]
-    assert len(trees) == 15
+    assert len(trees) == 14
     # Four parameters in every tree; a parameter without a state counts as None.
-    assert len(seen) == len(expected) == 15 * 4
+    assert len(seen) == len(expected) == 14 * 4
     assert sum(isinstance(leaf, QuantizedArray) for leaf in seen) == 2  # the kernel's exp_avg and s
     assert sum(isinstance(leaf, RowColumn) for leaf in seen) == 2 * 2
 

@@ -41,7 +41,6 @@ def test_the_types_of_new_states_without_any_device() -> None:
     params = {
         "kernel": described(mesh, (128, 1024), P("data", "model")),
         "cut": described(mesh, (64, 768), P(None, ("data", "model"))),
-        "bytes": described(mesh, (8, 516), P("data", "model")),
         "down": described(mesh, (1024, 8), P("data", "model")),
     }
     with jax.sharding.use_abstract_mesh(mesh):
@@ -54,10 +53,8 @@ def test_the_types_of_new_states_without_any_device() -> None:
     assert specs(state.exp_avg_sq["kernel"]) == [(None, "model"), ("data", None)]
     assert specs(state.walk["kernel"]) == [(None, "model")]
     assert specs((state.walk_energy, state.agreement)) == [(), ()]
-    assert specs(state.last_polarity["kernel"]) == [("data", "model")]
-    # Three blocks over eight devices, and 64.5 bytes over two.
+    # Three blocks over eight devices.
     assert specs(state.exp_avg["cut"]) == [(None, ("data", "model")), (None, None)]
-    assert specs(state.last_polarity["bytes"]) == [("data", None)]
     # Narrow: codes and absmax of the long statistic, as those of any 8-bit state, and the short statistic.
     assert specs(state.exp_avg_sq["cut"]) == [(None, ("data", "model")), (None, None), (None, None)]
     assert specs(state.exp_avg_res["cut"]) == [(None, None)]
@@ -70,7 +67,6 @@ def test_the_types_of_new_states_without_any_device() -> None:
         ("data", "model"),
         (None, "model"),
     ]
-    assert tuple(found.last_polarity["bytes"]) == ("data", None)
     assert [tuple(spec) for spec in jax.tree.leaves(found.exp_avg_sq["down"])] == specs(state.exp_avg_sq["down"])
 
 

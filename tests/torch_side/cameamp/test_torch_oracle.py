@@ -37,13 +37,13 @@ def distance(ours: torch.Tensor, theirs: Any, least: float = 1e-30) -> float:
 
 
 def differences(state: dict[str, torch.Tensor], oracle: dict[str, Any], update: float) -> dict[str, float]:
-    """Of every float state the two have, where the update has this norm; integers and signs must be equal."""
+    """Of every float state the two have, where the update has this norm; integers must be equal."""
     found = {}
     # In the first step u and m̂ agree: residuals are squares of rounding errors, beside a floor of 0.01.
     # A walk adds up signed updates, which may cancel.
     least = {"exp_avg_res": 1e-3, "walk": max(update, 1e-30)}
     for name, theirs in oracle.items():
-        if name == "last_polarity" or theirs is None:
+        if theirs is None:
             continue
         if name in ("age", "skipped_steps"):
             assert state[name].item() == theirs

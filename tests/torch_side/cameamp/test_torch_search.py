@@ -19,18 +19,31 @@ from tests.torch_side.torch_helpers import parameters, same, snapshot, through_a
 SHAPES = ((60, 5), (9,))
 # 1e-5 is where a search begins, so ℓ begins at 0.
 FIELDS: dict[str, Any] = {"lr": 1e-5, "max_lr": 1.0, "warmup_steps": 100, "weight_decay": 0.0, "optim_bits": 32}
-# Gradients that alternate in sign, with a mean of 0.4: the path is straight all the same.
-DRIFT = (1.4, -0.6)
 
 
-def taken(optimizer: AutomagicCameAMP8bit, steps: range, factor: Callable[[int], float] = lambda t: 1.0) -> float:
-    """ℓ of the first group after steps with one and the same gradients, times a factor for each step."""
+def gradient(p: torch.Tensor, seed: int, t: int, turning: bool) -> torch.Tensor:
+    """The same in every step; `turning`: but for long rows, two of three, whose sign alternates.
+
+    These oppose the momentum, and the others make the path a straight one all the same.
+    """
+    g = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+    if turning:
+        g[torch.arange(len(g)) % 3 < 2] *= 3 * (-1) ** t
+    return g
+
+
+def taken(optimizer: AutomagicCameAMP8bit, steps: range, turning: Callable[[int], bool] = lambda t: False) -> float:
+    """ℓ of the first group after steps."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for t in steps:
         for index, p in enumerate(params):
-            p.grad = factor(t) * torch.randn(p.shape, generator=torch.Generator().manual_seed(index))
+            p.grad = gradient(p, index, t, turning(t))
         optimizer.step()
     return float(optimizer.param_groups[0]["automagic_log_rate_scale"])
+
+
+def always(t: int) -> bool:
+    return True
 
 
 def made(**fields: Any) -> AutomagicCameAMP8bit:
@@ -66,27 +79,27 @@ def test_a_straight_path_raises_the_rate_and_a_random_walk_does_not() -> None:
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(2 * t + index))
         noisy.step()
         found.append(float(noisy.param_groups[0]["automagic_log_rate_scale"]))
-    # The votes of noise are about 0, and end the climb as soon as one is low.  Then its path is hardly a straight one.
+    # The votes of noise are about 0, and end the climb as soon as one is low.  They were never high, so little is taken
+    # back.  Then the path is hardly a straight one.
     assert found[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
-    (ended,) = [t for t in range(1, 60) if found[t] < found[t - 1]]
+    ended = next(t for t in range(4, 60) if found[t] <= found[t - 1])
     assert ended < 15
-    assert found[ended] == pytest.approx(found[ended - 1] - 0.8)
-    assert found[ended] == pytest.approx(found[-1], abs=0.1)
+    assert found[ended - 1] - 0.8 < found[ended]
+    assert found[-1] < 3
 
 
 def test_gradients_that_alternate_stop_a_search_that_the_walk_alone_would_go_on_with() -> None:
-    def drift(t: int) -> float:
-        return DRIFT[t % 2]
-
-    # The climb asks from step 5 on, and goes back by two of its steps.
-    assert taken(made(), range(4), drift) == pytest.approx(4 * 0.4)
-    assert taken(made(), range(40), drift) == pytest.approx(2 * 0.4)
-    assert taken(made(agreement_floor=-1), range(40), drift) > 3
-    # What was found before stays, but for these two.
+    # The climb asks from step 5 on.  Where no vote was high, it hardly goes back.
+    assert taken(made(), range(4), always) == pytest.approx(4 * 0.4)
+    assert taken(made(), range(40), always) == pytest.approx(4 * 0.4, abs=0.01)
+    assert taken(made(agreement_floor=-1), range(40), always) > 3
+    # What was found before stays, but for two steps, which come back where gradients agree again.
     optimizer = made()
-    before = taken(optimizer, range(15))
-    assert before == pytest.approx(15 * 0.4)
-    assert taken(optimizer, range(15, 30), drift) == pytest.approx(13 * 0.4)
+    assert taken(optimizer, range(15)) == pytest.approx(15 * 0.4)
+    assert 13 * 0.4 <= taken(optimizer, range(15, 30), always) < 14 * 0.4
+    while float(optimizer.param_groups[0]["automagic_agreement"]) < 0.5:
+        found = taken(optimizer, range(30, 31))
+    assert 15 * 0.4 < found < 16 * 0.4
 
 
 def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
@@ -109,9 +122,10 @@ def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
     assert all(a >= before / 2 for a, before, _ in seen[5:ended])
 
 
-@pytest.mark.parametrize("length", [1.0, 0.25])
-@pytest.mark.parametrize("floor", [0.0, 0.4])
-def test_votes_bound_the_rise_unless_gradients_have_shrunk(length, floor) -> None:
+@pytest.mark.parametrize(
+    ("length", "floor"), [(1.0, -0.1), (1.0, 0.1), (1.0, 0.4), (0.25, -0.1), (1.6, -0.1), (2.5, -0.1)]
+)
+def test_agreement_and_the_length_of_gradients_bound_the_rise(length: float, floor: float) -> None:
     """Five of eight rows keep their signs after the climb, so A is 0.25 and the path is straight."""
     (p,) = parameters([(64, 64)])
     optimizer = AutomagicCameAMP8bit([p], **FIELDS | {"max_lr": 1e6, "straightness": 0.1, "agreement_floor": floor})
@@ -119,16 +133,15 @@ def test_votes_bound_the_rise_unless_gradients_have_shrunk(length, floor) -> Non
     direction = torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
     turning = torch.arange(64) % 8 < 3
     rises = []
-    for t in range(40):
-        p.grad = torch.where(turning & (t >= 10) & (t % 2 == 1), -direction, direction) * (length if t >= 20 else 1.0)
+    for t in range(70):
+        p.grad = torch.where(turning & (t >= 10) & (t % 2 == 1), -direction, direction) * (length if t >= 25 else 1.0)
         before = float(group["automagic_log_rate_scale"])
         optimizer.step()
         rises.append(float(group["automagic_log_rate_scale"]) - before)
     agreement = float(group["automagic_agreement"])
     assert 0.1 < agreement < 0.3
-    bound = min(0.75 * agreement, 0.15)
-    expected = 0.0 if agreement < floor else bound if length == 1.0 else 0.5 * 0.5
-    assert rises[-1] == pytest.approx(expected, rel=1e-5)
+    of_walk = 0.5 * 0.5 * min(1.0, max(0.0, 2 - length))
+    assert rises[-1] == pytest.approx(min(of_walk, max(0.0, 0.75 * (agreement - floor)), 0.15), rel=1e-3, abs=1e-7)
 
 
 def test_limits_change_nothing_that_was_found_and_no_rate_that_is_scheduled() -> None:
@@ -162,15 +175,11 @@ def test_what_is_off_has_no_state_and_what_is_on_costs_a_number_for_each_row(mas
         names[name] = {key for state in optimizer.state.values() for key in state}
         taken(optimizer, range(2, 100))
         names[name + ", later"] = {key for state in optimizer.state.values() for key in state}
-    votes, walk = 60 + 2, 4 * (60 + 1)
-    masked = {"lr_mask", "last_polarity"} if mask else set()
-    assert names["on"] - names["off"] == {"walk", "last_polarity"} - masked
-    assert names["walk alone"] - names["off"] == {"walk"}
-    assert names["off"] & {"walk", "last_polarity", "lr_mask"} == masked
-    assert not {"walk", "last_polarity"} & (names["on, later"] | names["walk alone, later"])
-    assert held["walk alone"] - held["off"] == walk
-    # Version 0.1.0 held the votes and `lr_mask`: with the same fields it is one float32 for each row more.
-    assert held["on"] - held["off"] == walk + (0 if mask else votes)
+    assert names["on"] - names["off"] == names["walk alone"] - names["off"] == {"walk"}
+    assert names["off"] & {"walk", "lr_mask"} == ({"lr_mask"} if mask else set())
+    assert "walk" not in names["on, later"] | names["walk alone, later"]
+    # Votes need no state: one float32 for each row.
+    assert held["on"] - held["off"] == held["walk alone"] - held["off"] == 4 * (60 + 1)
 
 
 def test_what_is_absent_or_skipped_keeps_its_walk_and_counts_with_it() -> None:
@@ -212,12 +221,11 @@ def test_every_group_searches_by_itself() -> None:
     steady, alternating = parameters([(60, 5), (60, 5)])
     optimizer = AutomagicCameAMP8bit([{"params": [steady]}, {"params": [alternating], "lr": 4e-3}], **FIELDS)
     alone = AutomagicCameAMP8bit(parameters([(60, 5)]), **FIELDS)
-    g = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
     for t in range(30):
-        steady.grad, alternating.grad = g.clone(), DRIFT[t % 2] * g
+        steady.grad, alternating.grad = (gradient(p, 0, t, p is alternating) for p in (steady, alternating))
         optimizer.step()
     found = [float(group["automagic_log_rate_scale"]) for group in optimizer.param_groups]
-    assert found == [taken(alone, range(30)), pytest.approx(math.log(1e-5 / 4e-3) + 0.8)]
+    assert found == [taken(alone, range(30)), pytest.approx(math.log(1e-5 / 4e-3) + 1.6, abs=0.01)]
     assert found[0] > 10
 
 
@@ -225,20 +233,18 @@ def test_every_group_searches_by_itself() -> None:
 def test_a_start_that_is_far_too_high_is_the_run_from_1e_5(lr: float) -> None:
     low, high = (made(lr=start, weight_decay=0.1) for start in (1e-5, lr))
     rates: list[float] = []
-    # 12 steps of the climb, then the votes fall, then the walk.
-    for steps, factor in ((range(12), 1.0), (range(12, 16), -0.6), (range(16, 40), 1.4)):
+    # 12 steps of the climb, then the votes fall and rise again.
+    for steps, turning in ((range(12), False), (range(12, 34), True), (range(34, 40), False)):
         for t in steps:
-            ells = [taken(x, range(t, t + 1), lambda t, f=factor: f if t % 2 else 1.0) for x in (low, high)]
+            ells = [taken(x, range(t, t + 1), lambda t, turning=turning: turning) for x in (low, high)]
             rates += low.get_learning_rates()
             # float32: ℓ has an error of |ℓ| · 2⁻²⁴ from log and exp, and one for each rise.
             assert high.get_learning_rates() == pytest.approx(rates[-1:], rel=2e-5)
             assert ells[1] - ells[0] == pytest.approx(math.log(1e-5 / lr), abs=2e-5)
     assert rates[0] == pytest.approx(1e-5)
-    assert rates[11] < rates[-1] < 0.5
-    assert [float(x.param_groups[0]["automagic_peak_agreement"]) for x in (low, high)] == [-1, -1]
+    assert rates[20] < max(rates[:20]) < rates[-1] < 0.5
     for p, q in zip(*(x.param_groups[0]["params"] for x in (low, high)), strict=True):
-        for name in ("exp_avg", "last_polarity"):
-            assert same(low.state[p][name], high.state[q][name])
+        assert same(low.state[p]["exp_avg"], high.state[q]["exp_avg"])
         torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-6)
 
 
@@ -264,7 +270,7 @@ def test_a_state_saved_in_the_climb_goes_on_bit_for_bit() -> None:
     def go_on(optimizer: AutomagicCameAMP8bit) -> Any:
         taken(optimizer, range(7, 10))
         climbing = float(optimizer.param_groups[0]["automagic_peak_agreement"])
-        taken(optimizer, range(10, 20), lambda t: DRIFT[t % 2])
+        taken(optimizer, range(10, 20), always)
         return climbing, float(optimizer.param_groups[0]["automagic_peak_agreement"]), snapshot(optimizer)
 
     optimizer, restored = made(lr=1e-3), made(lr=1e-2)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automagic_core import absmax_shape, polarity_shape
+from automagic_core import absmax_shape
 from automagic_torch import AutomagicCameAMP8bit
 from tests.torch_side.torch_helpers import FIRST, SMALL, parameters, run, same, set_gradients, snapshot, through_a_file
 
@@ -50,7 +50,6 @@ def test_names_shapes_and_dtypes(factored, bits):
         assert ("spatial_variance" in state) == (shape[1] > 64)
         assert ("background_scale" in state) == (factored == "none")
     state = optimizer.state[params[0]]
-    assert state["last_polarity"].shape == polarity_shape((8, 256)) == (8, 32)
     assert state["lr_mask"].shape == state["spatial_variance"].shape == state["walk"].shape == (8, 1)
     assert state["age"].dtype == state["skipped_steps"].dtype == torch.int32
     assert all(tensor.is_contiguous() for tensor in state.values())
@@ -58,10 +57,10 @@ def test_names_shapes_and_dtypes(factored, bits):
     assert optimizer.state[params[1]]["walk"].shape == (1,)
     run(optimizer, range(2, 5))
     kept = set(optimizer.state[params[0]])
-    assert kept == set(state) - {"s", "s_absmax", "last_polarity", "walk"}
+    assert kept == set(state) - {"s", "s_absmax", "walk"}
 
 
-def test_an_array_without_gradient_at_the_end_of_the_warm_up_drops_its_votes_too():
+def test_an_array_without_gradient_at_the_end_of_the_warm_up_drops_its_walk_too():
     params = parameters([(8, 6), (4, 4)])
     optimizer = AutomagicCameAMP8bit(params, torque_decay=0.5, **SMALL)
     run(optimizer, range(1, 3))
@@ -69,7 +68,7 @@ def test_an_array_without_gradient_at_the_end_of_the_warm_up_drops_its_votes_too
         set_gradients(params, step)
         params[1].grad = None
         optimizer.step()
-    assert not {"last_polarity", "walk"} & optimizer.state[params[1]].keys()
+    assert "walk" not in optimizer.state[params[1]]
     run(optimizer, range(6, 7))
     assert optimizer.state[params[1]]["age"].item() == 3
 
@@ -160,7 +159,6 @@ def group_value(key, value):
 REFUSED = {
     "missing state": (without("exp_avg"), "exp_avg .missing"),
     "missing walk in the warm-up": (without("walk"), "walk .missing"),
-    "missing votes in the warm-up": (without("last_polarity"), "last_polarity .missing"),
     "state of other fields": (replaced("exp_avg_res_row", torch.zeros(8, 1)), "exp_avg_res_row .unknown"),
     "shape": (replaced("exp_avg", torch.zeros(6, 8, dtype=torch.uint8)), "exp_avg of shape"),
     "dtype": (replaced("lr_mask", torch.zeros(8, 1, dtype=torch.bfloat16)), "lr_mask of shape .* torch.bfloat16"),

@@ -15,12 +15,10 @@ from automagic_core import (
     codebook_midpoints,
     dynamic_codebook,
     mix32,
-    polarity_shape,
     random_unit,
     rounding_key,
 )
 from automagic_torch.cameamp.round_to_parameters import add_updates, stochastically_rounded
-from automagic_torch.codec import polarity
 from automagic_torch.codec import random_bits as torch_bits
 from automagic_torch.codec.quantized_tensor import QuantizedTensor
 
@@ -49,21 +47,6 @@ def test_mix32_is_that_of_the_core(words):
 def test_random_unit_is_that_of_the_core(step, slot, numel):
     ours = torch_bits.random_unit(rounding_key(step, slot, numel), numel, CPU)
     np.testing.assert_array_equal(ours.numpy(), random_unit(step, slot, numel))
-
-
-@given(hnp.arrays(np.int8, hnp.array_shapes(min_dims=1, max_dims=4, max_side=20), elements=st.integers(-1, 1)))
-def test_polarity_is_numpys_packbits(signs):
-    g = torch.from_numpy(signs.astype(np.float32))
-    old = np.packbits(np.random.default_rng(0).random(signs.shape) < 0.5, axis=-1, bitorder="little")
-    packed = polarity.updated(torch.from_numpy(old), g)
-    assert packed.shape == polarity_shape(signs.shape)
-    before = np.unpackbits(old, axis=-1, count=signs.shape[-1], bitorder="little").astype(bool)
-    bits = np.where(signs == 0, before, signs < 0)
-    kept = np.packbits(bits, axis=-1, bitorder="little")
-    kept |= old & ~np.packbits(np.ones(signs.shape, bool), axis=-1, bitorder="little")  # the padding stays
-    np.testing.assert_array_equal(packed, kept)
-    read = polarity.unpack_signs(packed, signs.shape[-1]).numpy()
-    np.testing.assert_array_equal(read, np.where(bits, -1.0, 1.0))
 
 
 def nearest_code(y, signed):

@@ -30,7 +30,7 @@ def hold_states(sharded: list[dict[str, Tensor]], whole: list[dict[str, Tensor]]
         assert a.keys() == b.keys()
         for name in a:
             assert (a[name].shape, a[name].dtype) == (b[name].shape, b[name].dtype), name
-            if a[name].dtype == torch.uint8 and name != "last_polarity":
+            if a[name].dtype == torch.uint8:
                 codes.append((a[name].int() - b[name].int()).abs().flatten())
             elif a[name].is_floating_point():
                 # Of a walk's signed steps most cancel: 1.1e-6 was seen.
@@ -99,7 +99,7 @@ def test_two_processes(tmp_path):
     assert same(result["loaded after the warm-up"], result["saved after the warm-up"])
     plain = train.loaded(0, "plain", str(tmp_path / "checkpoint_after"), 2, 2, warmup_steps=2)[0]
     assert same(plain, result["saved after the warm-up"][0])
-    assert "last_polarity" not in plain["states"]["first.weight"]
+    assert "walk" not in plain["states"]["first.weight"]
     assert same(*result["asked"])
     assert len(result["refusals"]) == 2
     for message in result["refusals"]:
