@@ -180,7 +180,7 @@ def draw_search() -> None:
     rates.legend(frameon=False)
     losses.legend(frameon=False)
     found = runs[STARTS[1]]
-    agree.plot(found.agreement, color=AFTER, label="1. agreement of successive gradients")
+    agree.plot(found.agreement, color=AFTER, label="1. agreement of gradient and momentum")
     agree.plot(found.growth, color=THIRD, label="3. length of the gradients, of the first ones")
     agree.axhline(0, color="black", linewidth=0.8)
     agree.set(title=f"Two of the questions, lr={STARTS[1]:g}", xlabel="step of the warm-up", ylim=(-0.5, 4.2))

@@ -156,7 +156,7 @@ class Config:
 
     @property
     def votes(self) -> bool:
-        """Successive gradients are compared while warming up."""
+        """Gradients are compared with the momentum while warming up."""
         return self.climbs or (self.warmup_steps > 0 and self.masks_rows)
 
     @property

@@ -15,9 +15,10 @@ Part = TypeVar("Part")
 def finish_warmup(opt_state: Any) -> Any:
     """Drops `s` and `walk`, which only the warm-up needs (`docs/algorithm.md`, section 6.3).
 
-    It saves 4 bytes per row, and one byte per parameter where `torque_decay` > 0.  A run need not call it; the structure
-    of the state then stays the same from `init` to the last step.  Call it once after `warmup_steps` steps; a jitted
-    step then compiles once more.  Called earlier it ends the search, and the learning rate stays as it was found so far.
+    It saves 4 bytes per row, and one byte per parameter where `torque_decay` > 0.  A run need not call it; the
+    structure of the state then stays the same from `init` to the last step.  Call it once after `warmup_steps` steps;
+    a jitted step then compiles once more.  Called earlier it ends the search, and the learning rate stays as it was
+    found so far.
 
     A state saved after it loads into a fresh run: as it is from a pickle or with `flax.serialization`, with `restore`
     from Orbax, and with `load_either_form` where a file needs a template of its own form.

@@ -16,8 +16,8 @@ def state_specs(
 ) -> Any:
     """How every leaf of an optimizer state is split, given how the parameters are split.
 
-    A state is split as its parameter, along every axis that they share.  An absmax or packed sign bits are split along
-    an axis only where every device then has whole blocks or whole bytes.  Scalars are whole on every device.
+    A state is split as its parameter, along every axis that they share.  An absmax is split along an axis
+    only where every device then has whole blocks.  Scalars are whole on every device.
 
     Args:
         tx: ``automagic_8bit(...)``, alone or in any chain.  Its `init` is only traced.

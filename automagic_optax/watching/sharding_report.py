@@ -32,7 +32,7 @@ def sharding_report(params: Any, opt_state: Any) -> dict[str, Any]:
         ``state_bytes``: bytes of the whole state, each array counted once;
         ``state_bytes_per_device``: bytes on the device that holds most;
         ``cut_blocks``: name → bytes, for arrays with an 8-bit block that a border between devices cuts: what each
-        device gathers for their absmax and sign bits in one update.  Their states are right, but splitting another axis
+        device gathers for their absmax in one update.  Their states are right, but splitting another axis
         is cheaper;
         ``gathered_bytes``: the sum of these bytes;
         ``misplaced``: names of arrays whose states are not split like the array.

@@ -113,16 +113,30 @@ FAULTS = (
     Fault(
         "the rate rises though gradients alternate",
         TORCH,
-        "(agreement >= config.agreement_floor) & (SHORT_STEP",
-        "(SHORT_STEP",
+        "of_agreement * (agreement - config.agreement_floor)",
+        "of_agreement * torch.ones_like(agreement)",
         ("test_torch_search", "test_torch_oracle"),
     ),
     Fault(
         "the climb goes on though half of the agreement is gone",
         TORCH,
-        " & (agreement >= peak / 2)",
+        " & (agreement >= AGREES * size)",
         "",
         ("test_torch_search", "test_torch_oracle"),
+    ),
+    Fault(
+        "a climb that noise ended stays ended",
+        TORCH,
+        "again = moves & (peak < 0)",
+        "again = moves & (peak < -2)",
+        ("test_torch_search",),
+    ),
+    Fault(
+        "gradients that have grown do not slow the rise",
+        TORCH,
+        "beyond = beyond * (LARGEST_GROWTH - growth).clamp(0.0, 1.0)",
+        "beyond = beyond * 1.0",
+        ("test_torch_search",),
     ),
     Fault(
         "the walk has other signs at every step",

@@ -21,14 +21,14 @@ pytestmark = pytest.mark.compiled_quickly
 SHAPES = {"kernel": (24, 40), "bias": (40,), "gain": ()}
 FIELDS: dict[str, Any] = {"warmup_steps": 20, "max_lr": 0.1, "straightness": 0.8, "optim_bits": 32, "layout": "flax"}
 FIELDS |= {"weight_decay": 0.1, "edge_suppression": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}
-STEPS, TURN = 16, 10
+STEPS, TURNS = 15, (12, 13)
 
 
 def gradient(t: int) -> dict[str, np.ndarray]:
-    """Drifts under noise, and points the other way once, which ends the climb."""
+    """Drifts under noise, and points the other way twice, which ends the climb."""
     noise, drift = np.random.default_rng([t, 7]), np.random.default_rng(1)
     found = {name: drift.standard_normal(shape) + noise.standard_normal(shape) for name, shape in SHAPES.items()}
-    return {name: np.asarray(-g if t == TURN else g, np.float32) for name, g in found.items()}
+    return {name: np.asarray(-g if t in TURNS else g, np.float32) for name, g in found.items()}
 
 
 class TorchRun:
@@ -92,10 +92,10 @@ def test_the_search_goes_on_in_the_other_framework_and_back() -> None:
     for run in (in_torch, in_jax):
         run.train(range(4, STEPS))
     assert in_the_climb[3] > 0.2
-    assert second.search()[3] == -1
-    # Two more steps up, which the turn takes back, and after it a rise.
+    assert second.search()[3] < 0
+    # More steps up, of which the turn takes two back, and after it a rise.
     assert second.search()[0] > in_the_climb[0] + 0.1
-    # 32 bits: float32 sums in another order, over sixteen steps.
+    # 32 bits: float32 sums in another order, over fifteen steps.
     for run in (in_jax, second):
         np.testing.assert_allclose(run.search(), in_torch.search(), rtol=1e-5)
     for name, p in second.params.items():
