@@ -234,7 +234,7 @@ def searched(
             back = jnp.minimum(of_peak * size, most)
             agrees = (agreement > 0) & (agreement >= f32(constants.AGREES) * size)
             ends = climbing & counts & asks & (agreement != 0) & ~agrees
-            again = ~climbing & asks & agrees & (agreement >= f32(constants.AGREES_AGAIN))
+            again = ~climbing & long & asks & agrees & (agreement >= f32(constants.AGREES_AGAIN))
             to_start = f32(math.log(constants.SEARCH_START)) - jnp.log(jnp.maximum(rates.array(), f32(_LEAST)))
             rise = jnp.where(climbing, jnp.where(ends, jnp.clip(to_start, -back, f32(0)), f32(0)), rise)
             fades = (agreement / size - f32(constants.AGREES)) / f32(1 - constants.AGREES)

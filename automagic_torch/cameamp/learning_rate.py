@@ -228,7 +228,8 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
     growth = torch.where(first > 0, norm / first, 0.0)
     beyond = beyond * (LARGEST_GROWTH - growth).clamp(0.0, 1.0)
     moves = of_step > 0
-    rise = torch.where(moves & (SHORT_STEP * step * of_step >= energy), config.search_gain * beyond, 0.0)
+    long = moves & (SHORT_STEP * step * of_step >= energy)
+    rise = torch.where(long, config.search_gain * beyond, 0.0)
     if config.climbs:
         of_agreement, at_most = RISE_BY_VOTES
         rise = torch.minimum(rise, (of_agreement * (agreement - config.agreement_floor)).clamp(0.0, at_most))
@@ -242,7 +243,7 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
             back = (of_peak * size).clamp(max=most)
             agrees = (agreement > 0) & (agreement >= AGREES * size)
             ends = climbing & (agreement != 0) & ~agrees
-            again = moves & (peak < 0) & agrees & (agreement >= AGREES_AGAIN)
+            again = long & (peak < 0) & agrees & (agreement >= AGREES_AGAIN)
             rise = torch.where(climbing, torch.where(ends, torch.maximum(to_start, -back).clamp(max=0.0), 0.0), rise)
             climb = CLIMB * ((agreement / size - AGREES) / (1 - AGREES)).clamp(0.0, 1.0) + torch.where(again, back, 0.0)
             climbs = again | (climbing & agrees)

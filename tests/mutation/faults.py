@@ -127,8 +127,8 @@ FAULTS = (
     Fault(
         "a climb that noise ended stays ended",
         TORCH,
-        "again = moves & (peak < 0)",
-        "again = moves & (peak < -2)",
+        "again = long & (peak < 0)",
+        "again = long & (peak < -2)",
         ("test_torch_search",),
     ),
     Fault(

@@ -102,9 +102,11 @@ class RateSearch:
         peak = max(abs(self.peak_agreement), 1e-3)
         back = min(0.8, 2 * peak)
         agrees = self.agreement > 0 and self.agreement >= peak / 2
+        is_long = 4 * self.step * energy >= self.walk_energy
+        again = self.step >= 5 and self.agreement >= 0.1 and is_long
         if kept == 0 and self.step < 5:
             rise = max(0.4, to_start)
-        elif self.use_agreement and agrees and (kept == 0 or (self.step >= 5 and self.agreement >= 0.1)):
+        elif self.use_agreement and agrees and (kept == 0 or again):
             # The climb goes on, slower where agreement fades, or goes on again with what was taken back.
             self.peak_agreement = peak
             rise = 0.4 * min(1.0, 2 * self.agreement / peak - 1) + (0.0 if kept == 0 else back)
@@ -114,7 +116,7 @@ class RateSearch:
                 self.peak_agreement = -peak
                 # Back by two steps of the climb, or less after a low peak, but not below 1e-5.
                 rise = min(0.0, max(-back, to_start))
-        elif straightness > self.cfg.straightness and 4 * self.step * energy >= self.walk_energy:
+        elif straightness > self.cfg.straightness and is_long:
             rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 0.5) * calm
             if self.use_agreement:
                 rise = min(rise, 0.75 * max(0.0, self.agreement - self.cfg.agreement_floor), 0.15)

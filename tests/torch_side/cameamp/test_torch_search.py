@@ -266,6 +266,16 @@ def test_short_steps_of_a_schedule_raise_no_rate(schedule: str) -> None:
     assert [short for short, _ in itertools.groupby(was_short)][:3] == [False, True, False]
 
 
+def test_at_the_foot_of_a_schedule_no_climb_goes_on() -> None:
+    optimizer = made()
+    (group,) = optimizer.param_groups
+    taken(optimizer, range(15))
+    found = taken(optimizer, range(15, 30), always)
+    group["lr"] = 1e-7
+    assert taken(optimizer, range(30, 40)) == found
+    assert float(group["automagic_agreement"]) > 0.9 > 0 > float(group["automagic_peak_agreement"])
+
+
 def test_a_state_saved_in_the_climb_goes_on_bit_for_bit() -> None:
     def go_on(optimizer: AutomagicCameAMP8bit) -> Any:
         taken(optimizer, range(7, 10))
