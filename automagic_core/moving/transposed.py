@@ -1,7 +1,7 @@
 """Transposes the states of one array to another layout (docs/algorithm.md, section 11.2).
 
-Float32 states and scalars stay exact.  The blocks of an 8-bit state follow the order in memory.  Where that
-order changes, a state of more than one block is read, transposed and rounded again.
+Float32 states and scalars stay exact.  The blocks of an 8-bit state follow the order in memory.  Where that order
+changes, a state of more than one block is read, transposed and rounded again.
 """
 
 from __future__ import annotations
