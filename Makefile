@@ -46,8 +46,6 @@ lint: .venv/installed
 # costs more processor time in all.  The tests of a file share what it compiles, so one process runs them all.
 COMPILED_FAST := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 test: export XLA_FLAGS += $(COMPILED_FAST)
-# Two programs less for the C++ compiler, which would ask whether it knows this processor's vectors: half of a test.
-test: export TORCHINDUCTOR_VEC_ISA_OK ?= 1
 test: lint  ## lint, format check, type check and every test but the slow ones
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not integrations'
 

@@ -16,7 +16,14 @@ from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, 
 from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.arrays.marks import held_marks, set_marks
-from automagic_torch.cameamp.batches import agree_on_gradients, agree_on_presence, kind, new_batch, of_this_group
+from automagic_torch.cameamp.batches import (
+    Place,
+    agree_on_gradients,
+    agree_on_presence,
+    kind,
+    new_batches,
+    of_this_group,
+)
 from automagic_torch.cameamp.call import Batch, Call, OpenStep
 from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
 from automagic_torch.cameamp.groups import (
@@ -225,34 +232,39 @@ class AutomagicCameAMP8bit(Optimizer):
         for name, sentence in unused_entries(call.group):
             self._warn_once(name, sentence)
         call.batches = []
-        open_batches: dict[Hashable, Batch] = {}
+        kinds: dict[Hashable, list[Place]] = {}
         # A tied weight may be listed twice; it takes one step.
         for p, index in {call.group["params"][index]: index for index in indices}.items():
-            if p.grad is None or p.numel() == 0:
-                continue
-            key = kind(p)
-            batch = open_batches.get(key)
-            if batch is None or len(batch.params) == batch.room:
-                batch = open_batches[key] = new_batch(call, p, self.state_device)
-            held = self.state.get(p, {})
-            state = held
-            if self._owned.get(p) is not held:
+            if p.grad is not None and p.numel() > 0:
+                kinds.setdefault(kind(p), []).append((p, index))
+        formed = [found for alike in kinds.values() for found in new_batches(call, alike, self.state_device)]
+        for batch, places in sorted(formed, key=lambda found: found[1][0][1]):  # in the order of their first arrays
+            call.batches.append(batch)
+            for p, index in places:
+                self._add_to(batch, p, group_index, index)
+
+    def _add_to(self, batch: Batch, p: Tensor, group_index: int, index: int) -> None:
+        """Adds an array to a batch."""
+        call = batch.call
+        held = self.state.get(p, {})
+        state = held
+        if self._owned.get(p) is not held:
+            batch.in_place = False
+            # A new dict, since an earlier state_dict may hold the old one.
+            self.state[p] = state = dict(held)
+        if state.keys() != batch.names and not own_states(state):
+            self._tell_about_fallback(p, batch.plan, call)
+            state |= batch.extent.new_state(call.warming, p.device)
+        else:
+            if (fitting := of_this_group(state, batch, p.device)) is not state:
                 batch.in_place = False
-                # A new dict, since an earlier state_dict may hold the old one.
-                self.state[p] = state = dict(held)
-            if state.keys() != batch.names and not own_states(state):
-                self._tell_about_fallback(p, batch.plan, call)
-                state |= batch.extent.new_state(call.warming, p.device)
-            else:
-                if (fitting := of_this_group(state, batch, p.device)) is not state:
-                    batch.in_place = False
-                    self.state[p] = state = fitting
-                refuse_misfit(state, p, batch.names, call.group, group_index, index)
-                near = batch.extent.beside(state, p.device)
-                if near is not state:
-                    self.state[p] = state = near
-            batch.params.append(p)
-            batch.states.append(state)
+                self.state[p] = state = fitting
+            refuse_misfit(state, p, batch.names, call.group, group_index, index)
+            near = batch.extent.beside(state, p.device)
+            if near is not state:
+                self.state[p] = state = near
+        batch.params.append(p)
+        batch.states.append(state)
 
     def _walks_of_absent(self, call: Call) -> list[Tensor]:
         """`walk` of the arrays of a group that have one and do not take part in the call."""

@@ -35,6 +35,13 @@ def separate(x: Tensor) -> Sequence[Tensor]:
     return copies
 
 
+def filled_up(x: Tensor, count: int, value: float) -> Tensor:
+    """Stacked tensors as `count` of them: x itself, or a copy in which those that x lacks are full of `value`."""
+    if len(x) == count:
+        return x
+    return torch.cat([x, torch.full_like(x[:1], value).expand(count - len(x), *x.shape[1:])])
+
+
 def spread(per_array: Tensor, like: Tensor) -> Tensor:
     """(arrays,) → (arrays, 1, …, 1) with as many axes as `like`."""
     return per_array.view(-1, *[1] * (like.ndim - 1))

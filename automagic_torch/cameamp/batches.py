@@ -18,6 +18,9 @@ from automagic_torch.codec.stored import States, state_forms
 from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.chain import StageArrays
 
+Place = tuple[Tensor, int]
+"""A parameter and its number in its group."""
+
 ARRAY_LIMIT = {"cpu": 2**16, "other": 2**20}
 """Arrays with more elements go alone.
 
@@ -75,16 +78,28 @@ def arrays_in_batch(size: int, device: torch.device) -> int:
     return 1 if size > largest else max(1, BATCH_LIMIT // size)
 
 
-def new_batch(call: Call, p: Tensor, state_device: torch.device | None) -> Batch:
-    """Adds a batch for arrays of the kind of p to a call."""
+def new_batches(
+    call: Call, alike: Sequence[Place], state_device: torch.device | None
+) -> list[tuple[Batch, Sequence[Place]]]:
+    """Empty batches for arrays of one kind, and the arrays of each.
+
+    All batches but the last have equally many: as many as its first batch has a compiled function computes at a time.
+
+    Args:
+        call: of their group.
+        alike: the arrays.
+        state_device: where the states are; None for the parameters' device.
+    """
+    p = alike[0][0]
     layout = call.group[LAYOUT]
     plan = plan_of(p, call.config, layout, eight_bit=can_store_8bit(p, call.config))
     extent = extent_of(p, plan, state_device)
     arrays = StageArrays(plan, call.config, layout, is_embedding(p), is_lora(p))
-    room = arrays_in_batch(extent.elements_computed(arrays), p.device)
-    batch = Batch(call, extent, frozenset(state_forms(plan, call.warming)), arrays, room)
-    call.batches.append(batch)
-    return batch
+    names = frozenset(state_forms(plan, call.warming))
+    count = -(-len(alike) // arrays_in_batch(extent.elements_computed(arrays), p.device))
+    each = -(-len(alike) // count)
+    parts = [alike[first : first + each] for first in range(0, len(alike), each)]
+    return [(Batch(call, extent, names, arrays), part) for part in parts]
 
 
 def of_this_group(state: States, batch: Batch, device: torch.device) -> States:

@@ -179,7 +179,6 @@ class Batch:
         extent: the part of them that this process holds.
         names: the names of their stored tensors in this call.
         arrays: what the stages must know about them.
-        room: how many arrays it can have.
         params: the parameters; each has a gradient and at least one element.
         states: their states; the entries of these dicts are replaced.
     """
@@ -188,7 +187,6 @@ class Batch:
     extent: Extent
     names: frozenset[str]
     arrays: StageArrays
-    room: int
     params: list[Tensor] = field(default_factory=list)
     states: list[States] = field(default_factory=list)
     in_place: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 from collections.abc import Callable, Hashable
 from functools import cache, lru_cache
 from types import FunctionType
@@ -18,6 +19,7 @@ from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.codec.random_bits import signed_key
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.steps.new_values import Given, New, Way, new_values, written_back
+from automagic_torch.steps.windows import run_in_windows
 
 Program = Callable[[Given], tuple[Any, ...]]
 _NOT_COMPUTED_WITH = (
@@ -31,6 +33,16 @@ _SAME: dict[str, Any] = {
 _OPTIONS: dict[str, Any] = {"assert_indirect_indexing": False, "realize_opcount_threshold": 1000}
 """No check of indices, which are codes.  What a loop has computed is not stored for the next loop only because it is
 long: the codes of one state are one expression."""
+
+
+_VECTORS = {"cpp.vec_isa_ok": True}
+"""The C++ compiler and torch know the vector instructions of the processor.  Inductor would compile small programs to
+find out: 7 s, and 1 s where they lie in its cache."""
+_NO_VECTORS = {"cpp.simdlen": 1}
+_NOT_VECTORIZED = (
+    "a step was compiled without vector instructions, since the C++ compiler does not know those of this processor; "
+    "g++ 11 and later do"
+)
 
 
 def _options(device: torch.device) -> dict[str, Any]:
@@ -77,19 +89,19 @@ def _computed_with(values: tuple[Any, ...]) -> Config:
 
 
 def run_compiled(way: Way, given: Given) -> New:
-    """`new_values` by a compiled function, written into `given` except for several arrays on a CPU."""
-    device, several = given.before.device, len(given.before) > 1
+    """`new_values` by a compiled function, written into `given`."""
+    device = given.before.device
     values = tuple(tuple(v) if isinstance(v, list) else v for v in way.arrays.config.__dict__.values())
     config = _computed_with(values)
     way = way._replace(arrays=way.arrays._replace(config=config), extent=Extent(way.extent.plan))
     fields = tuple(config.__dict__.values())
     key = (
-        *(way.arrays.plan, fields, *way.arrays[2:], *way[2:], frozenset(given.stored), several, device),
+        *(way.arrays.plan, fields, *way.arrays[2:], *way[2:], frozenset(given.stored), device),
         *(given.before.dtype, given.g.dtype, given.usable is None),
     )
     program = _programs.get(key)
     if program is None:
-        program = _programs[key] = _new_program(way, device)
+        program = _programs[key] = _new_program(way, device), len(given.before)
 
     def on_device(value: Tensor | float) -> Tensor:
         return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float32, device=device)
@@ -108,20 +120,22 @@ def run_compiled(way: Way, given: Given) -> New:
         parameter_key=None if given.parameter_key is None else of_key(given.parameter_key),
         walk_key=of_key(given.walk_key),
     )
-    if several:
-        for x in (given.g, given.before, *given.stored.values(), *given.stage_states.values()):
-            torch._dynamo.mark_dynamic(x, 0)
-        if given.usable is not None:
-            torch._dynamo.mark_dynamic(given.usable, 0)
-    new = New(*program(given))
-    if device.type == "cpu" and several:
-        return new
-    shares = written_back(way, given, new) if device.type == "cpu" else new.stored
-    return new._replace(after=given.before, stored=shares or given.stored)
+    compute, window = program
+
+    def run(given: Given) -> New:
+        new = New(*compute(given))
+        shares = written_back(way, given, new) if device.type == "cpu" else new.stored
+        return new._replace(after=given.before, stored=shares or given.stored)
+
+    return run(given) if len(given.before) == window else run_in_windows(given, window, run)
 
 
-_programs: dict[Hashable, Program] = {}
-"""One for every form of batch: what is computed, dtypes, the device, and whether there are several arrays."""
+_programs: dict[Hashable, tuple[Program, int]] = {}
+"""One for every form of batch: what is computed, dtypes and the device; and how many arrays it computes at a time.
+
+Their number is that of the first batch, a constant of the function.  With a number that may change it takes twice as
+long to compile, and twice as long to be found in the cache of compiled functions.
+"""
 
 
 def _new_program(way: Way, device: torch.device) -> Program:
@@ -133,8 +147,36 @@ def _new_program(way: Way, device: torch.device) -> Program:
         # Inductor cannot always compile C++ loops that write into what others read: a KeyError where it fuses them.
         return tuple(new) if device.type == "cpu" else (None, written_back(way, given, new), *new[2:])
 
-    # Code of its own, since torch counts how often it compiles one code and stops at a limit.
-    name = f"step_of_{'x'.join(map(str, way.arrays.plan.shape)) or 'scalars'}"
-    own = FunctionType(program.__code__.replace(co_name=name), globals(), name, None, program.__closure__)
-    compiled: Program = torch.compile(own, fullgraph=True, options=_options(device))
-    return compiled
+    def compiled(options: dict[str, Any]) -> Program:
+        # Code of its own, since torch counts how often it compiles one code and stops at a limit.
+        name = f"step_of_{'x'.join(map(str, way.arrays.plan.shape)) or 'scalars'}"
+        own = FunctionType(program.__code__.replace(co_name=name), globals(), name, None, program.__closure__)
+        made: Program = torch.compile(own, fullgraph=True, options=options)
+        return made
+
+    options = _options(device)
+    return compiled(options) if device.type != "cpu" else _with_vectors_at_first(compiled, options)
+
+
+def _with_vectors_at_first(compiled: Callable[[dict[str, Any]], Program], options: dict[str, Any]) -> Program:
+    """What `compiled` makes with vector instructions; if that fails at its first call, what it makes without them."""
+    from torch._inductor import config
+
+    if config.cpp.vec_isa_ok is not None:  # the user has decided it
+        return compiled(options)
+    chosen: list[Program] = []
+
+    def program(given: Given) -> tuple[Any, ...]:
+        if chosen:
+            return chosen[0](given)
+        first = compiled(options | _VECTORS)
+        try:
+            found = first(given)
+        except Exception:  # of many kinds, among them those of the compiler and of the loader
+            first = compiled(options | _NO_VECTORS)
+            found = first(given)
+            warnings.warn(_NOT_VECTORIZED, stacklevel=2)
+        chosen.append(first)
+        return found
+
+    return program

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -36,9 +35,7 @@ class KeepSharedValues(CustomGraphPass):
 def _elements(node: Node) -> int:
     """How many elements a node has; 0 if it is no tensor."""
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return 0
-    return math.prod(n if isinstance(n, int) else n.node.hint for n in value.shape)
+    return value.numel() if isinstance(value, torch.Tensor) else 0
 
 
 def _keep(graph: Graph, node: Node) -> None:
@@ -48,16 +45,9 @@ def _keep(graph: Graph, node: Node) -> None:
     value = node.meta["val"]
     if node.op != "call_function" or node.target in _KEPT_ANYWAY | _FREE or not value.is_contiguous():
         return
-    if any(user.target == _KEPT for user in node.users) or not all(isinstance(n, int) for n in value.stride()):
+    if any(user.target == _KEPT for user in node.users):
         return
-    sizes = list(value.shape)
-    at = node
-    for axis, n in enumerate(value.shape):
-        if not isinstance(n, int):
-            with graph.inserting_after(at):
-                at = sizes[axis] = graph.call_function(aten.sym_size.int, (node, axis))
-            at.meta["val"] = n
-    with graph.inserting_after(at):
-        kept = graph.call_function(_KEPT, (node, sizes, list(value.stride())))
+    with graph.inserting_after(node):
+        kept = graph.call_function(_KEPT, (node, list(value.shape), list(value.stride())))
     kept.meta["val"] = value
-    node.replace_all_uses_with(kept, lambda user: user is not kept and user.target != aten.sym_size.int)
+    node.replace_all_uses_with(kept, lambda user: user is not kept)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import platform
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +83,28 @@ def test_a_compiled_step_is_the_eager_one_and_compiles_once() -> None:
         optimizer.step()
     assert_close(eager, compiled)
     assert compiled.state[params_of(compiled)[0]]["skipped_steps"] == 1
+    assert compilations() == 1
+
+
+@pytest.mark.parametrize("clips", [pytest.param(100, id="raw gradients"), pytest.param(90, id="after the stages")])
+def test_one_function_serves_any_number_of_arrays(clips: int) -> None:
+    torch._dynamo.utils.counters.clear()
+    fields: dict[str, Any] = {"percentile_clipping": clips, "warmup_steps": 20}
+    eager, compiled = both([(4, 16)] * 7, torque=False, spatial_awareness=False, **fields)
+    # The function is made for two arrays.  Then there are more, an odd number of them, and one alone.
+    for number, present in enumerate([2, 2, 7, 6, 1, 5], start=1):
+        for optimizer in (eager, compiled):
+            set_gradients(params_of(optimizer), number)
+            for p in params_of(optimizer)[present:]:
+                p.grad = None
+            if number == 4:
+                params_of(optimizer)[5].grad[0, 0] = torch.inf
+            optimizer.step()
+    assert_close(eager, compiled)
+    assert compiled.state[params_of(compiled)[5]]["skipped_steps"] == 1
+    one, other = eager.param_groups[0], compiled.param_groups[0]
+    for name in ("automagic_log_rate_scale", "automagic_agreement"):
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
     assert compilations() == 1
 
 
@@ -215,3 +241,18 @@ def test_an_early_torch_computes_without_a_compiler(monkeypatch: pytest.MonkeyPa
 def test_compiled_is_checked(value: Any) -> None:
     with pytest.raises(ValueError, match="compiled"):
         AutomagicCameAMP8bit(parameters([(4,)]), compiled=value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the options are those of x86")
+def test_a_compiler_without_vector_instructions_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "old_compiler"
+    script.write_text('#!/bin/sh\ncase "$*" in *-mavx*) echo "unknown option" >&2; exit 1;; esac\nexec g++ "$@"\n')
+    script.chmod(0o755)
+    code = "from tests.torch_side.steps.test_torch_compiled import both, run\nrun(both([(4, 16)])[1], range(1, 3))"
+    for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, str(script if name == "CXX" else tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_VEC_ISA_OK", raising=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "was compiled without vector instructions" in done.stderr

@@ -38,8 +38,6 @@ def loops_around(function: str, source: str) -> int:
 
 def test_what_a_loop_reads_for_each_element_is_computed_before_it() -> None:
     of_rows, x = torch.linspace(-1, 1, 6)[:, None], torch.linspace(-3, 3, 6 * 64).view(6, 64)
-    for each in (of_rows, x):
-        torch._dynamo.mark_dynamic(each, 0)
     found = {}
     options: dict[str, dict[str, Any]] = {"without": {}, "with": {"post_grad_custom_pre_pass": KeepSharedValues()}}
     for name, given in options.items():
