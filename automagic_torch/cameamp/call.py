@@ -151,8 +151,8 @@ class Call:
         if found:
             for walk in absent:
                 kept = whole(walk) * self.kept(walk.device)
-                nothing = torch.zeros((), dtype=torch.float32, device=walk.device)
-                found.append(Evidence(square_norm(kept), nothing, nothing))
+                nothing = torch.zeros(1, dtype=torch.float32, device=walk.device)
+                found.append(Evidence(square_norm(kept).view(1), nothing, nothing))
             search = searched(self.held, found, self.rates(device), self.step, self.config)
             group.update(zip(SEARCH_KEYS, search, strict=True))
 

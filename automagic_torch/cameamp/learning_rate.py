@@ -141,14 +141,14 @@ def new_walk(walk: Tensor, delta: Tensor, means: Means, key: int | Tensor) -> Te
 
 
 class Evidence(NamedTuple):
-    """What arrays of a group say to its search in one step; 0-d float32, sums over these arrays."""
+    """What arrays of a group say to its search in one step; float32, (arrays,)."""
 
     walk_square: Tensor
     """Σ walk²."""
     moved: Tensor
-    """The number of elements in those that are not skipped and have a gradient other than 0."""
+    """The number of elements; 0 for an array that is skipped or has no gradient other than 0."""
     gradient_square: Tensor
-    """Σ g² of those that are not skipped."""
+    """Σ g²; 0 for an array that is skipped."""
 
 
 def evidence(walk: Tensor, mean_square: Tensor, g: Tensor, ok: Tensor, v: Vote | None, means: Means) -> Evidence:
@@ -164,8 +164,8 @@ def evidence(walk: Tensor, mean_square: Tensor, g: Tensor, ok: Tensor, v: Vote |
     """
     (walk_square,) = means.sums(walk.square(), of_rows=True)
     (weight,) = means.sums(g.abs(), of_rows=False) if v is None else (v.weight,)
-    moved = (ok & (weight > 0)).float().sum() * means.plan.size
-    return Evidence(walk_square.sum(), moved, (mean_square.view(-1) * ok).sum() * means.plan.size)
+    moved = (ok & (weight > 0)).float() * means.plan.size
+    return Evidence(walk_square.view(-1), moved, mean_square.view(-1) * ok * means.plan.size)
 
 
 def pooled(votes: Sequence[Vote], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -214,7 +214,8 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
         config: hyperparameters.
     """
     ell, energy, agreement, peak, first, norm = search
-    walk_square, moved, gradient_square = torch.stack([to_device(torch.stack(e), ell.device) for e in found]).sum(0)
+    sums = [to_device(torch.stack(e).sum(1), ell.device) for e in found]
+    walk_square, moved, gradient_square = torch.stack(sums).sum(0)
     of_step = rates.array.square() * moved
     energy = search.kept(config) * energy + of_step
     straightness = 0.5 * (walk_square / energy).log()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import warnings
 from collections.abc import Callable, Hashable
 from functools import cache, lru_cache
 from types import FunctionType
@@ -35,14 +34,13 @@ _OPTIONS: dict[str, Any] = {"assert_indirect_indexing": False, "realize_opcount_
 long: the codes of one state are one expression."""
 
 
-_VECTORS = {"cpp.vec_isa_ok": True}
+_TRUST = {"cpp.vec_isa_ok": True}
 """The C++ compiler and torch know the vector instructions of the processor.  Inductor would compile small programs to
 find out: 7 s, and 1 s where they lie in its cache."""
-_NO_VECTORS = {"cpp.simdlen": 1}
-_NOT_VECTORIZED = (
-    "a step was compiled without vector instructions, since the C++ compiler does not know those of this processor; "
-    "g++ 11 and later do"
-)
+
+MANY_CALLS = 16
+"""A batch of more than so many times as many arrays as its function computes gets a function of its own.  On a CPU a
+call takes 0.2 ms beside its work."""
 
 
 def _options(device: torch.device) -> dict[str, Any]:
@@ -100,7 +98,7 @@ def run_compiled(way: Way, given: Given) -> New:
         *(given.before.dtype, given.g.dtype, given.usable is None),
     )
     program = _programs.get(key)
-    if program is None:
+    if program is None or len(given.before) > MANY_CALLS * program[1]:
         program = _programs[key] = _new_program(way, device), len(given.before)
 
     def on_device(value: Tensor | float) -> Tensor:
@@ -133,8 +131,8 @@ def run_compiled(way: Way, given: Given) -> New:
 _programs: dict[Hashable, tuple[Program, int]] = {}
 """One for every form of batch: what is computed, dtypes and the device; and how many arrays it computes at a time.
 
-Their number is that of the first batch, a constant of the function.  With a number that may change it takes twice as
-long to compile, and twice as long to be found in the cache of compiled functions.
+Their number is a constant of the function, that of the first batch in this process.  With a number that may change it
+takes twice as long to compile, and twice as long to be found in the cache of compiled functions.
 """
 
 
@@ -151,32 +149,45 @@ def _new_program(way: Way, device: torch.device) -> Program:
         # Code of its own, since torch counts how often it compiles one code and stops at a limit.
         name = f"step_of_{'x'.join(map(str, way.arrays.plan.shape)) or 'scalars'}"
         own = FunctionType(program.__code__.replace(co_name=name), globals(), name, None, program.__closure__)
-        made: Program = torch.compile(own, fullgraph=True, options=options)
+        made: Program = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         return made
 
-    options = _options(device)
-    return compiled(options) if device.type != "cpu" else _with_vectors_at_first(compiled, options)
+    return compiled(_options(device)) if device.type != "cpu" else _trusting_at_first(compiled, _options(device))
 
 
-def _with_vectors_at_first(compiled: Callable[[dict[str, Any]], Program], options: dict[str, Any]) -> Program:
-    """What `compiled` makes with vector instructions; if that fails at its first call, what it makes without them."""
+def _trusting_at_first(compiled: Callable[[dict[str, Any]], Program], options: dict[str, Any]) -> Program:
+    """What `compiled` makes with `_TRUST`; if that fails at its first call, what it makes without, then and later."""
     from torch._inductor import config
 
-    if config.cpp.vec_isa_ok is not None:  # the user has decided it
+    if config.cpp.vec_isa_ok is not None or _failures:  # the user has decided, or it is known
         return compiled(options)
     chosen: list[Program] = []
 
     def program(given: Given) -> tuple[Any, ...]:
         if chosen:
             return chosen[0](given)
-        first = compiled(options | _VECTORS)
+        now = compiled(options | _TRUST)
         try:
-            found = first(given)
-        except Exception:  # of many kinds, among them those of the compiler and of the loader
-            first = compiled(options | _NO_VECTORS)
-            found = first(given)
-            warnings.warn(_NOT_VECTORIZED, stacklevel=2)
-        chosen.append(first)
+            found = now(given)
+        except Exception as error:  # of many kinds, among them those of the compiler and of the loader
+            _failures.append(str(error))
+            _forget_what_was_trusted()
+            now = compiled(options)
+            found = now(given)
+        chosen.append(now)
         return found
 
     return program
+
+
+_failures: list[str] = []
+"""Why functions could not be made with `_TRUST`."""
+
+
+def _forget_what_was_trusted() -> None:
+    """Inductor remembers it for whatever else is compiled in this process."""
+    from torch._inductor import cpu_vec_isa
+
+    kinds = {type(isa).__bool__ for isa in cpu_vec_isa.supported_vec_isa_list}
+    for remembers in (cpu_vec_isa.valid_vec_isa_list, *kinds):
+        getattr(remembers, "cache_clear", lambda: None)()

@@ -19,8 +19,8 @@ def run_in_windows(given: Given, window: int, run: Callable[[Given], New]) -> Ne
 
     Args:
         given: as for `new_values`; no slab.
-        window: a call of `run` gets so many arrays.  The last call gets arrays without usable gradients, too, which
-            change nothing.
+        window: a call of `run` gets so many arrays.  The last call is filled up with arrays that are skipped, since
+            their gradients are NaN or `usable` says so.
         run: `new_values`, which writes into what it is given.
     """
     steps = []
@@ -36,7 +36,7 @@ def run_in_windows(given: Given, window: int, run: Callable[[Given], New]) -> Ne
     return New(
         after=given.before,
         stored=given.stored,
-        found=_evidence([step.found for step, _ in steps if step.found is not None]),
+        found=_evidence([(step.found, count) for step, count in steps if step.found is not None]),
         cast=_votes([(step.cast, count) for step, count in steps if step.cast is not None]),
         lr_mask=given.stored.get("lr_mask"),
         square_norm=_sum([step.square_norm for step, _ in steps if step.square_norm is not None]),
@@ -72,8 +72,9 @@ def _votes(votes: Sequence[tuple[Vote, int]]) -> Vote | None:
     return Vote(**of_arrays, size=votes[0][0].size)
 
 
-def _evidence(parts: Sequence[Evidence]) -> Evidence | None:
-    return Evidence(*(torch.stack(part).sum() for part in zip(*parts, strict=True))) if parts else None
+def _evidence(parts: Sequence[tuple[Evidence, int]]) -> Evidence | None:
+    own = [[x[:count] for x in found] for found, count in parts]
+    return Evidence(*(torch.cat(x) for x in zip(*own, strict=True))) if own else None
 
 
 def _sum(numbers: Sequence[Tensor]) -> Tensor | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.codec.nearest import codes_of, prepare_tables
@@ -86,12 +87,30 @@ def test_a_compiled_step_is_the_eager_one_and_compiles_once() -> None:
     assert compilations() == 1
 
 
+def test_every_size_is_a_constant_and_much_larger_batches_get_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[Any] = []
+    create = ShapeEnv.create_symbol
+
+    def recorded(*args: Any, **more: Any) -> Any:
+        sizes.append(create(*args, **more))
+        return sizes[-1]
+
+    monkeypatch.setattr(ShapeEnv, "create_symbol", recorded)
+    many = programs.MANY_CALLS + 1
+    for number, decay in ((1, 0.0), (2, 0.1), (many, 0.0), (many - 1, 0.0)):
+        _, compiled = both([(6, 16)] * number, torque=False, warmup_steps=0, weight_decay=decay)
+        run(compiled, range(1, 2))
+    assert sorted(window for key, (_, window) in programs._programs.items() if key[0].shape == (6, 16)) == [2, many]
+    assert sizes
+    assert all(size.is_number for size in sizes)
+
+
 @pytest.mark.parametrize("clips", [pytest.param(100, id="raw gradients"), pytest.param(90, id="after the stages")])
 def test_one_function_serves_any_number_of_arrays(clips: int) -> None:
     torch._dynamo.utils.counters.clear()
     fields: dict[str, Any] = {"percentile_clipping": clips, "warmup_steps": 20}
     eager, compiled = both([(4, 16)] * 7, torque=False, spatial_awareness=False, **fields)
-    # The function is made for two arrays.  Then there are more, an odd number of them, and one alone.
+    # The function is made for two arrays.  Then there are more, an even number of them, one alone, and an odd number.
     for number, present in enumerate([2, 2, 7, 6, 1, 5], start=1):
         for optimizer in (eager, compiled):
             set_gradients(params_of(optimizer), number)
@@ -249,10 +268,15 @@ def test_a_compiler_without_vector_instructions_is_enough(tmp_path: Path, monkey
     script = tmp_path / "old_compiler"
     script.write_text('#!/bin/sh\ncase "$*" in *-mavx*) echo "unknown option" >&2; exit 1;; esac\nexec g++ "$@"\n')
     script.chmod(0o755)
-    code = "from tests.torch_side.steps.test_torch_compiled import both, run\nrun(both([(4, 16)])[1], range(1, 3))"
+    code = """if True:
+        import torch
+        from tests.torch_side.steps.test_torch_compiled import both, run
+
+        run(both([(4, 16)])[1], range(1, 3))
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(100))  # what the user compiles is not spoilt
+    """
     for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, str(script if name == "CXX" else tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_VEC_ISA_OK", raising=False)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "was compiled without vector instructions" in done.stderr
