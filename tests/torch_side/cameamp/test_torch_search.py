@@ -266,6 +266,28 @@ def test_short_steps_of_a_schedule_raise_no_rate(schedule: str) -> None:
     assert [short for short, _ in itertools.groupby(was_short)][:3] == [False, True, False]
 
 
+@pytest.mark.parametrize("noise", [0.01, 0.3])
+@pytest.mark.parametrize("schedule", ["CosineAnnealingLR", "CosineAnnealingWarmRestarts"])
+def test_a_search_does_not_make_up_for_a_falling_schedule(schedule: str, noise: float) -> None:
+    """A noisy valley, a hundred times as steep along the last row as along the first; five restarts in the warm-up."""
+    steepness = torch.logspace(-2, 0, 64)[:, None]
+    found: list[float] = []
+    for period in (None, 48):
+        torch.manual_seed(0)
+        w, lowest = torch.nn.Parameter(0.1 * torch.randn(64, 64)), 0.3 * torch.randn(64, 64)
+        optimizer = AutomagicCameAMP8bit([w], **FIELDS | {"lr": 1e-3, "warmup_steps": 240})
+        scheduler = period and getattr(torch.optim.lr_scheduler, schedule)(optimizer, period)
+        for _ in range(240):
+            w.grad = steepness * (w.detach() - lowest) + noise * torch.randn(64, 64)
+            optimizer.step()
+            if scheduler:
+                scheduler.step()
+        found.append(float(optimizer.param_groups[0]["automagic_log_rate_scale"]))
+    # Twice for the schedule, whose mean is a half, and twice for chance.
+    assert found[0] > math.log(10)
+    assert found[1] == pytest.approx(found[0], abs=math.log(4))
+
+
 def test_at_the_foot_of_a_schedule_no_climb_goes_on() -> None:
     optimizer = made()
     (group,) = optimizer.param_groups
