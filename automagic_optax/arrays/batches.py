@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from automagic_core.arrays.evenly import evenly
 from automagic_optax.arrays.alike import alike
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.sharding.placement import devices_of
@@ -159,15 +160,6 @@ def in_batches(leaves: Sequence[Any], kinds: Sequence[Hashable], apart: Sequence
         kinds=tuple(kinds[batch[0]] for batch in positions),
         apart=tuple(apart),
     )
-
-
-def evenly(several: Sequence[Any], most: int) -> list[list[Any]]:
-    """Cuts a sequence into as few parts as there can be of at most so many, as equal as they can be.
-
-    The compiler makes its kernels once for all batches of one size.
-    """
-    each = -(-len(several) // -(-len(several) // most))
-    return [list(several[start : start + each]) for start in range(0, len(several), each)]
 
 
 def enter(updates: Any, like: Any, kinds: Sequence[Hashable] | None = None) -> tuple[Batched, Callable[[Batched], Any]]:

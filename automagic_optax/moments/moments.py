@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automagic_optax.arrays.batches import SMALLEST_BATCH, evenly, stack, unstack
+from automagic_core.arrays.evenly import evenly
+from automagic_optax.arrays.batches import SMALLEST_BATCH, stack, unstack
 from automagic_optax.arrays.in_chunks import CHUNK, after, chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.codec.random_bits import Chunk
 from automagic_optax.codec.stored import Writer

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from automagic_core.arrays.evenly import evenly
 from automagic_core.arrays.group_keys import LAYOUT
 from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.dtensors import is_dtensor
@@ -83,7 +84,7 @@ def new_batches(
 ) -> list[tuple[Batch, Sequence[Place]]]:
     """Empty batches for arrays of one kind, and the arrays of each.
 
-    All batches but the last have equally many: as many as its first batch has a compiled function computes at a time.
+    All but the last have equally many, since a compiled function computes as many at a time as its first batch has.
 
     Args:
         call: of their group.
@@ -96,10 +97,8 @@ def new_batches(
     extent = extent_of(p, plan, state_device)
     arrays = StageArrays(plan, call.config, layout, is_embedding(p), is_lora(p))
     names = frozenset(state_forms(plan, call.warming))
-    count = -(-len(alike) // arrays_in_batch(extent.elements_computed(arrays), p.device))
-    each = -(-len(alike) // count)
-    parts = [alike[first : first + each] for first in range(0, len(alike), each)]
-    return [(Batch(call, extent, names, arrays), part) for part in parts]
+    most = arrays_in_batch(extent.elements_computed(arrays), p.device)
+    return [(Batch(call, extent, names, arrays), part) for part in evenly(alike, most)]
 
 
 def of_this_group(state: States, batch: Batch, device: torch.device) -> States:

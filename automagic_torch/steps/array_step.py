@@ -143,8 +143,6 @@ def _in_place(batch: Batch, way: Way, given: Given, run: Callable[[Way, Given], 
     for name, value in new.stored.items():
         if not here or (alone and not batch.in_place):
             batch.extent.replace(batch.states, name, value)
-        elif value is not given.stored[name]:
-            given.stored[name].copy_(value)
     return new
 
 

@@ -65,8 +65,7 @@ def _votes(votes: Sequence[tuple[Vote, int]]) -> Vote | None:
         return None
 
     def joined(field: str) -> Any:
-        parts = [getattr(vote, field)[:count] for vote, count in votes if getattr(vote, field) is not None]
-        return torch.cat(parts) if parts else None
+        return _joined([getattr(vote, field)[:count] for vote, count in votes if getattr(vote, field) is not None])
 
     of_arrays = {field: joined(field) for field in Vote._fields if field != "size"}
     return Vote(**of_arrays, size=votes[0][0].size)
