@@ -12,6 +12,7 @@ from automagic_core.arrays.evenly import evenly
 from automagic_core.arrays.group_keys import LAYOUT
 from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
 from automagic_torch.arrays.dtensors import is_dtensor
+from automagic_torch.arrays.freed_memory import keep_freed_memory
 from automagic_torch.arrays.marks import is_embedding, is_lora
 from automagic_torch.cameamp.call import Batch, Call
 from automagic_torch.cameamp.groups import can_store_8bit, plan_of
@@ -30,12 +31,12 @@ per element in batches, and 394, 129, 60 and 53 ns alone.  The limit of other de
 fewer than about 2²⁰ elements should take no longer than its launch.
 """
 
-BATCH_LIMIT = 3 * 2**21
+BATCH_LIMIT = {"cpu": 2**20, "other": 3 * 2**21}
 """The most elements of a batch, which needs 50 to 60 bytes of temporary memory for each.
 
-A CPU is fastest with batches of 2²⁰ elements: a thousand adapters then took 1.15 s, in one batch per shape 1.42 s, and
-alone 2.6 s.  The limit is higher so that a model's adapters are one batch per shape.  It is below 2²³, from where on
-a temporary array has 32 MiB and the C library takes new pages from the system.
+On a CPU that is as much as the C library keeps from step to step (`keep_freed_memory`): 1,000 adapters, compiled, took
+160 ms a step, with everything on 460, and in batches of 3 · 2²¹ elements 320 to 370 and 690.  Other devices keep all
+that is freed, and the more a batch holds, the fewer launches they need.
 """
 
 
@@ -75,8 +76,8 @@ def _processes(p: Tensor) -> Hashable:
 
 def arrays_in_batch(size: int, device: torch.device) -> int:
     """How many arrays of `size` elements a batch can hold, at least 1."""
-    largest = ARRAY_LIMIT["cpu" if device.type == "cpu" else "other"]
-    return 1 if size > largest else max(1, BATCH_LIMIT // size)
+    where = "cpu" if device.type == "cpu" else "other"
+    return 1 if size > ARRAY_LIMIT[where] else max(1, BATCH_LIMIT[where] // size)
 
 
 def new_batches(
@@ -92,6 +93,8 @@ def new_batches(
         state_device: where the states are; None for the parameters' device.
     """
     p = alike[0][0]
+    if p.device.type == "cpu":
+        keep_freed_memory()
     layout = call.group[LAYOUT]
     plan = plan_of(p, call.config, layout, eight_bit=can_store_8bit(p, call.config))
     extent = extent_of(p, plan, state_device)
