@@ -90,6 +90,8 @@ _in_place_of.defjvps(lambda du, out, u, difference: du.astype(jnp.float32), None
 def round_stochastically(x: jax.Array, dtype: Any, random: jax.Array) -> jax.Array:
     """One of the two neighbours of x in `dtype`, the farther from zero with probability |x − near| / |far − near|.
 
+    No value is converted to `dtype` before it is one of its numbers: compilers leave out such a rounding.
+
     Args:
         x: float32 array.
         dtype: bfloat16 or float16.
@@ -98,12 +100,19 @@ def round_stochastically(x: jax.Array, dtype: Any, random: jax.Array) -> jax.Arr
     Returns:
         Array of `dtype`; a finite x never becomes infinite.
     """
-    near = x.astype(dtype)
-    bits = jax.lax.bitcast_convert_type(near, jnp.uint16)
-    # Sign and magnitude: one less is one towards zero, one more one away from it.
-    bits = bits - (jnp.abs(near.astype(jnp.float32)) > jnp.abs(x)).astype(jnp.uint16)
-    near = jax.lax.bitcast_convert_type(bits, jnp.dtype(dtype))
-    far = jax.lax.bitcast_convert_type(bits + jnp.uint16(1), jnp.dtype(dtype))
-    gap = jnp.abs(far.astype(jnp.float32)) - jnp.abs(near.astype(jnp.float32))
-    share = (jnp.abs(x) - jnp.abs(near.astype(jnp.float32))) / gap  # 0 where `far` is infinite
-    return jnp.where(random < share, far, near)
+    largest = np.float32(jnp.finfo(dtype).max)
+    x = jnp.where(jnp.isinf(x), x, jnp.clip(x, -largest, largest))
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    if jnp.dtype(dtype) == jnp.bfloat16:
+        # A bfloat16 is the upper half of a float32.  The lower half says how far x is on the way to the next one.
+        up = random < (bits & 0xFFFF).astype(jnp.float32) * np.float32(2**-16)
+        upper = (bits + (up.astype(jnp.int32) << 16)) >> 16
+        return jax.lax.bitcast_convert_type(upper.astype(jnp.int16), jnp.bfloat16)
+    # The gap between two float16 is 2⁻¹⁰ of the power of two below x, and 2⁻²⁴ at least.
+    power = jnp.maximum(bits & 0x7F800000, (127 - 14) << 23)
+    exponents = power - (10 << 23), ((254 + 10) << 23) - power
+    gap, inverse_gap = (jax.lax.bitcast_convert_type(x, jnp.float32) for x in exponents)
+    gaps = jnp.abs(x) * inverse_gap
+    low = jnp.floor(gaps)
+    up = random < gaps - low
+    return jnp.copysign((low + up) * gap, x).astype(dtype)

@@ -45,6 +45,8 @@ def updated(before: Tensor, delta: Tensor, ok: Tensor, key: int | Tensor | None)
 def stochastically_rounded(x: Tensor, dtype: torch.dtype, key: int | Tensor) -> Tensor:
     """Rounds to one of the two neighbours in `dtype`, right on average.
 
+    No value is converted to `dtype` before it is one of its numbers: compilers leave out such a rounding.
+
     Args:
         x: float32, arrays stacked along the first axis, contiguous.
         dtype: bfloat16 or float16.
@@ -53,15 +55,18 @@ def stochastically_rounded(x: Tensor, dtype: torch.dtype, key: int | Tensor) -> 
     Returns:
         `dtype`, the shape of x, contiguous.  A finite x stays finite.
     """
-    magnitude = x.abs()
-    nearest = x.to(dtype)
-    # For both signs, the next integer is the bit pattern of the next value away from zero.
-    # Inductor of torch 2.11 cannot view a bool as a number.
-    low_bits = nearest.view(torch.int16) - (nearest.abs().float() > magnitude).to(torch.int8)
-    high_bits = low_bits + 1
-    low = low_bits.view(dtype).abs().float()
-    high = high_bits.view(dtype).abs().float()
+    largest = torch.finfo(dtype).max
+    x = torch.where(x.isinf(), x, x.clamp(-largest, largest))
+    bits = x.view(torch.int32)
     r = random_unit(key, x[0].numel(), x.device).view(x.shape[1:])
-    # Above the largest finite value `high` is infinite and the quotient 0, so the value stays finite.
-    up = r < magnitude.sub_(low).div_(high.sub_(low))
-    return low_bits.add_(up.to(torch.int8)).view(dtype)
+    if dtype == torch.bfloat16:
+        # A bfloat16 is the upper half of a float32.  The lower half says how far x is on the way to the next one.
+        up = r < (bits & 0xFFFF).float() * 2**-16
+        return ((bits + (up.int() << 16)) >> 16).to(torch.int16).view(dtype)
+    # The gap between two float16 is 2⁻¹⁰ of the power of two below x, and 2⁻²⁴ at least.
+    power = (bits & 0x7F800000).clamp(min=(127 - 14) << 23)
+    gap, inverse_gap = (exponent.view(torch.float32) for exponent in (power - (10 << 23), ((254 + 10) << 23) - power))
+    gaps = x.abs() * inverse_gap
+    low = gaps.floor()
+    up = r < gaps - low
+    return ((low + up) * gap).copysign(x).to(dtype)

@@ -38,9 +38,11 @@ _TRUST = {"cpp.vec_isa_ok": True}
 """The C++ compiler and torch know the vector instructions of the processor.  Inductor would compile small programs to
 find out: 7 s, and 1 s where they lie in its cache."""
 
-MANY_CALLS = 16
-"""A batch of more than so many times as many arrays as its function computes gets a function of its own.  On a CPU a
-call takes 0.2 ms beside its work."""
+APART = {"cpu": 16, "other": 4}
+"""A batch of more than so many times as many arrays as a function computes, or of as many times fewer, gets a function
+of its own.  On a CPU a call takes 0.2 ms beside its work.  That of other devices is an estimate: every call is some
+thirty launches.
+"""
 
 
 def _options(device: torch.device) -> dict[str, Any]:
@@ -77,7 +79,15 @@ def missing_compiler(device_type: str) -> str | None:
         return None if shutil.which(found) else f"the C++ compiler {found!r} was not found; the variable CXX names one"
     from torch.utils._triton import has_triton
 
-    return None if has_triton() else f"Triton is not installed or does not support this {device_type} device"
+    if not has_triton():
+        return f"Triton is not installed or does not support this {device_type} device"
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # compiled at its first use, by a C compiler that may be missing
+    except Exception as error:
+        return f"Triton does not work here ({type(error).__name__}: {error})"
+    return None
 
 
 @lru_cache(maxsize=256, typed=True)
@@ -97,9 +107,7 @@ def run_compiled(way: Way, given: Given) -> New:
         *(way.arrays.plan, fields, *way.arrays[2:], *way[2:], frozenset(given.stored), device),
         *(given.before.dtype, given.g.dtype, given.usable is None),
     )
-    program = _programs.get(key)
-    if program is None or len(given.before) > MANY_CALLS * program[1]:
-        program = _programs[key] = _new_program(way, device), len(given.before)
+    compute, window = _program_for(key, len(given.before), way, device)
 
     def on_device(value: Tensor | float) -> Tensor:
         return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float32, device=device)
@@ -118,7 +126,6 @@ def run_compiled(way: Way, given: Given) -> New:
         parameter_key=None if given.parameter_key is None else of_key(given.parameter_key),
         walk_key=of_key(given.walk_key),
     )
-    compute, window = program
 
     def run(given: Given) -> New:
         new = New(*compute(given))
@@ -128,12 +135,27 @@ def run_compiled(way: Way, given: Given) -> New:
     return run(given) if len(given.before) == window else run_in_windows(given, window, run)
 
 
-_programs: dict[Hashable, tuple[Program, int]] = {}
-"""One for every form of batch: what is computed, dtypes and the device; and how many arrays it computes at a time.
+_programs: dict[Hashable, list[tuple[Program, int]]] = {}
+"""For every form of batch (what is computed, dtypes and the device) functions, and how many arrays each computes.
 
-Their number is a constant of the function, that of the first batch in this process.  With a number that may change it
-takes twice as long to compile, and twice as long to be found in the cache of compiled functions.
+Their number is a constant of a function, that of its first batch.  With a number that may change it takes twice as long
+to compile, and twice as long to be found in the cache of compiled functions.
 """
+
+
+def _program_for(key: Hashable, count: int, way: Way, device: torch.device) -> tuple[Program, int]:
+    """The function for a batch of `count` arrays whose own number is the nearest, and that number."""
+    known = _programs.setdefault(key, [])
+    apart = APART["cpu" if device.type == "cpu" else "other"]
+
+    def times(window: int) -> float:
+        return max(count / window, window / count)
+
+    nearest = min(known, key=lambda program: times(program[1]), default=None)
+    if nearest is None or times(nearest[1]) > apart:
+        nearest = _new_program(way, device), count
+        known.append(nearest)
+    return nearest
 
 
 def _new_program(way: Way, device: torch.device) -> Program:

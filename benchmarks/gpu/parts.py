@@ -15,7 +15,8 @@ def _files(side: str, *names: str) -> tuple[str, ...]:
     return tuple(str(path) for name in names for path in Path("tests", side).rglob(f"test_{name}.py"))
 
 
-CUDA_TESTS = _files("torch_side", "torch_cuda")
+CUDA_TESTS = _files("torch_side", "torch_cuda", "torch_compiled")
+"""Of the second file those that take a device."""
 LIBRARY_TESTS = _files(
     "torch_side",
     *("torch_hardware", "torch_benchmark", "torch_state_device", "torch_compiled_model", "accelerate"),
@@ -89,8 +90,10 @@ def _shared_parity(suite: str, processes: int, seconds: float, jax_on: str = "")
     ]
 
 
-def _tests(name: str, files: tuple[str, ...], seconds: float, *, workers: int = 0, moved: bool = False) -> Part:
-    plugin = ("-p", "benchmarks.gpu.on_cuda") if moved else ()
+def _tests(
+    name: str, files: tuple[str, ...], seconds: float, *, workers: int = 0, moved: bool = False, only: str = ""
+) -> Part:
+    plugin = (*(("-p", "benchmarks.gpu.on_cuda") if moved else ()), *(("-k", only) if only else ()))
     several = ("-n", str(workers), "--dist", "loadgroup") if workers else ()
     environment = {"TEST_DEVICE": "{device}"} if moved else {}
     return Part(
@@ -101,7 +104,7 @@ def _tests(name: str, files: tuple[str, ...], seconds: float, *, workers: int = 
 STAGES: tuple[tuple[Part, ...], ...] = (
     (_own("facts", 60),),
     (
-        _tests("cuda", CUDA_TESTS, 190, workers=4),
+        _tests("cuda", CUDA_TESTS, 190, workers=4, only="cuda"),
         _parity("codec", ("codec",), 130),
         *_shared_parity("teacher", 3, 190, "cpu"),
         *_compiling(9, 190),

@@ -34,7 +34,7 @@ def parameters(
 def set_gradients(params: Sequence[Tensor], step: int) -> None:
     generator = torch.Generator().manual_seed(1000 + step)
     for p in params:
-        p.grad = (0.5 + torch.randn(p.shape, generator=generator)).to(p.dtype)
+        p.grad = (0.5 + torch.randn(p.shape, generator=generator)).to(p)
 
 
 def run(optimizer: AutomagicCameAMP8bit, steps: range) -> None:
