@@ -110,8 +110,8 @@ def round_stochastically(x: jax.Array, dtype: Any, random: jax.Array) -> jax.Arr
         return jax.lax.bitcast_convert_type(upper.astype(jnp.int16), jnp.bfloat16)
     # The gap between two float16 is 2⁻¹⁰ of the power of two below x, and 2⁻²⁴ at least.
     power = jnp.maximum(bits & 0x7F800000, (127 - 14) << 23)
-    exponents = power - (10 << 23), ((254 + 10) << 23) - power
-    gap, inverse_gap = (jax.lax.bitcast_convert_type(x, jnp.float32) for x in exponents)
+    exponent = power - (10 << 23)
+    gap, inverse_gap = (jax.lax.bitcast_convert_type(e, jnp.float32) for e in (exponent, (254 << 23) - exponent))
     gaps = jnp.abs(x) * inverse_gap
     low = jnp.floor(gaps)
     up = random < gaps - low

@@ -65,7 +65,8 @@ def stochastically_rounded(x: Tensor, dtype: torch.dtype, key: int | Tensor) -> 
         return ((bits + (up.int() << 16)) >> 16).to(torch.int16).view(dtype)
     # The gap between two float16 is 2⁻¹⁰ of the power of two below x, and 2⁻²⁴ at least.
     power = (bits & 0x7F800000).clamp(min=(127 - 14) << 23)
-    gap, inverse_gap = (exponent.view(torch.float32) for exponent in (power - (10 << 23), ((254 + 10) << 23) - power))
+    exponent = power - (10 << 23)
+    gap, inverse_gap = exponent.view(torch.float32), ((254 << 23) - exponent).view(torch.float32)
     gaps = x.abs() * inverse_gap
     low = gaps.floor()
     up = r < gaps - low

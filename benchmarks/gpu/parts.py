@@ -15,8 +15,8 @@ def _files(side: str, *names: str) -> tuple[str, ...]:
     return tuple(str(path) for name in names for path in Path("tests", side).rglob(f"test_{name}.py"))
 
 
-CUDA_TESTS = _files("torch_side", "torch_cuda", "torch_compiled")
-"""Of the second file those that take a device."""
+CUDA_TESTS = _files("torch_side", "torch_cuda", "torch_compiled", "torch_slabs")
+"""Of the other two files those that take a device."""
 LIBRARY_TESTS = _files(
     "torch_side",
     *("torch_hardware", "torch_benchmark", "torch_state_device", "torch_compiled_model", "accelerate"),
