@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Hashable
 from functools import cache, lru_cache
+from importlib import import_module
 from types import FunctionType
 from typing import Any
 
@@ -82,9 +83,8 @@ def missing_compiler(device_type: str) -> str | None:
     if not has_triton():
         return f"Triton is not installed or does not support this {device_type} device"
     try:
-        from triton.runtime import driver
-
-        driver.active.get_current_target()  # compiled at its first use, by a C compiler that may be missing
+        # The driver is compiled at its first use, by a C compiler that may be missing.
+        import_module("triton.runtime").driver.active.get_current_target()
     except Exception as error:
         return f"Triton does not work here ({type(error).__name__}: {error})"
     return None

@@ -91,7 +91,7 @@ def test_a_compiled_step_is_the_eager_one_and_compiles_once() -> None:
     assert compilations() == 1
 
 
-def test_every_size_is_a_constant_and_batches_of_far_other_sizes_get_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_constants_and_batches_of_far_other_sizes_get_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[Any] = []
     create = ShapeEnv.create_symbol
 

@@ -106,7 +106,8 @@ def compare(expected: Any, found: Any, fields: dict[str, Any], times: float = 1)
     assert search["log_rate_scale"] != 0 or "warmup_steps" not in fields
     # The search sees sums over all elements in another order, and E and ℓ the few updates that are a gap of codes off.
     for name, value in search.items():
-        torch.testing.assert_close(torch.as_tensor(cut_search[name]), torch.as_tensor(value), rtol=times * 1e-4, atol=1e-7)
+        here = torch.as_tensor(cut_search[name])
+        torch.testing.assert_close(here, torch.as_tensor(value), rtol=times * 1e-4, atol=1e-7)
     assert energy.keys() == cut_energy.keys()
     for stage, norms in energy.items():
         torch.testing.assert_close(cut_energy[stage], norms, rtol=1e-5, atol=0)
