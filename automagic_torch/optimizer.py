@@ -209,7 +209,8 @@ class AutomagicCameAMP8bit(Optimizer):
             call.end()
             self._drop_what_only_the_warm_up_needs(call)
         if self.state_device is not None:
-            wait_for_copies({batch.params[0].device for batch in batches})
+            # Those of a backward pass that released its gradients are in no batch any more.
+            wait_for_copies({p.device for group in self.param_groups for p in group["params"]})
         self._stage_energy = opened.energy.totals()
         # What somebody took out of the optimizer is let go.
         self._owned = {p: state for p, state in self._owned.items() if self.state.get(p) is state}

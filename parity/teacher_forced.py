@@ -120,10 +120,16 @@ class Comparison:
         self.on_grid += int(on_grid.sum())
         self.code_step = max(self.code_step, int(np.where(on_grid, 1, apart).max(initial=0)))
 
-    def add_weights(self, theirs: Arrays, ours: Arrays, dtype: str) -> None:
-        """One step's low-precision parameters: how many are equal, how many units apart the others are."""
-        for a, b in zip(theirs, ours, strict=True):
+    def add_weights(self, theirs: Arrays, ours: Arrays, updates: Arrays, dtype: str) -> None:
+        """One step's low-precision parameters: how many are equal, how many units apart the others are.
+
+        Where a parameter and its update nearly cancel, the last bits of the update are many units of their sum.  So
+        parameters that are as close as updates must be count as neighbours.
+        """
+        for a, b, update in zip(theirs, ours, updates, strict=True):
             apart = np.abs(_ordered(a, dtype) - _ordered(b, dtype))
+            close = np.abs(a.astype(np.float64) - b.astype(np.float64)) <= UPDATE_BOUND * np.abs(update).max(initial=0)
+            apart = np.where(close, np.minimum(apart, 1), apart)
             self.elements += apart.size
             self.elements_equal += int((apart == 0).sum())
             self.element_step = max(self.element_step, int(apart.max(initial=0)))
@@ -176,7 +182,7 @@ def compare(
             )
             found.state = max(found.state, float(int(clipped.norm_position) != int(group["automagic_norm_position"])))
         if dtype != "float32":
-            found.add_weights(torch_side.weights(), step.weights, dtype)
+            found.add_weights(torch_side.weights(), step.weights, theirs, dtype)
         before = jax_side.from_torch(saved, weights)
     return found
 

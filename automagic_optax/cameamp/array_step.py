@@ -60,7 +60,7 @@ def step_array(
     plan = held(plan, old, shared.config)
     take = functools.partial(taken_whole, plan=plan, decayed=decayed, shared=shared)
     chunk = chunk_of_array(g)
-    cut = None if chunk is None else _cut(plan, chunk)
+    cut = None if chunk is None else _cut(plan, elementwise_states(old, plan), chunk)
     if cut is None and not runs_in_chunks(g):
         return with_skips(is_usable(g, shared.gradient_limit), take(g, w, old, skipped), old)
     if cut is not None:
@@ -120,8 +120,12 @@ class _Cut(NamedTuple):
     length: int
 
 
-def _cut(plan: StatePlan, chunk: int) -> _Cut | None:
-    """How the array is cut into chunks of about so many elements; None where it is computed as a whole."""
+def _cut(plan: StatePlan, states: dict[str, Any], chunk: int) -> _Cut | None:
+    """How the array is cut into chunks of about so many elements; None where it is computed as a whole.
+
+    Chunks hold whole blocks of the states as they are: `progressive_quantization` stores them otherwise than the plan.
+    """
+    blocks = [x.block_size or plan.size for x in states.values() if isinstance(x, QuantizedArray)]
     if plan.block_size is None or not plan.shape or plan.size == 0:
         return None
     last = plan.row_axis not in (None, 0)
@@ -132,7 +136,7 @@ def _cut(plan: StatePlan, chunk: int) -> _Cut | None:
     else:
         width = plan.shape[-1] if last else plan.size // plan.shape[0]
     length = plan.size // width
-    count = chunk_count(length, width, plan.block_size if plan.quantized else 1, chunk)
+    count = chunk_count(length, width, math.lcm(*blocks), chunk)
     if count == 1:
         return None
     part = (length // count, width)
@@ -163,7 +167,7 @@ def _step_in_chunks(
         return x.reshape(whole)
 
     gradient = matrix(g)
-    states = {name: _rows_of(x, plan, cut) for name, x in elementwise_states(old, plan).items()}
+    states = {name: _rows_of(x, cut) for name, x in elementwise_states(old, plan).items()}
 
     def first(_: Any, chunk: Any) -> Any:
         g, read = chunk
@@ -250,13 +254,13 @@ def _from_matrix(now: Known, found: dict[str, jax.Array]) -> Known:
     return now._replace(root=pair("root", now.root), res=pair("res", now.res), rows=found.get("rows", now.rows))
 
 
-def _rows_of(x: Any, plan: StatePlan, cut: _Cut) -> Any:
+def _rows_of(x: Any, cut: _Cut) -> Any:
     """An elementwise state as that of the matrix."""
     width = cut.plan.shape[1]
     if not isinstance(x, QuantizedArray):
         return x.reshape(cut.length, -1)
-    assert plan.block_size is not None
-    blocks = (cut.length, width // plan.block_size) if width % plan.block_size == 0 else (-1,)
+    assert x.block_size is not None
+    blocks = (cut.length, width // x.block_size) if width % x.block_size == 0 else (-1,)
     return dataclasses.replace(x, codes=x.codes.reshape(cut.length, width), absmax=x.absmax.reshape(blocks))
 
 

@@ -34,7 +34,8 @@ def are_usable(g: Tensor) -> Tensor:
     # If an element is NaN, the maximum is NaN, which compares as False.
     if not torch.compiler.is_compiling():  # without the magnitudes, which would be an array of their own
         g = g.view(len(g), -1)
-        return (g.amax(1) <= GRADIENT_LIMIT) & (g.amin(1) >= -GRADIENT_LIMIT)
+        # In float16 the limit would be infinite.
+        return (g.amax(1).float() <= GRADIENT_LIMIT) & (g.amin(1).float() >= -GRADIENT_LIMIT)
     # On a GPU one loop over rows forms the maximum and the means of rows.
     if g.is_cuda and g.ndim > 2:
         g = g.abs().amax(-1)

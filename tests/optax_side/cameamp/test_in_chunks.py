@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from automagic_optax import automagic_8bit
+from automagic_optax import QuantizedArray, automagic_8bit, progressive_quantization
 from automagic_optax.arrays import in_chunks
 from automagic_optax.cameamp import array_step, batch_step
 
@@ -105,3 +105,30 @@ def test_chunks_give_what_the_whole_array_gives(
                 path,
                 np.abs(np.asarray(a, np.float64) - b).max(),
             )
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param((50, 100), id="no whole blocks"), pytest.param((54, 100), id="no chunks")]
+)
+def test_states_that_progressive_quantization_stored_are_cut_at_their_blocks(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"optim_bits": 32, "warmup_steps": 0, "edge_suppression": False, "frequency_penalty": 0.0}
+    tx = automagic_8bit(1e-3, lora_rank_penalty=False, block_size=64, min_8bit_size=256, **fields)
+    rng = np.random.default_rng(0)
+    # Rows of very different sizes, so that the absmax of a neighbour would be far off.
+    params, sized = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(2))
+    grads = sized * 10.0 ** jnp.asarray(rng.uniform(-3, 0, (shape[0], 1)), jnp.float32)
+    state = tx.update(grads, tx.init(params), params)[1]
+    state = progressive_quantization(state, 100, 100, params=params)
+    assert any(isinstance(x, QuantizedArray) for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "codes")))
+    monkeypatch.setattr(in_chunks, "CHUNK", 512)
+    monkeypatch.setattr(in_chunks, "SMALLEST_CHUNK", 64)
+    whole = tx.update(grads, state, params)  # only compiled updates are cut
+    compiled = jax.jit(tx.update)(grads, state, params)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(compiled), strict=True):
+        assert a.shape == b.shape
+        if a.dtype == np.uint8:
+            assert np.mean(np.asarray(a != b)) <= 2e-3
+        else:
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

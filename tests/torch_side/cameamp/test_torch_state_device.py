@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from automagic_torch import AutomagicCameAMP8bit
+from automagic_torch import AutomagicCameAMP8bit, optimizer, release_gradients
 from automagic_torch.arrays.host_memory import on_device, on_host
 from automagic_torch.sharding import extent as extent_module
 from automagic_torch.steps import slabs
@@ -103,3 +103,16 @@ def test_checkpoints_and_copies_keep_the_place_and_every_bit():
 def test_another_place_is_refused(value):
     with pytest.raises(ValueError, match=r"state_device = .*valid: None .*'cpu'"):
         AutomagicCameAMP8bit(parameters(), state_device=value)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_step_waits_for_every_device_whose_states_it_copied(monkeypatch, released):
+    waited = []
+    monkeypatch.setattr(optimizer, "wait_for_copies", lambda devices: waited.append(set(devices)))
+    (p,) = parameters([(8, 6)])
+    stepped = AutomagicCameAMP8bit([p], state_device="cpu", **FIELDS | {"percentile_clipping": 100})
+    if released:
+        release_gradients(stepped)
+    p.square().sum().backward()
+    stepped.step()
+    assert waited == [{p.device}]

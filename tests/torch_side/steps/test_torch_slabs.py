@@ -32,20 +32,23 @@ def stepped(
     raw: bool,
     fields: dict[str, Any],
     device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    bad: float = torch.nan,
 ) -> Any:
     monkeypatch.setattr(slabs, "SLAB", dict.fromkeys(slabs.SLAB, limit))
     if raw and device == "cpu":  # what would be compiled, without compiling
         monkeypatch.setattr(compiled, "missing_compiler", lambda _: None)
         monkeypatch.setattr(compiled, "run_compiled", uncompiled)
-    p = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device))
+    p = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype))
     other = torch.nn.Parameter(torch.zeros(300, device=device))
-    optimizer = AutomagicCameAMP8bit([p, other], lr=1e-4, force_8bit=True, compiled=raw, **{"warmup_steps": 0} | fields)
+    chosen = {"lr": 1e-4, "warmup_steps": 0} | fields
+    optimizer = AutomagicCameAMP8bit([p, other], force_8bit=True, compiled=raw, **chosen)
     assert (slabs.rows_of_slab(optimizer_plan(optimizer, p), limit, equal=raw) is not None) == (limit < 2**20)
     for number in range(1, 5):
         other.grad = torch.randn(300, generator=torch.Generator().manual_seed(number)).to(device)
-        p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(device)
+        p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(device, dtype)
         if number == 3:
-            p.grad.view(-1)[5] = torch.nan
+            p.grad.view(-1)[5] = bad
         optimizer.step()
     (group,) = optimizer.param_groups
     search = {name: group[f"{PREFIX}{name}"] for name in SEARCH_SCALARS}
@@ -78,6 +81,19 @@ def test_slabs_change_nothing_but_the_order_of_sums(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], raw: bool, fields: dict[str, Any]
 ) -> None:
     compare(stepped(monkeypatch, 2**30, shape, raw, fields), stepped(monkeypatch, 2**13, shape, raw, fields), fields)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
+def test_slabs_of_other_dtypes(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, raw: bool, bad: float) -> None:
+    fields = {"lr": 1e-3, "factored": "none"}
+    whole, cut = (
+        stepped(monkeypatch, limit, (128, 512), raw, fields, dtype=dtype, bad=bad) for limit in (2**30, 2**13)
+    )
+    start = torch.randn((128, 512), generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert (whole[0] != start).float().mean() > 0.1  # as many numbers moved as tell of wrong random bits
+    compare(whole, cut, fields)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
