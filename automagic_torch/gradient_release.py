@@ -86,14 +86,16 @@ class GradientRelease:
         self._places: dict[Tensor, tuple[int, int]] = {}
         self._updated: set[Tensor] = set()
         self._running: weakref.ref[Callable[[], None]] | None = None
+        self._removed = False
 
     def remove(self) -> None:
         """Removes all hooks.  A step that a backward pass began is closed by `step` as before."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._removed = True
         optimizer = self._optimizer()
-        if optimizer is not None and optimizer._gradient_release is self:
+        if optimizer is not None and optimizer._gradient_release is self and optimizer._open_step is None:
             optimizer._gradient_release = None
             del optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
 
@@ -171,7 +173,10 @@ class GradientRelease:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 p.grad = None
-        self.watch()
+        if self._removed:
+            self.remove()
+        else:
+            self.watch()
 
     def _begin(self, optimizer: AutomagicCameAMP8bit) -> OpenStep:
         """Opens the step of all groups."""

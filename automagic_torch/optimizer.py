@@ -140,13 +140,13 @@ class AutomagicCameAMP8bit(Optimizer):
         try:
             refuse_dtypes(group, len(self.param_groups) - 1)
             refuse_placements(group, len(self.param_groups) - 1)
+            for name, sentence in group_config(group).advice():
+                self._warn_once(name, sentence)
             if self._gradient_release is not None:
                 self._gradient_release.watch()
-        except ValueError:
+        except BaseException:  # a warning can be one, too
             self.param_groups.pop()
             raise
-        for name, sentence in group_config(group).advice():
-            self._warn_once(name, sentence)
         group[STEP] = 0
         group.update({key: torch.zeros((), device=group_device(group), dtype=torch.float32) for key in SEARCH_KEYS})
         group[EFFECTIVE_LR] = formed_rate(group, 1)

@@ -102,7 +102,8 @@ def round_stochastically(x: jax.Array, dtype: Any, random: jax.Array) -> jax.Arr
     """
     largest = np.float32(jnp.finfo(dtype).max)
     x = jnp.where(jnp.isinf(x), x, jnp.clip(x, -largest, largest))
-    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    # Some bits of a NaN would not stay one.
+    bits = jnp.where(jnp.isnan(x), 0x7FC00000, jax.lax.bitcast_convert_type(x, jnp.int32))
     if jnp.dtype(dtype) == jnp.bfloat16:
         # A bfloat16 is the upper half of a float32.  The lower half says how far x is on the way to the next one.
         up = random < (bits & 0xFFFF).astype(jnp.float32) * np.float32(2**-16)

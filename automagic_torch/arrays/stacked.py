@@ -18,7 +18,7 @@ WORTH_WIDENING = 2**13
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Stacks tensors along a new leading axis; the result is contiguous.  A single contiguous one is not copied."""
     together = tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
-    return together.contiguous()
+    return together.contiguous().resolve_neg()
 
 
 def separate(x: Tensor) -> Sequence[Tensor]:

@@ -57,7 +57,7 @@ def stochastically_rounded(x: Tensor, dtype: torch.dtype, key: int | Tensor) -> 
     """
     largest = torch.finfo(dtype).max
     x = torch.where(x.isinf(), x, x.clamp(-largest, largest))
-    bits = x.view(torch.int32)
+    bits = torch.where(x == x, x.view(torch.int32), 0x7FC00000)  # some bits of a NaN would not stay one
     r = random_unit(key, x[0].numel(), x.device).view(x.shape[1:])
     if dtype == torch.bfloat16:
         # A bfloat16 is the upper half of a float32.  The lower half says how far x is on the way to the next one.

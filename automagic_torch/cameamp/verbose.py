@@ -31,13 +31,14 @@ def tell_step(optimizer: Any) -> None:
         optimizer: an `AutomagicCameAMP8bit` that has just stepped.
     """
     groups = [group for group in optimizer.param_groups if group[group_key("verbose")]]
-    if not groups:
+    begun = [group for group in groups if group[STEP] > 0]
+    if not begun:
         return
     if optimizer not in _told:
         _told.add(optimizer)
         tell(LOGGER, _start(optimizer, groups))
-    if groups[0][STEP] % EVERY == 0:
-        tell(LOGGER, _progress(optimizer, groups))
+    if max(group[STEP] for group in begun) % EVERY == 0:
+        tell(LOGGER, _progress(optimizer, begun))
 
 
 def _start(optimizer: Any, groups: list[dict[str, Any]]) -> str:
@@ -51,7 +52,8 @@ def _start(optimizer: Any, groups: list[dict[str, Any]]) -> str:
 def _progress(optimizer: Any, groups: list[dict[str, Any]]) -> str:
     fastest = max(groups, key=_rate)
     skipped = count(state_sums(optimizer, "skipped_steps"))
-    return progress_message(groups[0][STEP], _rate(fastest), float(fastest[LOG_RATE_SCALE].exp()), skipped)
+    step = max(group[STEP] for group in groups)
+    return progress_message(step, _rate(fastest), float(fastest[LOG_RATE_SCALE].exp()), skipped)
 
 
 def _rate(group: Mapping[str, Any]) -> float:

@@ -29,8 +29,8 @@ class ProgressiveQuantization:
     Call `step` after every ``optimizer.step()``; more calls do no harm.  An array is quantized once.  Its codes are
     those that it would have if the optimizer's last step had stored 8 bits.
 
-    The present threshold is written into every group, as ``group["automagic_min_8bit_size"]``.  So checkpoints fit at
-    any time, and a new array gets its states in the right form.
+    The present threshold is written into every group, as ``group["automagic_min_8bit_size"]``, and into the defaults of
+    groups that are added later.  So checkpoints fit at any time, and a new array gets its states in the right form.
 
     Args:
         optimizer: an `AutomagicCameAMP8bit`, best before its first step: states in 8 bits stay so.
@@ -70,7 +70,7 @@ class ProgressiveQuantization:
 
     def step(self) -> None:
         """Quantizes the arrays that are due."""
-        size = self.min_8bit_size
+        size = self.optimizer.defaults[_SIZE] = self.min_8bit_size
         for group in self.optimizer.param_groups:
             if group[_BITS] == 8 and group[_SIZE] != size:
                 self._quantize(group, size)

@@ -57,7 +57,9 @@ def _in_strips(g: Tensor, penalty: float, out: Tensor) -> Tensor:
     spectrum[..., kept:].mul_(penalty)
     width = max(1, STRIP // n1)
     for strip, frequencies in zip(
-        torch.split(spectrum[..., :kept], width, -1), torch.split(torch.arange(kept), width), strict=True
+        torch.split(spectrum[..., :kept], width, -1),
+        torch.split(torch.arange(kept, device=g.device), width),
+        strict=True,
     ):
         is_high = frequencies > last_kept[:, None]
         strip.copy_(torch.fft.ifft(torch.fft.fft(strip, dim=-2).mul_(penalty * is_high), dim=-2))

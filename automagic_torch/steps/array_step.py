@@ -56,7 +56,7 @@ def update_batch(
         # A compiled function is the same at the first step.
         voting=config.votes and call.warming if compiled else call.voting,
         searching=call.searching,
-        decays=config.weight_decay != 0,
+        decays=isinstance(config.weight_decay, Tensor) or config.weight_decay != 0,
         rounds=config.stochastic_rounding,
         shows=on_update is not None,
     )

@@ -124,3 +124,10 @@ def test_wide_parameters_get_the_update_in_their_dtype(dtype: str) -> None:
         updates, _ = tx.update(u, tx.init(w), w)
         assert updates.dtype == dtype
         assert np.array_equal(np.asarray(updates), np.asarray(u).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_nan_stays_one(dtype: str) -> None:
+    x = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000], np.uint32).view(np.float32)
+    rounded = round_stochastically(jnp.asarray(x), jnp.dtype(dtype), jnp.zeros(4))
+    assert np.isnan(np.asarray(rounded, np.float32)).all()

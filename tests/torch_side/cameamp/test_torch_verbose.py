@@ -4,7 +4,7 @@ import copy
 import logging
 
 from automagic_torch import AutomagicCameAMP8bit
-from tests.torch_side.torch_helpers import SMALL, parameters, run
+from tests.torch_side.torch_helpers import SMALL, parameters, run, set_gradients
 
 
 def test_one_line_at_the_start_and_one_every_hundred_steps(caplog):
@@ -57,3 +57,15 @@ def test_a_skipped_array_and_the_rate_found_are_told(caplog):
     assert factor > 1.1 * 1e-5 / 1e-3
     expected = f"step 100: rate {factor * 1e-3:.3g}, {factor:.3g} times the given one; 1 steps of single arrays skipped"
     assert record.getMessage() == expected
+
+
+def test_a_group_that_has_not_begun_says_nothing(caplog):
+    frozen, trained = parameters([(4,), (5,)])
+    optimizer = AutomagicCameAMP8bit([{"params": [frozen]}, {"params": [trained]}], verbose=True, **SMALL)
+    optimizer.step()
+    assert not caplog.records
+    for step in range(1, 101):
+        set_gradients([trained], step)
+        optimizer.step()
+    _, progress = caplog.records
+    assert progress.getMessage().startswith("step 100: ")

@@ -231,3 +231,9 @@ def test_a_skipped_parameter_keeps_its_bits(dtype):
     assert torch.equal(p[0].nan_to_num(posinf=torch.inf), before[0].nan_to_num(posinf=torch.inf))
     assert p[0][1].signbit()
     assert p[1][[0, 1, 3]].tolist() == [torch.inf, 0.5, 1.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_nan_stays_one(dtype):
+    bits = torch.tensor([[0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000]], dtype=torch.int32)
+    assert stochastically_rounded(bits.view(torch.float32), dtype, 5).isnan().all()

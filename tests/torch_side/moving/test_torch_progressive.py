@@ -151,3 +151,17 @@ def test_errors_and_the_warning_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="started_at = None"):
         quantization.load_state_dict({"total_steps": 3})
     assert quantization.total_steps == 10
+
+
+def test_a_group_that_is_added_in_the_midst_of_the_run_moves_with_the_others() -> None:
+    first, second, third = parameters([(64, 64), (64, 64), (128, 128)])
+    optimizer = AutomagicCameAMP8bit([first], **FIELDS)
+    quantization = ProgressiveQuantization(optimizer, 100)
+    for step in range(3):
+        if step == 1:
+            optimizer.add_param_group({"params": [second, third]})
+        run(optimizer, range(step, step + 1))
+        quantization.step()
+    assert {optimizer.state[p]["exp_avg"].dtype for p in (first, second, third)} == {torch.float32}
+    sizes = {group["automagic_min_8bit_size"] for group in optimizer.param_groups}
+    assert sizes == {quantization.min_8bit_size}

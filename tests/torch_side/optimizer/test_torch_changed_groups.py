@@ -138,3 +138,13 @@ def test_metrics_know_an_adapter_that_somebody_put_into_a_group():
     optimizer.param_groups[0]["params"].append(model.lora_B.weight)
     run(optimizer, range(1, 3))
     assert any(name.startswith("effective_rank") for name in optimizer.metrics())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_group_whose_warning_is_an_error_is_not_added():
+    (p, q) = parameters([(5,), (5,)])
+    optimizer = AutomagicCameAMP8bit([p], lr=1e-4)
+    with pytest.raises(UserWarning, match="too short for the rate search"):
+        optimizer.add_param_group({"params": [q], "warmup_steps": 5})
+    assert len(optimizer.param_groups) == 1
+    run(optimizer, range(1, 3))

@@ -219,3 +219,15 @@ def test_it_trains(profile):
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
     assert optimizer.param_groups[0]["automagic_log_rate_scale"] > 1
+
+
+def test_a_gradient_that_is_negated_when_it_is_read():
+    found = []
+    for lazy in (True, False):
+        (p,) = parameters([(600, 600)])
+        p._is_lora_layer = True
+        g = torch.randn(600, 600, generator=torch.Generator().manual_seed(0))
+        p.grad = torch._neg_view(g) if lazy else -g
+        AutomagicCameAMP8bit([p], lr=1e-3, warmup_steps=0).step()
+        found.append(p.detach())
+    assert torch.equal(*found)

@@ -227,3 +227,18 @@ def test_a_clip_after_the_backward_pass_returns_the_norm_of_nothing():
     assert torch.nn.utils.clip_grad_norm_([a, b], 1.0) == 0
     assert seen == [pytest.approx(1.0)]
     optimizer.step()
+
+
+def test_a_handle_removed_within_a_step_still_refuses_a_second_update():
+    (a,), optimizer = small(1)
+    handle = release_gradients(optimizer)
+    a.sum().backward()
+    handle.remove()
+    a.sum().backward()
+    with pytest.raises(RuntimeError, match="was updated in the backward pass and has a gradient again"):
+        optimizer.step()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert optimizer.state[a]["age"].item() == 1
+    a.sum().backward()
+    assert a.grad is not None

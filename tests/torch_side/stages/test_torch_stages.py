@@ -331,3 +331,10 @@ def test_every_stage_scales_with_the_gradient(g, power):
     for scaled, plain in zip(all_stages(c), all_stages(1.0), strict=True):
         # A power of two moves no rounding, but for the FFT's order of summation none is promised.
         torch.testing.assert_close(scaled, c * plain, rtol=1e-6, atol=1e-6 * c * g.abs().max().item())
+
+
+def test_a_default_device_changes_nothing():
+    g = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+    expected = suppress_high_frequencies(g, penalty=0.1)
+    with torch.device("meta"):
+        assert torch.equal(suppress_high_frequencies(g, penalty=0.1), expected)

@@ -18,6 +18,7 @@ from automagic_torch import AutomagicCameAMP8bit
 from automagic_torch.codec.nearest import codes_of, prepare_tables
 from automagic_torch.steps import compiled as programs
 from automagic_torch.steps.held_stacks import HeldStacks
+from automagic_torch.steps.new_values import new_values
 from tests.torch_side.torch_helpers import (
     SMALL,
     TOO_OLD_TO_COMPILE,
@@ -322,3 +323,21 @@ def test_a_compiler_without_vector_instructions_is_enough(tmp_path: Path, monkey
     monkeypatch.delenv("TORCHINDUCTOR_VEC_ISA_OK", raising=False)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_weight_decay_that_is_a_tensor_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def uncompiled(way: Any, device: torch.device) -> Any:
+        made.append(way)
+        prepare_tables(device)
+        return lambda given: tuple(new_values(way, given))
+
+    monkeypatch.setattr(programs, "_new_program", uncompiled)
+    found = []
+    for weight_decay in (torch.tensor(0.1), 0.1):
+        _, optimizer = both([(5, 7)], weight_decay=weight_decay, warmup_steps=0)
+        run(optimizer, range(1, 4))
+        found.append(snapshot(optimizer)[0])
+    assert len(made) == 1
+    assert same(*found)
