@@ -36,13 +36,24 @@ def in_saved_form(
         saved: gives what the file has of a field at a path below it: a mapping, something with shape and dtype, or
             None.
         leaf: makes a leaf from what the file has and any leaf of the same array.
+
+    Raises:
+        ValueError: the file has 8 bits where `like` has 32.
     """
     paths, arrays = _arrays(like)
     found = [_in_saved_form(array, path, saved, leaf) for path, array in zip(paths, arrays, strict=True)]
     pairs = list(zip(found, arrays, strict=True))
-    if all(_flat_forms(x) == _flat_forms(y) for x, y in pairs) or not all(_is_earlier(x, y) for x, y in pairs):
+    if all(_flat_forms(x) == _flat_forms(y) for x, y in pairs):
         return like
-    return _with_arrays(like, like, found)
+    if all(_is_earlier(x, y) for x, y in pairs):
+        return _with_arrays(like, like, found)
+    if any(name.endswith("_absmax") for x, y in pairs for name in _flat_forms(x).keys() - _flat_forms(y)):
+        raise ValueError(
+            "states were saved in 8 bits that have 32 bits here. If `progressive_quantization` stored them, restore "
+            "with Orbax or flax into progressive_quantization(tx.init(params), step, total_steps); else give the "
+            "fields of the run that was saved"
+        )
+    return like
 
 
 def former(like: ScaleByCameampState, saved: Any, leaf: Callable[[Any, Any], Any]) -> Any:
@@ -102,7 +113,8 @@ def below(saved: Any, keys: Paths) -> Any:
 
 
 def _is_stored(x: Any) -> bool:
-    return x is None or is_container(x) or isinstance(x, (QuantizedArray, RowColumn))
+    # None, and a container that a mask has emptied, are no arrays.
+    return isinstance(x, (QuantizedArray, RowColumn)) or (is_container(x) and bool(jax.tree.leaves(x)))
 
 
 def _arrays(state: ScaleByCameampState) -> tuple[list[Paths], list[ArrayState]]:

@@ -65,7 +65,8 @@ class Template:
         filled = map_states(lambda _: state, self.opt_state)
 
         def counted(part: Any) -> Any:
-            return part._replace(step=step) if isinstance(part, RoundToParametersState) else part
+            # An array of its own: two leaves that are one buffer could not be donated.
+            return part._replace(step=jnp.array(step)) if isinstance(part, RoundToParametersState) else part
 
         return jax.tree.map(counted, filled, is_leaf=_is_ours)
 

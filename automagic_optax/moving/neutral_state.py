@@ -31,6 +31,7 @@ from automagic_optax.cameamp.states import (
     gather_states,
     scatter_states,
 )
+from automagic_optax.codec.quantized_array import QuantizedArray
 from automagic_optax.moving.torch_names import Names, torch_indices
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
@@ -108,6 +109,12 @@ def group_of(
         )
         for leaf, (is_embedding, is_lora), states in zip(leaves, marks, flat_states(opt_state, params), strict=True)
     ]
+    stored = [x for x in jax.tree.leaves(state, is_leaf=_is_quantized) if _is_quantized(x)]
+    blocks = {x.block_size for x in stored if x.block_size is not None}
+    if len(blocks) > 1:
+        raise ValueError(f"opt_state has blocks of different sizes, {sorted(blocks)}: `requantized` gives them one")
+    if blocks:
+        fields = {**fields, "block_size": blocks.pop()}
     shared = {name: getattr(state, name) for name in SEARCH_SCALARS}
     for clipped in map(pure, parts_of(opt_state, ClipByPercentileState)):
         shared |= {name: getattr(clipped, name) for name in RINGS}
@@ -119,6 +126,10 @@ def group_of(
         arrays=tuple(arrays),
         named=True,
     )
+
+
+def _is_quantized(x: Any) -> bool:
+    return isinstance(x, QuantizedArray)
 
 
 def flat_states(opt_state: Any, params: Any) -> list[dict[str, Any]]:
@@ -182,10 +193,12 @@ def _opt_state(group: NeutralGroup, params: Any, lora: Mark, embedding: Mark) ->
     absent = absent_states(config) | gone
     search = Search(**{name: jnp.array(group.shared[name]) for name in SEARCH_SCALARS})
     state = gather_states(params, step, search, arrays, absent, jnp.zeros([], jnp.float32))
+    # Arrays of their own: two leaves that are one buffer could not be donated.
+    ages = jax.tree.map(jnp.array, state.age)
     stages = {
-        SuppressEdgesState: {"age": state.age, "edge_history": unflatten_like(params, edge_history)},
+        SuppressEdgesState: {"age": ages, "edge_history": unflatten_like(params, edge_history)},
         ClipByPercentileState: {name: jnp.array(group.shared[name]) for name in RINGS if name in group.shared},
-        RoundToParametersState: {"step": step},
+        RoundToParametersState: {"step": jnp.array(step)},
     }
     fields = {name: value for name, value in config.__dict__.items() if name not in ("lr", "weight_decay", "profile")}
     tx = automagic_8bit(config.min_lr, layout=group.layout, lora=lora, embedding=embedding, **fields)

@@ -40,7 +40,7 @@ def progressive_quantization(
 
     Call it between jitted steps, not inside one.  A jitted step compiles once more after each call that quantized
     something, so call it every ``total_steps // 50`` steps.  To restore a checkpoint, call it on ``tx.init(params)``
-    with the step of the last call: that gives the form that was saved.
+    with the step of the last call: Orbax and flax restore into that, since it has the form that was saved.
 
     Args:
         opt_state: any state that contains a `ScaleByCameampState`, however it is wrapped, also that of an
@@ -122,4 +122,5 @@ def progressive_quantization(
 
 
 def _is_stored(x: Any) -> bool:
-    return is_container(x) or isinstance(x, (QuantizedArray, RowColumn))
+    # A container that a mask has emptied is no array.
+    return isinstance(x, (QuantizedArray, RowColumn)) or (is_container(x) and bool(jax.tree.leaves(x)))
