@@ -17,7 +17,7 @@ from automagic_core.arrays.embedding_names import is_embedding_name
 from automagic_core.arrays.layout import Layout
 from automagic_core.moving.neutral import Axes, NeutralArray, NeutralGroup, check_group, in_layout
 from automagic_core.moving.notes import Notes
-from automagic_core.moving.state_file import read_groups, write_groups
+from automagic_core.moving.state_file import read_groups, refuse_to_replace, write_groups
 from automagic_core.moving.torch_checkpoint import SUFFIXES, read_checkpoint, refuse_to_lose, write_checkpoint
 
 LOGGER = "automagic_core"
@@ -38,7 +38,7 @@ def convert(
 
     Args:
         source, target: files; ``.safetensors`` is the neutral form, ``.pt``, ``.pth`` and ``.bin`` are PyTorch's.
-            `target` is replaced as a whole, or stays as it was if this fails.  A PyTorch file that holds more than an
+            `target` is replaced as a whole, or stays as it was if this fails.  A file that holds anything but an
             optimizer state, such as a model, is not replaced.
         layout: ``"torch"`` or ``"flax"`` for all arrays; None keeps their layout.
         axes: with `layout`, permutations of single arrays by name, for arrays that are no dense or convolution kernels.
@@ -65,8 +65,7 @@ def convert(
     _refuse_unknown(axes, groups, layout)
     if like is not None:
         groups = _ordered(groups, _read(like), str(like))
-    if write is write_checkpoint:
-        refuse_to_lose(target)
+    (refuse_to_lose if write is write_checkpoint else refuse_to_replace)(target)
     write(target, groups)
     return [*_described(groups), *notes.tell(LOGGER)]
 

@@ -205,7 +205,7 @@ class AutomagicCameAMP8bit(Optimizer):
                 update_batch(batch, opened.energy, self._on_update, self._stacks, compiled=compiles)
                 if not batch.in_place:
                     self._owned.update(zip(batch.params, batch.states, strict=True))
-            call.search(self._walks_of_absent(call))
+            call.search(self._travelled_of_absent(call))
             call.end()
             self._drop_what_only_the_warm_up_needs(call)
         if self.state_device is not None:
@@ -267,13 +267,19 @@ class AutomagicCameAMP8bit(Optimizer):
         batch.params.append(p)
         batch.states.append(state)
 
-    def _walks_of_absent(self, call: Call) -> list[Tensor]:
-        """`walk` of the arrays of a group that have one and do not take part in the call."""
+    def _travelled_of_absent(self, call: Call) -> list[Tensor]:
+        """The new `walk` of the arrays of a group that have one and do not take part in the call."""
         if not call.searching:
             return []
         present = {p for ballot in call.ballots for p in ballot.batch.params}
-        absent = (self.state.get(p, {}) for p in dict.fromkeys(call.group["params"]) if p not in present)
-        return [state["walk"] for state in absent if "walk" in state]
+        walks = []
+        for p in dict.fromkeys(call.group["params"]):
+            state = self.state.get(p, {})
+            if p not in present and "walk" in state:
+                walks.append(call.kept_of(state["walk"]))
+                # A new dict, since an earlier state_dict may hold the old one.
+                self.state[p] = {**state, "walk": walks[-1]}
+        return walks
 
     def _drop_what_only_the_warm_up_needs(self, call: Call) -> None:
         if call.warming and call.step >= call.config.warmup_steps:

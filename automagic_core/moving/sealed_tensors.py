@@ -77,6 +77,17 @@ def read_sealed(path: str | Path, *, file_format: str, version: str) -> tuple[di
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
+def is_sealed(path: str | Path, file_format: str) -> bool:
+    """Whether a file says that it has a format; its contents are not looked at."""
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH), "little")
+        header = file.read(min(length, Path(path).stat().st_size))
+    try:
+        return bool(json.loads(header)["__metadata__"]["format"] == file_format)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def _metadata(data: bytes, path: Path) -> Mapping[str, Any]:
     length = int.from_bytes(data[:_LENGTH], "little")
     if len(data) < _LENGTH or length > len(data) - _LENGTH:

@@ -10,7 +10,7 @@ import numpy as np
 
 from automagic_core.moving.earlier import as_now
 from automagic_core.moving.neutral import NeutralArray, NeutralGroup, check_group
-from automagic_core.moving.sealed_tensors import read_sealed, write_sealed
+from automagic_core.moving.sealed_tensors import is_sealed, read_sealed, write_sealed
 
 FILE_FORMAT = "automagic-cameamp-state"
 FILE_VERSION = "1"
@@ -60,6 +60,18 @@ def write_groups(path: str | Path, groups: Sequence[NeutralGroup]) -> None:
             }
         )
     write_sealed(path, tensors, {"groups": described}, file_format=FILE_FORMAT, version=FILE_VERSION)
+
+
+def refuse_to_replace(path: str | Path) -> None:
+    """Checks that a file may be replaced: it is not there, or is a state file.
+
+    Raises:
+        ValueError: it is something else, which would be lost.
+    """
+    if Path(path).is_file() and not is_sealed(path, FILE_FORMAT):
+        raise ValueError(
+            f"{path} is there and is no state file, so it would be lost; give a name of a file that is not there"
+        )
 
 
 def read_groups(path: str | Path) -> list[NeutralGroup]:

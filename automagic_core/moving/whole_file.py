@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -12,10 +14,15 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a temporary file beside `path` and then renames it to `path`.
 
     Args:
-        path: of the file, in a folder that exists; an old file is replaced.
+        path: of the file, in a folder that exists; an old file is replaced.  Of a symbolic link the file that it names.
         write: is called with the open file.  If it fails, `path` stays as it was.
+
+    Raises:
+        PermissionError: the old file may not be written.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.stat().st_mode & stat.S_IWUSR:
+        raise PermissionError(errno.EACCES, "the file is read-only", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with temporary.open("wb") as file:

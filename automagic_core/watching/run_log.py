@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import time
 import warnings
 from collections.abc import Mapping
@@ -50,11 +51,12 @@ class RunLog:
             step: how many steps are over.  A run that goes back writes a step again; readers take the last record.
             record: scalars by name.  A value that is not finite is written as null.
         """
-        self._wrote = True
+        step = operator.index(step)  # may be an array of one number
         plain = {name: value if math.isfinite(value) else None for name, value in record.items()}
         line = json.dumps({"step": step, **plain}, allow_nan=False) + "\n"
         with self._file.open("a", encoding="utf-8") as file:
             file.write(line)
+        self._wrote = True
         if self._events is not None:
             from tensorboard.compat.proto.event_pb2 import Event
             from tensorboard.compat.proto.summary_pb2 import Summary

@@ -157,11 +157,11 @@ def scale_by_cameamp(
         squares = [stepped.walk_squares for stepped in steps if stepped.walk_squares is not None]
         # An array that takes no part today has travelled all the same.
         present = {position for positions in batched.positions for position in positions}
-        squares += [
-            walk_square(a.walk) * keep
-            for position, a in enumerate(arrays)
-            if position not in present and a.walk is not None
-        ]
+        for position, a in enumerate(arrays):
+            if position not in present and a.walk is not None:
+                walk = jnp.where(warming, a.walk * keep, a.walk)
+                arrays[position] = a._replace(walk=walk)
+                squares.append(walk_square(walk))
         search, pooled = searched(Search.of(state), found, squares, now, step, config)
         old_masks = [stepped.masks for stepped in steps]
         masks = new_masks(old_masks, found, [kind.plan for kind in batched.kinds], pooled, step, config)

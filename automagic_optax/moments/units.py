@@ -161,14 +161,16 @@ def find_unit(
     outputs = tuple(new[i] for i in sorted(read))
     if target not in made or any(v not in made for v in outputs):
         return None
-    shown = [v for v in jaxpr.outvars if not isinstance(v, Literal) and v in made]
-    elsewhere = {v for i in _users(jaxpr, made) - inside for v in jaxpr.eqns[i].invars if not isinstance(v, Literal)}
-    if elsewhere & made or set(shown) - {target, *outputs} or shown.count(target) > 1:
+    variables = {position: v for v, position in states.items()}
+    of_states = tuple(variables[i] for i in sorted(read))
+    # Nobody else may need what is made here, nor the old states, which are replaced when the unit is computed.
+    own = made | set(of_states)
+    shown = [v for v in jaxpr.outvars if not isinstance(v, Literal) and v in own]
+    elsewhere = {v for i in _users(jaxpr, own) - inside for v in jaxpr.eqns[i].invars if not isinstance(v, Literal)}
+    if elsewhere & own or set(shown) - {target, *outputs} or shown.count(target) > 1:
         return None
     used = dict.fromkeys(v for e in equations for v in e.invars if not isinstance(v, Literal) and v not in made)
     inputs = tuple(v for v in used if v not in states)
-    variables = {position: v for v, position in states.items()}
-    of_states = tuple(variables[i] for i in sorted(read))
     return Unit(target, tuple(sorted(read)), of_states, outputs, equations, inputs, tuple(sorted(ahead)), shape)
 
 

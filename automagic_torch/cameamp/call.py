@@ -13,7 +13,7 @@ from torch import Tensor
 from automagic_core import MAX_STEP, Config, Slot, StatePlan, rounding_key
 from automagic_core.arrays.group_keys import AGREEMENT, EFFECTIVE_LR, LOG_RATE_SCALE, SEARCH_KEYS, STEP
 from automagic_core.arrays.state_forms import SLOTS, coded_shapes, moment_of
-from automagic_torch.arrays.dtensors import whole
+from automagic_torch.arrays.dtensors import is_dtensor, whole
 from automagic_torch.arrays.stacked import square_norm, to_device
 from automagic_torch.arrays.usable import are_usable, gradients, raw_gradients
 from automagic_torch.cameamp.groups import group_config, group_device
@@ -132,11 +132,17 @@ class Call:
         kept = self.held.kept(self.config)
         return to_device(kept, device) if isinstance(kept, Tensor) else kept
 
+    def kept_of(self, walk: Tensor) -> Tensor:
+        """What is kept of a `walk`, in memory of its own."""
+        kept = walk.clone()
+        (kept.to_local() if is_dtensor(kept) else kept).mul_(self.kept(walk.device))
+        return kept
+
     def search(self, absent: Iterable[Tensor]) -> None:
         """Moves what the search holds, by the ballots of this step (section 5.8).
 
         Args:
-            absent: `walk` of those arrays of the group that do not take part.
+            absent: the new `walk` of those arrays of the group that do not take part.
         """
         group, device = self.group, self.group[LOG_RATE_SCALE].device
         votes = [ballot.vote for ballot in self.ballots if ballot.vote is not None]
@@ -150,9 +156,8 @@ class Call:
         found = [ballot.evidence for ballot in self.ballots if ballot.evidence is not None]
         if found:
             for walk in absent:
-                kept = whole(walk) * self.kept(walk.device)
                 nothing = torch.zeros(1, dtype=torch.float32, device=walk.device)
-                found.append(Evidence(square_norm(kept).view(1), nothing, nothing))
+                found.append(Evidence(square_norm(whole(walk)).view(1), nothing, nothing))
             search = searched(self.held, found, self.rates(device), self.step, self.config)
             group.update(zip(SEARCH_KEYS, search, strict=True))
 

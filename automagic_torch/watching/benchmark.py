@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from automagic_core.arrays.group_keys import group_key
+from automagic_torch.steps.held_stacks import HeldStacks
 
 _VERBOSE = group_key("verbose")
 WARM_UP_STEPS = 3
@@ -88,6 +89,10 @@ def _on_copies(optimizer: Optimizer, chosen: list[Tensor]) -> Iterator[list[Tens
         optimizer.param_groups = [_copy_group(group, stand_ins) for group in groups]
         for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
             setattr(optimizer, hooks, OrderedDict())
+        # What an optimizer knows of its arrays by itself is that of the originals.
+        for name, fresh in (("_owned", dict), ("_stacks", HeldStacks), ("_gradients_agreed", dict)):
+            if hasattr(optimizer, name):
+                setattr(optimizer, name, fresh())
         yield list(stand_ins.values())
     finally:
         optimizer.__dict__.clear()

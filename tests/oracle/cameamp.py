@@ -116,9 +116,10 @@ class CameampOracle(RateSearch):
         self._drop_warmup_states()
         taking_part: dict[int, Array] = {}
         skipped = [False] * len(self.shapes)
+        self.absent = {i for i, grad in enumerate(grads) if grad is None or np.size(grad) == 0}
         for i, grad in enumerate(grads):
-            # An empty array takes no part: its state does not change and it does not age.
-            if grad is None or np.size(grad) == 0:
+            # An empty array takes no part: it does not age, and of its state only the walk may change.
+            if i in self.absent:
                 continue
             g = np.asarray(grad).astype(np.float64)
             assert g.shape == self.shapes[i]

@@ -19,6 +19,7 @@ class RateSearch:
     disable: frozenset[str]
     step: int
     state: list[dict[str, Any]]
+    absent: set[int]
 
     def _row_axis(self, i: int) -> int:
         raise NotImplementedError
@@ -88,10 +89,10 @@ class RateSearch:
         kept, energy = self._kept(), float(array_rate) ** 2 * elements
         self.walk_energy = kept * self.walk_energy + energy
         # An array that is not here today has travelled all the same.
-        walked = sum(
-            float(((state["walk"] if i in taking_part else kept * state["walk"]) ** 2).sum())
-            for i, state in enumerate(self.state)
-        )
+        walks = [state["walk"] if i in taking_part else kept * state["walk"] for i, state in enumerate(self.state)]
+        for i in self.absent:
+            self.state[i]["walk"] = walks[i]
+        walked = sum(float((walk**2).sum()) for walk in walks)
         if energy == 0:
             return
         straightness = math.sqrt(walked / self.walk_energy)

@@ -147,3 +147,10 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, capsys, monkeypatch) -> No
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main([str(run)]) == 2
     assert "pip install 'automagic-cameamp[dashboards]'" in capsys.readouterr().err
+
+
+def test_a_step_may_be_an_array_of_one_number(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 1, tensorboard=False)
+    for step in (np.int64(1), np.array(2)):
+        log.write(step, {"loss": 1.0})
+    assert read_run(tmp_path) == {"loss": ([1, 2], [1.0, 1.0])}

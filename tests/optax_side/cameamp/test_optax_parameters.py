@@ -125,8 +125,11 @@ def test_an_array_without_a_gradient_does_not_age() -> None:
     assert int(after_.step) == 2
     assert int(after_.age["table"]) == 1
     assert int(after_.age["scale"]) == 2
-    for name in ("exp_avg", "exp_avg_sq", "walk", "skipped_steps"):
+    for name in ("exp_avg", "exp_avg_sq", "skipped_steps"):
         assert_same_bits(getattr(after_, name)["table"], getattr(before, name)["table"])
+    # In the climb a walk is that of the step alone, so that of an array that is not there is 0.
+    assert np.any(before.walk["table"] != 0)
+    assert not np.any(after_.walk["table"])
 
 
 def test_numpy_parameters_and_gradients() -> None:

@@ -19,6 +19,7 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
+from automagic_core import Config
 from automagic_optax import (
     QuantizedArray,
     automagic_8bit,
@@ -203,9 +204,14 @@ def test_flax_with_a_target_of_another_form() -> None:
     whole["1"]["3"]["of a later version"] = 0
     with pytest.raises(ValueError, match="of a later version"):
         flax.serialization.from_state_dict(TX.init(PARAMS), whole)
-    without_torque = scale_by_cameamp(1e-3).init(PARAMS)
     saved = flax.serialization.to_state_dict(find_state(trained("whole")))
-    assert flax.serialization.from_state_dict(without_torque, saved).s is None
+    found = flax.serialization.from_state_dict(
+        scale_by_cameamp(1e-3, config=Config(min_8bit_size=64)).init(PARAMS), saved
+    )
+    assert found.s is None
+    assert_same_bits(found.exp_avg, find_state(trained("whole")).exp_avg)
+    with pytest.raises(ValueError, match="saved in 8 bits that have 32 bits here"):
+        flax.serialization.from_state_dict(scale_by_cameamp(1e-3).init(PARAMS), saved)
 
 
 @pytest.mark.parametrize("tx", [TX, quantize_state(optax.adam(1e-3), min_8bit_size=64)])

@@ -152,3 +152,24 @@ def test_the_update_of_a_large_array_takes_the_place_of_its_gradient() -> None:
     compiled = step.lower(weights, jax.eval_shape(tx.init, weights), x).compile()
     # Beyond the gradient some ten float32 values of each element of a chunk, of which the array has eight.
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * weights.size * (1 + 10 / 8)
+
+
+def test_states_that_others_read_are_not_computed_in_batches() -> None:
+    """D-Adaptation sums over all states before it uses them."""
+    rng = np.random.default_rng(0)
+    params, *grads = (
+        {f"layer {i}": jnp.asarray(rng.normal(size=(64, 80)) * 0.1 + 0.05, jnp.float32) for i in range(4)}
+        for _ in range(3)
+    )
+
+    def last_update(tx: optax.GradientTransformation) -> Any:
+        now, state, updates = params, tx.init(params), None
+        for g in grads:
+            updates, state = jax.jit(tx.update)(g, state, now)
+            now = optax.apply_updates(now, updates)
+        return updates
+
+    plain = last_update(optax.contrib.dadapt_adamw())
+    stored = last_update(quantize_state(optax.contrib.dadapt_adamw(), stochastic_rounding=False))
+    for name, u in plain.items():
+        assert float(jnp.median(stored[name] / u)) == pytest.approx(1, abs=5e-3)

@@ -100,3 +100,18 @@ def test_a_state_file_has_the_blocks_of_the_states(tmp_path: Path) -> None:
     assert isinstance(found, QuantizedArray)
     assert found.block_size == 64
     assert_same_bits(find_state(loaded).exp_avg, find_state(state).exp_avg)
+
+
+def test_a_config_may_hold_numbers_of_numpy_and_jax(tmp_path: Path) -> None:
+    params = {"w": jnp.ones((64, 64))}
+    config = Config(
+        lr=np.float32(1e-4),
+        warmup_steps=np.int64(100),
+        weight_decay=jnp.float32(0.01),
+        betas=(np.float32(0.9), 0.99, 0.9),
+    )
+    fields = {name: value for name, value in config.__dict__.items() if name != "lr"}
+    save_state_file(tmp_path / "file", automagic_8bit(config.lr, **fields).init(params), params, config)
+    found = load_state_file(tmp_path / "file", params)
+    assert found.fields["warmup_steps"] == 100
+    assert found.fields["weight_decay"] == pytest.approx(0.01)

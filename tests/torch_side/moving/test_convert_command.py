@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from automagic_core.convert import convert, main
 from automagic_core.moving.state_file import read_groups
@@ -250,3 +251,33 @@ sys.exit(main([sys.argv[1], sys.argv[2] + ".pt"]))
     assert done.returncode == 2
     assert "a PyTorch checkpoint needs torch, which is not installed" in done.stderr
     assert read_groups(target)[0].layout == "flax"
+
+
+def test_nothing_but_a_state_is_replaced(tmp_path):
+    state_dict = run(3).state_dict()
+    checkpoint, neutral = tmp_path / "x.pt", tmp_path / "x.safetensors"
+    torch.save(state_dict, checkpoint)
+    convert(checkpoint, neutral)
+    convert(checkpoint, neutral)  # itself it may replace
+    weights, both = tmp_path / "model.safetensors", tmp_path / "both.pt"
+    save_file({"model": torch.ones(3)}, weights)
+    torch.save({**state_dict, "model": {"w": torch.ones(3)}}, both)
+    for source, target in ((checkpoint, weights), (neutral, both)):
+        before = target.read_bytes()
+        with pytest.raises(ValueError, match=r"is there and .* lost"):
+            convert(source, target)
+        assert target.read_bytes() == before
+
+
+def test_links_stay_links_and_what_is_read_only_stays(tmp_path):
+    checkpoint, other, link = tmp_path / "x.pt", tmp_path / "other.safetensors", tmp_path / "latest.safetensors"
+    torch.save(run(3).state_dict(), checkpoint)
+    convert(checkpoint, other)
+    link.symlink_to(other)
+    torch.save(run(5).state_dict(), checkpoint)
+    convert(checkpoint, link)
+    assert link.is_symlink()
+    assert read_groups(other)[0].step == 5
+    other.chmod(0o444)
+    with pytest.raises(PermissionError):
+        convert(checkpoint, other)

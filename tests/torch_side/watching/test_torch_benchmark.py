@@ -88,3 +88,11 @@ def test_the_time_is_that_of_a_step(monkeypatch):
     result = benchmark_optimizer(net, torch.optim.SGD(net.parameters()), num_steps=5)
     assert [result[name] for name in ("mean_ms", "median_ms", "min_ms")] == pytest.approx([1.0] * 3)
     assert next(clock) == 10, "only the timed steps looked at the clock"
+
+
+def test_no_copy_stays_in_memory():
+    net = model()
+    optimizer = AutomagicCameAMP8bit(net.parameters(), **SMALL)
+    run(optimizer, range(1, 3))
+    benchmark_optimizer(net, optimizer, num_steps=1)
+    assert optimizer._owned.keys() <= set(net.parameters())
