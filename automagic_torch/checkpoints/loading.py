@@ -166,6 +166,9 @@ def _checked_array(
     forms = state_forms(plan, warming)
     if "walk" in forms and AGREEMENT not in group:  # version 0.1.0 had none
         kept.setdefault("walk", torch.zeros(plan.row_shape, dtype=torch.float32))
+    if group[STEP] == 0:  # an array from a group whose search is over: it searches anew, as `of_this_group` says
+        for key in forms.keys() & set(WARM_UP_ONLY):
+            kept.setdefault(key, torch.zeros(forms[key].shape, dtype=forms[key].dtype))
     if all(isinstance(value, Tensor) for value in kept.values()):
         kept = with_todays_forms(kept, plan, config, warming)
     _check_bits(kept, plan.quantized, config, name)

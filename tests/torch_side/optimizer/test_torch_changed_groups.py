@@ -148,3 +148,15 @@ def test_a_group_whose_warning_is_an_error_is_not_added():
         optimizer.add_param_group({"params": [q], "warmup_steps": 5})
     assert len(optimizer.param_groups) == 1
     run(optimizer, range(1, 3))
+
+
+def test_an_array_that_waits_in_a_new_group_is_saved_and_loaded():
+    first, moved = parameters([(8, 8), (8, 8)])
+    optimizer = AutomagicCameAMP8bit([first, moved], **SMALL | {"warmup_steps": 3})
+    run(optimizer, range(1, 6))
+    optimizer.param_groups[0]["params"].pop()
+    optimizer.add_param_group({"params": [moved]})
+    optimizer.load_state_dict(optimizer.state_dict())
+    run(optimizer, range(6, 8))
+    assert optimizer.state[moved]["age"] == 7
+    assert optimizer.state[moved]["walk"].any()
