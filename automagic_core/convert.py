@@ -53,6 +53,7 @@ def convert(
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged or does not fit; the message says where.
+        PermissionError: `target` is there and may not be written.
         ImportError: PyTorch or safetensors is needed for a file and missing.
     """
     write = write_groups if _suffix(target) == NEUTRAL else write_checkpoint

@@ -173,10 +173,14 @@ class GradientRelease:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 p.grad = None
+        if not self.let_go():
+            self.watch()
+
+    def let_go(self) -> bool:
+        """Ends what `remove` could not end while a step was open; whether it was removed."""
         if self._removed:
             self.remove()
-        else:
-            self.watch()
+        return self._removed
 
     def _begin(self, optimizer: AutomagicCameAMP8bit) -> OpenStep:
         """Opens the step of all groups."""

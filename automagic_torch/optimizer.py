@@ -274,11 +274,17 @@ class AutomagicCameAMP8bit(Optimizer):
         present = {p for ballot in call.ballots for p in ballot.batch.params}
         walks = []
         for p in dict.fromkeys(call.group["params"]):
-            state = self.state.get(p, {})
-            if p not in present and "walk" in state:
-                walks.append(call.kept_of(state["walk"]))
-                # A new dict, since an earlier state_dict may hold the old one.
-                self.state[p] = {**state, "walk": walks[-1]}
+            state: dict[str, Any] = self.state.get(p, {})
+            if p in present or "walk" not in state:
+                continue
+            walk = state["walk"]
+            if call.config.climbs:
+                walk = call.kept_of(walk)
+                if self._owned.get(p) is state:
+                    state["walk"] = walk
+                else:  # an earlier state_dict may hold the dict
+                    self.state[p] = {**state, "walk": walk}
+            walks.append(walk)
         return walks
 
     def _drop_what_only_the_warm_up_needs(self, call: Call) -> None:
@@ -312,6 +318,8 @@ class AutomagicCameAMP8bit(Optimizer):
             loaded = loaded if replaced is None else replaced
         groups, states = checked_state(self.param_groups, loaded, state_device=self.state_device)
         self._open_step = None
+        if self._gradient_release is not None:
+            self._gradient_release.let_go()
         self.__setstate__({"state": states, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

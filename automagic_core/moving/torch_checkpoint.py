@@ -69,7 +69,7 @@ def refuse_to_lose(path: str | Path) -> None:
     except Exception:  # a file of another kind fails in many ways
         held = "what cannot be read as weights alone"
     else:
-        if isinstance(loaded, Mapping) and (set(loaded) <= {"state", "param_groups"} or set(loaded) <= {"optimizer"}):
+        if isinstance(loaded, Mapping) and set(loaded) in ({"state", "param_groups"}, {"optimizer"}, set()):
             return
         held = ", ".join(map(repr, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
     raise ValueError(f"{path} is there and holds {held}, which would be lost; give a name of a file that is not there")

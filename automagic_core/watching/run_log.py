@@ -50,8 +50,11 @@ class RunLog:
         Args:
             step: how many steps are over.  A run that goes back writes a step again; readers take the last record.
             record: scalars by name.  A value that is not finite is written as null.
+
+        Raises:
+            TypeError: `step` is no integer.
         """
-        step = operator.index(step)  # may be an array of one number
+        step = operator.index(step)  # may be a number of numpy or JAX
         plain = {name: value if math.isfinite(value) else None for name, value in record.items()}
         line = json.dumps({"step": step, **plain}, allow_nan=False) + "\n"
         with self._file.open("a", encoding="utf-8") as file:

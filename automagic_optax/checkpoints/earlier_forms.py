@@ -47,7 +47,7 @@ def in_saved_form(
         return like
     if all(_is_earlier(x, y) for x, y in pairs):
         return _with_arrays(like, like, found)
-    if any(name.endswith("_absmax") for x, y in pairs for name in _flat_forms(x).keys() - _flat_forms(y)):
+    if any("exp_avg_absmax" in _flat_forms(x).keys() - _flat_forms(y) for x, y in pairs):
         raise ValueError(
             "states were saved in 8 bits that have 32 bits here. If `progressive_quantization` stored them, restore "
             "with Orbax or flax into progressive_quantization(tx.init(params), step, total_steps); else give the "

@@ -109,12 +109,6 @@ def group_of(
         )
         for leaf, (is_embedding, is_lora), states in zip(leaves, marks, flat_states(opt_state, params), strict=True)
     ]
-    stored = [x for x in jax.tree.leaves(state, is_leaf=_is_quantized) if _is_quantized(x)]
-    blocks = {x.block_size for x in stored if x.block_size is not None}
-    if len(blocks) > 1:
-        raise ValueError(f"opt_state has blocks of different sizes, {sorted(blocks)}: `requantized` gives them one")
-    if blocks:
-        fields = {**fields, "block_size": blocks.pop()}
     shared = {name: getattr(state, name) for name in SEARCH_SCALARS}
     for clipped in map(pure, parts_of(opt_state, ClipByPercentileState)):
         shared |= {name: getattr(clipped, name) for name in RINGS}
@@ -128,8 +122,18 @@ def group_of(
     )
 
 
-def _is_quantized(x: Any) -> bool:
-    return isinstance(x, QuantizedArray)
+def blocks_of(opt_state: Any) -> dict[str, int]:
+    """`block_size` as the states have it; empty where none has blocks.
+
+    Raises:
+        ValueError: there is not exactly one state of this optimizer, or it has blocks of different sizes.
+    """
+    state = pure(only_state(opt_state, "opt_state"))
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, QuantizedArray))
+    blocks = {x.block_size for x in leaves if isinstance(x, QuantizedArray) and x.block_size is not None}
+    if len(blocks) > 1:
+        raise ValueError(f"opt_state has blocks of different sizes, {sorted(blocks)}: `requantized` gives them one")
+    return {"block_size": blocks.pop()} if blocks else {}
 
 
 def flat_states(opt_state: Any, params: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from automagic_optax.arrays.containers import flatten_like
 from automagic_optax.arrays.leaves import leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.verbose import LOGGER
-from automagic_optax.moving.neutral_state import continued, group_of
+from automagic_optax.moving.neutral_state import blocks_of, continued, group_of
 from automagic_optax.moving.torch_names import Names, torch_indices
 
 
@@ -117,6 +117,7 @@ def save_state_file(
         fields = earlier.fields
     else:
         raise ValueError("the state does not know its hyperparameters: give config= or like=")
+    fields = {**fields, **blocks_of(opt_state)}  # `progressive_quantization` may have been given others
     ours = group_of(opt_state, params, fields, layout, lora=lora, embedding=embedding)
     if callable(fields["lr"]):
         ours = dataclasses.replace(ours, fields={**fields, "lr": float(fields["lr"](ours.step))})

@@ -134,7 +134,7 @@ class Call:
 
     def kept_of(self, walk: Tensor) -> Tensor:
         """What is kept of a `walk`, in memory of its own."""
-        kept = walk.clone()
+        kept = walk.clone().pin_memory() if walk.is_pinned() else walk.clone()
         (kept.to_local() if is_dtensor(kept) else kept).mul_(self.kept(walk.device))
         return kept
 
