@@ -83,13 +83,13 @@ def _group(group: Mapping[str, Any], states: dict[Any, Any]) -> NeutralGroup:
         shape = tuple(held["exp_avg"].shape) if "exp_avg" in held else None
         arrays.append(NeutralArray(name, shape, False, False, held))
     return NeutralGroup(
-        fields={name: _plain(value) for name, value in fields_of(group).items()},
+        fields={name: plain(value) for name, value in fields_of(group).items()},
         layout=group[LAYOUT],
         step=group[STEP],
         shared={name: as_numpy(group[OWN_KEYS[name]], name) for name in SHARED_STATES if OWN_KEYS[name] in group},
         arrays=tuple(arrays),
         named=names is not None,
-        others={name: _plain(value) for name, value in foreign_entries(group).items() if name != "betas"},
+        others={name: plain(value) for name, value in foreign_entries(group).items() if name != "betas"},
     )
 
 
@@ -138,6 +138,8 @@ def as_numpy(value: Any, what: str) -> np.ndarray:
         raise ValueError(f"{what} has no values: {error}") from error
 
 
-def _plain(value: Any) -> Any:
-    """The number in a tensor of one element; anything else as it is."""
+def plain(value: Any) -> Any:
+    """The number in an array of no dimensions, also in a tuple or list; anything else as it is."""
+    if type(value) in (tuple, list):
+        return type(value)(map(plain, value))
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from automagic_optax.codec.quantized_array import QuantizedArray
+from automagic_optax.codec.stored import RowColumn
 
 
 def known_class(module: str, name: str) -> type | None:
@@ -28,6 +29,11 @@ def is_nnx(x: Any, name: str) -> bool:
     """Whether something is an instance of a class of ``flax.nnx``."""
     found = known_class("flax.nnx", name)
     return found is not None and isinstance(x, found)
+
+
+def is_stored(x: Any) -> bool:
+    """Whether x holds the state of one array.  None, and a container that a mask has emptied, hold none."""
+    return isinstance(x, (QuantizedArray, RowColumn)) or (is_container(x) and bool(jax.tree.leaves(x)))
 
 
 def is_variable(x: Any) -> bool:

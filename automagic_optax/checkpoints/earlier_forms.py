@@ -15,7 +15,7 @@ from jax.tree_util import keystr
 
 from automagic_core.arrays.state_forms import COMPANDED, WARM_UP_ONLY, Form, moment_of
 from automagic_core.moving.earlier_forms import FORMER_MIN_8BIT_SIZE, form_of, moved
-from automagic_optax.arrays.containers import is_container, pure, refilled
+from automagic_optax.arrays.containers import is_container, is_stored, pure, refilled
 from automagic_optax.cameamp.states import WARM_UP_ONLY as WARM_UP_FIELDS
 from automagic_optax.cameamp.states import ArrayState, ScaleByCameampState, flat_fields
 from automagic_optax.codec.quantized_array import QuantizedArray
@@ -67,7 +67,7 @@ def former(like: ScaleByCameampState, saved: Any, leaf: Callable[[Any, Any], Any
     if saved is None:
         return None
     paths, arrays = _arrays(like)
-    structure: Any = jax.tree.structure(like.exp_avg, is_leaf=_is_stored)
+    structure: Any = jax.tree.structure(like.exp_avg, is_leaf=is_stored)
     leaves = [
         None if (held := below(saved, path)) is None else leaf(held, jax.tree.leaves(array.exp_avg)[0])
         for path, array in zip(paths, arrays, strict=True)
@@ -112,15 +112,10 @@ def below(saved: Any, keys: Paths) -> Any:
     return saved
 
 
-def _is_stored(x: Any) -> bool:
-    # None, and a container that a mask has emptied, are no arrays.
-    return isinstance(x, (QuantizedArray, RowColumn)) or (is_container(x) and bool(jax.tree.leaves(x)))
-
-
 def _arrays(state: ScaleByCameampState) -> tuple[list[Paths], list[ArrayState]]:
     """The paths of all arrays below a field, and their states."""
     structure: Any
-    found, structure = jax.tree_util.tree_flatten_with_path(state.exp_avg, is_leaf=_is_stored)
+    found, structure = jax.tree_util.tree_flatten_with_path(state.exp_avg, is_leaf=is_stored)
 
     def leaves(name: str) -> list[Any]:
         tree = getattr(state, name)
@@ -134,7 +129,7 @@ def _with_arrays(
     state: ScaleByCameampState, like: ScaleByCameampState, arrays: list[ArrayState]
 ) -> ScaleByCameampState:
     """The state with other arrays.  A field that is None in both stays so; otherwise it is a tree."""
-    structure: Any = jax.tree.structure(state.exp_avg, is_leaf=_is_stored)
+    structure: Any = jax.tree.structure(state.exp_avg, is_leaf=is_stored)
     trees: dict[str, Any] = {}
     for name in ArrayState._fields:
         values = [getattr(array, name) for array in arrays]

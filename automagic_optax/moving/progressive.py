@@ -11,7 +11,15 @@ from automagic_core import Config
 from automagic_core.arrays.state_forms import COMPANDED, SLOTS
 from automagic_core.arrays.state_plan import long_statistic
 from automagic_core.moving.progressive import progressive_min_8bit_size
-from automagic_optax.arrays.containers import flatten_like, is_container, is_variable, pure, refilled, unflatten_like
+from automagic_optax.arrays.containers import (
+    flatten_like,
+    is_container,
+    is_stored,
+    is_variable,
+    pure,
+    refilled,
+    unflatten_like,
+)
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import find_states, map_states
 from automagic_optax.cameamp.states import ScaleByCameampState
@@ -112,15 +120,10 @@ def progressive_quantization(
 
         trees = {}
         for name in SLOTS:
-            leaves, structure = jax.tree.flatten(getattr(state, name), is_leaf=_is_stored)
+            leaves, structure = jax.tree.flatten(getattr(state, name), is_leaf=is_stored)
             if leaves:
                 new = [one(leaf, stay, name) for leaf, stay in zip(leaves, stays, strict=True)]
                 trees[name] = jax.tree.unflatten(structure, new)
         return state._replace(**trees)
 
     return map_states(quantized, opt_state)
-
-
-def _is_stored(x: Any) -> bool:
-    # A container that a mask has emptied is no array.
-    return isinstance(x, (QuantizedArray, RowColumn)) or (is_container(x) and bool(jax.tree.leaves(x)))

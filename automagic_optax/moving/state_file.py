@@ -11,6 +11,7 @@ from automagic_core import Config, Layout
 from automagic_core.moving.neutral import Axes, NeutralGroup, one_group
 from automagic_core.moving.notes import Notes
 from automagic_core.moving.state_file import read_groups, write_groups
+from automagic_core.moving.torch_dict import plain
 from automagic_optax.arrays.containers import flatten_like
 from automagic_optax.arrays.leaves import leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
@@ -112,7 +113,7 @@ def save_state_file(
     if earlier is None and group is not None:
         raise ValueError(f"group = {group!r} is one of the groups of an earlier file: give like=")
     if config is not None:
-        fields: Mapping[str, Any] = {name: _plain(value) for name, value in config.__dict__.items()}
+        fields: Mapping[str, Any] = {name: plain(value) for name, value in config.__dict__.items()}
     elif earlier is not None:
         fields = earlier.fields
     else:
@@ -165,10 +166,3 @@ def _as_in(group: NeutralGroup, earlier: NeutralGroup, params: Any, names: Names
     arrays = dict(zip(positions, group.arrays, strict=True))
     ordered = [dataclasses.replace(arrays[k], name=old.name) for k, old in enumerate(earlier.arrays)]
     return dataclasses.replace(group, arrays=tuple(ordered), named=earlier.named, others=earlier.others)
-
-
-def _plain(value: Any) -> Any:
-    """numpy's and JAX's numbers as Python's, those of a tuple too; anything else as it is."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_plain, value))
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
