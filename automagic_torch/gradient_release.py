@@ -15,6 +15,7 @@ from automagic_torch.cameamp.call import OpenStep
 from automagic_torch.cameamp.groups import group_config, parameter_name, refuse_gradients
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.steps.array_step import update_batch
+from automagic_torch.watching.own_optimizer import own_optimizer
 
 
 def release_gradients(optimizer: AutomagicCameAMP8bit) -> GradientRelease:
@@ -68,10 +69,12 @@ def refuse_clipping(optimizers: Iterable[Any], limit: float | None, name: str) -
         limit: to which the library clips; 0 and None: it does not.
         name: of the library's argument.
     """
-    for optimizer in optimizers:
-        while optimizer is not None and getattr(optimizer, "_gradient_release", None) is None:
-            optimizer = getattr(optimizer, "optimizer", None)
-        if optimizer is not None and limit:
+    for optimizer in optimizers if limit else ():
+        try:
+            own = own_optimizer(optimizer)
+        except TypeError:
+            continue
+        if own._gradient_release is not None:
             raise ValueError(f"{name} = {limit} would clip nothing: gradients are released before; valid: 0")
 
 

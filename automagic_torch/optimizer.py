@@ -317,16 +317,16 @@ class AutomagicCameAMP8bit(Optimizer):
             replaced = pre_hook(self, loaded)
             loaded = loaded if replaced is None else replaced
         groups, states = checked_state(self.param_groups, loaded, state_device=self.state_device)
-        self._open_step = None
-        if self._gradient_release is not None:
-            self._gradient_release.let_go()
         self.__setstate__({"state": states, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     @property
     def config(self) -> Config:
-        """The hyperparameters that the optimizer was made with, as a new `Config`; a group may have others."""
+        """The hyperparameters that the optimizer was made with, as a new `Config`; a group may have others.
+
+        A tensor `lr` is the one that was given, which torch's schedulers fill.
+        """
         config = copy(group_config(self.defaults))
         config.lr = self.defaults["lr"]
         return config
@@ -374,6 +374,9 @@ class AutomagicCameAMP8bit(Optimizer):
         state["param_groups"] = [with_own_keys(group) for group in state["param_groups"]]
         if "defaults" in state:
             state["defaults"] = with_own_keys(state["defaults"])
+        self._open_step = None
+        if self._gradient_release is not None:
+            self._gradient_release.let_go()
         super().__setstate__(state)
         set_marks(self.param_groups, marks)
         for group in self.param_groups:

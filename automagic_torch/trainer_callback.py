@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -20,7 +22,8 @@ class TrainerRateCallback(TrainerCallback):
     The reporters of ``report_to`` stand in front of the callbacks that a Trainer is given; `put_first` changes that.
 
     Marks: `mark_lora` and `mark_embeddings` are called when the Trainer is made, so that a checkpoint loads with them,
-    and again when training begins.  Earlier marks stay.
+    and again when training begins.  Earlier marks stay.  A Trainer that makes its model anew (``model_init``) loads a
+    checkpoint in between: `put_first` marks every model that it makes, and without it `model_init` must mark it.
 
     Example:
         >>> trainer = Trainer(model, args, optimizer_cls_and_kwargs=(AutomagicCameAMP8bit, {"lr": 1e-4}))
@@ -28,10 +31,15 @@ class TrainerRateCallback(TrainerCallback):
     """
 
     def put_first(self, trainer: Any) -> None:
-        """Makes this the first callback of a Trainer, so that its reporters show the rate too."""
+        """Makes this the first callback of a Trainer, so that its reporters show the rate too.
+
+        The models that ``trainer.model_init`` makes are marked from now on.
+        """
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(callback for callback in callbacks if callback is not self)]
         _mark(trainer.model)
+        if trainer.model_init is not None:
+            trainer.model_init = _marking(trainer.model_init)
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the model, if there is one yet."""
@@ -51,6 +59,16 @@ class TrainerRateCallback(TrainerCallback):
         logs.update(rates)
         if state.log_history:
             state.log_history[-1].update(rates)
+
+
+def _marking(model_init: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(model_init)  # the Trainer counts its arguments
+    def marked(*args: Any) -> Any:
+        model = model_init(*args)
+        _mark(model)
+        return model
+
+    return marked
 
 
 def _mark(model: Any) -> None:

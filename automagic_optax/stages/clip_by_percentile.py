@@ -15,6 +15,7 @@ import optax
 from automagic_core import check_field
 from automagic_core.config.constants import NORM_HISTORY
 from automagic_optax.arrays.batches import enter
+from automagic_optax.arrays.checks import check_dtypes
 from automagic_optax.arrays.means import accurate_total, rounded
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import full, replicated_like, scalar_like
@@ -49,7 +50,7 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
         A transformation of any gradients.  It does not need `params`.
 
     Raises:
-        ValueError: `percentile` outside its range.
+        ValueError: `percentile` outside its range; a parameter of an integer or a complex dtype.
 
     Reference: section 4.1; percentile clipping in bitsandbytes.
 
@@ -59,6 +60,7 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
     check_field("percentile_clipping", percentile)
 
     def init(params: Any) -> ClipByPercentileState:
+        check_dtypes(params)
         return ClipByPercentileState(
             full((NORM_HISTORY,), 0, jnp.float32, replicated_like(params)),
             scalar_like(params, 0, jnp.int32),

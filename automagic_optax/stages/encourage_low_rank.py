@@ -12,7 +12,7 @@ import optax
 
 from automagic_core import Layout, check_field, check_layout, row_axis
 from automagic_optax.arrays.batches import enter
-from automagic_optax.arrays.checks import check_params
+from automagic_optax.arrays.checks import check_dtypes, check_params
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.in_chunks import chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.arrays.marks import Mark, resolve_mark
@@ -68,7 +68,8 @@ def encourage_low_rank(
         element that is not finite, and gradients of a parameter that is zero or not finite.
 
     Raises:
-        ValueError: a strength outside its range; params missing in update.
+        ValueError: a strength outside its range; a parameter of an integer or a complex dtype; in update, params
+            missing.
 
     Reference: section 4.4.
 
@@ -80,6 +81,7 @@ def encourage_low_rank(
     check_layout(layout)
 
     def init(params: Any) -> EncourageLowRankState:
+        check_dtypes(params)
         leaves, marks = jax.tree.leaves(params), resolve_mark(lora, params, "lora")
         everywhere = replicated_like(params)
         ranks = [

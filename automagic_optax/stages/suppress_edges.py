@@ -11,6 +11,7 @@ import optax
 from automagic_core import MAX_STEP, Layout, check_field, check_layout, decay, picture_axes, row_shape
 from automagic_core.config.constants import EDGE_DECAY
 from automagic_optax.arrays.batches import enter
+from automagic_optax.arrays.checks import check_dtypes
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.arrays.means import accurate_mean, ema, one_minus_power
@@ -64,7 +65,7 @@ def suppress_edges(
         arrays with an element that is not finite, whose states stay.
 
     Raises:
-        ValueError: a strength outside its range.
+        ValueError: a strength outside its range; a parameter of an integer or a complex dtype.
 
     Reference: section 4.2; Osher et al., *Laplacian Smoothing Gradient Descent*, arXiv 1806.06317.
 
@@ -77,6 +78,7 @@ def suppress_edges(
     check_layout(layout)
 
     def init(params: Any) -> SuppressEdgesState:
+        check_dtypes(params)
         leaves = jax.tree.leaves(params)
         marks = resolve_mark(embedding, params, "embedding")
         everywhere = replicated_like(params)

@@ -10,6 +10,7 @@ import optax
 
 from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
 from automagic_optax.arrays.batches import Batched, enter
+from automagic_optax.arrays.checks import check_dtypes
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import scalar_like, whole
 from automagic_optax.stages.energy import energy, removed_share
@@ -42,7 +43,7 @@ def suppress_high_frequencies(
         arrays with an element that is not finite.
 
     Raises:
-        ValueError: `penalty` outside its range.
+        ValueError: `penalty` outside its range; a parameter of an integer or a complex dtype.
 
     Reference: section 4.3.
 
@@ -76,6 +77,7 @@ def suppress_high_frequencies(
         return leave(batched.replace([result[0] for result in results])), SuppressHighFrequenciesState(removed)
 
     def init(params: Any) -> SuppressHighFrequenciesState:
+        check_dtypes(params)
         return SuppressHighFrequenciesState(scalar_like(params, 0, jnp.float32))
 
     return with_types(optax.GradientTransformationExtraArgs(init, update))

@@ -44,7 +44,9 @@ def progress(opt_state: Any) -> list[tuple[jax.Array, jax.Array]]:
 
 
 def run_rates(progressed: Sequence[tuple[jax.Array, jax.Array]], config: Config | None) -> RunRates | None:
-    """The rates of the transformation with the highest rate; None without `config`.
+    """The rates of the transformation with the highest rate, among those that took a step if there are any.
+
+    Without `config` None.
 
     Args:
         progressed: the result of `progress`.
@@ -52,8 +54,9 @@ def run_rates(progressed: Sequence[tuple[jax.Array, jax.Array]], config: Config 
     """
     if config is None:
         return None
-    rates = [_rates(int(step), float(ell), config) for step, ell in jax.device_get(list(progressed))]
-    return max(rates, key=lambda found: found.rate)
+    fetched = jax.device_get(list(progressed))
+    began = [(step, ell) for step, ell in fetched if step > 0] or fetched
+    return max((_rates(int(step), float(ell), config) for step, ell in began), key=lambda found: found.rate)
 
 
 def _rates(step: int, ell: float, config: Config) -> RunRates:

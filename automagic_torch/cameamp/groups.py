@@ -175,8 +175,9 @@ def reason_for_32_bits(p: Tensor) -> str:
 
 def parameter_name(group: Mapping[str, Any], group_index: int, index: int) -> str:
     """The name of a parameter in error messages."""
-    if "param_names" in group:
-        return f"parameter {group['param_names'][index]!r}"
+    names = group.get("param_names", ())
+    if len(names) == len(group["params"]):  # else somebody put a parameter into the group
+        return f"parameter {names[index]!r}"
     return f"parameter {index} of group {group_index} (shape {tuple(group['params'][index].shape)})"
 
 

@@ -26,7 +26,7 @@ def benchmark_optimizer(model: torch.nn.Module, optimizer: Optimizer, num_steps:
     """Times steps of an optimizer on synthetic gradients.
 
     The steps use copies of the parameters and states, so nothing changes, even if a step fails.  Hooks of the optimizer
-    do not run, and random generators stay as they are.
+    do not run, and random generators stay as they are.  Where gradients are released the ordinary step is timed.
 
     Args:
         model: its parameters that the optimizer holds and that need gradients take part.
@@ -93,6 +93,10 @@ def _on_copies(optimizer: Optimizer, chosen: list[Tensor]) -> Iterator[list[Tens
         for name, fresh in (("_owned", dict), ("_stacks", HeldStacks), ("_gradients_agreed", dict)):
             if hasattr(optimizer, name):
                 setattr(optimizer, name, fresh())
+        # The gradients to step with are there already, so nothing is released.
+        for name in ("_gradient_release", "_open_step"):
+            if hasattr(optimizer, name):
+                setattr(optimizer, name, None)
         yield list(stand_ins.values())
     finally:
         optimizer.__dict__.clear()

@@ -52,8 +52,9 @@ def devices(optimizer: Optimizer) -> set[torch.device]:
 
 
 def run_rates(optimizer: Optimizer) -> RunRates:
-    """The rates of the group whose rate is the highest now."""
-    return max((_group_rates(group) for group in optimizer.param_groups), key=lambda rates: rates.rate)
+    """The rates of the group whose rate is the highest now, among those that took a step if there are any."""
+    began = [group for group in optimizer.param_groups if group[STEP] > 0]
+    return max(map(_group_rates, began or optimizer.param_groups), key=lambda rates: rates.rate)
 
 
 def _group_rates(group: Mapping[str, Any]) -> RunRates:

@@ -96,6 +96,35 @@ def test_the_callback_marks_logs_and_resumes(tmp_path: Path) -> None:
     assert logged_again == logged
 
 
+@pytest.mark.parametrize("takes_trial", [False, True])
+def test_models_that_the_trainer_makes_are_marked_before_a_checkpoint_is_loaded(
+    tmp_path: Path, takes_trial: bool
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=32, **sizes)
+    fields = {"max_steps": 4, "save_steps": 2, "report_to": [], "use_cpu": True, "disable_tqdm": True}
+
+    def made(trial: Any = None) -> Any:
+        return transformers.LlamaForCausalLM(config)
+
+    def run(folder: Path, checkpoint: Path | None = None) -> AutomagicCameAMP8bit:
+        trainer = transformers.Trainer(
+            args=transformers.TrainingArguments(str(folder), **fields),
+            model_init=made if takes_trial else lambda: made(),  # the Trainer looks at the arguments
+            train_dataset=tokens(),
+            optimizer_cls_and_kwargs=(AutomagicCameAMP8bit, FIELDS | {"stable_emb": True}),
+        )
+        TrainerRateCallback().put_first(trainer)
+        with warnings.catch_warnings(action="ignore"):
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+
+    undisturbed = run(tmp_path)
+    forms = {state["exp_avg"].dtype for state in undisturbed.state.values() if state["exp_avg"].shape == (32, 32)}
+    assert forms == {torch.uint8, torch.float32}, "the embedding has 32 bits"
+    assert same(snapshot(run(tmp_path / "again", tmp_path / "checkpoint-2")), snapshot(undisturbed))
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_loop_with_autocast(precision: str) -> None:
     """And for float16 a loss scaled by a `GradScaler`: accelerate has float16 on accelerators alone."""

@@ -159,3 +159,12 @@ def test_the_same_with_x64() -> None:
     assert_same_bits(within, without)
     assert {str(u.dtype) for u in wide.values()} == {"float64"}
     assert {str(x.dtype) for x in jax.tree.leaves(state)} == {"float32", "int32"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_complex_and_integer_arrays_are_an_error(name: str) -> None:
+    # In float32 a complex gradient would lose its imaginary part.
+    for dtype in ("complex64", "int32"):
+        with pytest.raises(ValueError, match="down has dtype"):
+            STAGES[name].init({"down": jnp.ones(SHAPE, dtype), "up": jnp.ones(SHAPE)})
+        STAGES[name].init({"down": jax.ShapeDtypeStruct(SHAPE, jnp.float32), "up": jnp.ones(SHAPE)})

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from automagic_torch import AutomagicCameAMP8bit, release_gradients
+from automagic_torch import AutomagicCameAMP8bit, load_adam_state, load_requantized, release_gradients
 from automagic_torch.cameamp import batches
+from automagic_torch.gradient_release import refuse_clipping
 from tests.torch_side.torch_helpers import SMALL, parameters, same, set_gradients, snapshot
 
 ALONE = {"cpu": 0, "other": 0}
@@ -63,7 +65,23 @@ class Fails(torch.autograd.Function):
         raise MemoryError("no memory left")
 
 
-@pytest.mark.parametrize("way_out", ["step", "load"])
+def of_adam(params):
+    adam = torch.optim.AdamW(params)
+    set_gradients(params, 0)
+    adam.step()
+    adam.zero_grad()
+    return adam.state_dict()
+
+
+WAYS_OUT = {
+    "step": lambda optimizer, _: optimizer.step(),
+    "load": lambda optimizer, kept: optimizer.load_state_dict(kept),
+    "load_requantized": load_requantized,
+    "load_adam_state": lambda optimizer, _: load_adam_state(optimizer, of_adam(parameters([(8, 6)] * 3))),
+}
+
+
+@pytest.mark.parametrize("way_out", WAYS_OUT)
 def test_a_backward_pass_that_failed_half_way_is_named_by_the_next(way_out):
     (a, b, c), optimizer = small(3)
     release_gradients(optimizer)
@@ -75,10 +93,7 @@ def test_a_backward_pass_that_failed_half_way_is_named_by_the_next(way_out):
         with pytest.raises(RuntimeError, match="ended with an error after it had updated 1 parameters"):
             p.sum().backward()
     optimizer.zero_grad()
-    if way_out == "step":
-        optimizer.step()
-    else:
-        optimizer.load_state_dict(kept)
+    WAYS_OUT[way_out](optimizer, kept)
     (a.sum() + b.sum()).backward()
     optimizer.step()
     assert optimizer.param_groups[0]["automagic_step"] == (2 if way_out == "step" else 1)
@@ -179,6 +194,11 @@ def test_a_scaler_sparse_gradients_and_wrappers_are_refused():
     release_gradients(sparse)
     with pytest.raises(RuntimeError, match="parameter 'weight' has a sparse gradient"):
         embedding(torch.tensor([1])).sum().backward()
+    lookahead = SimpleNamespace(_base_optimizer=Accelerator(cpu=True).prepare(optimizer))
+    refuse_clipping([lookahead, None], 0, "clip")
+    refuse_clipping([torch.optim.AdamW([a]), None], 1, "clip")
+    with pytest.raises(ValueError, match="clip = 1 would clip nothing"):
+        refuse_clipping([lookahead], 1, "clip")
     for wrong in (Accelerator(cpu=True).prepare(optimizer), torch.optim.AdamW([a])):
         with pytest.raises(TypeError, match="not for A"):
             release_gradients(wrong)

@@ -7,7 +7,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from automagic_core.arrays.group_keys import SEARCH_KEYS
-from automagic_torch import AutomagicCameAMP8bit, benchmark_optimizer
+from automagic_torch import AutomagicCameAMP8bit, benchmark_optimizer, release_gradients
 from tests.torch_side.torch_helpers import SMALL, run, same, snapshot
 
 
@@ -67,6 +67,26 @@ def test_a_step_that_fails_leaves_nothing_behind_either():
     with pytest.raises(ZeroDivisionError):
         benchmark_optimizer(net, optimizer)
     assert same(snapshot(optimizer), before)
+
+
+def test_released_gradients_come_back_for_the_time_of_the_measurement():
+    net = model()
+    optimizer = AutomagicCameAMP8bit(net.parameters(), **SMALL)
+    release_gradients(optimizer)
+    net(torch.ones(2, 16)).sum().backward()  # a step is open
+    seen = []
+    optimizer._on_update = lambda p, update: seen.append(bool(update.any()))
+    benchmark_optimizer(net, optimizer, num_steps=2)
+    assert len(seen) == 5 * len(list(net.parameters())), "five steps with a gradient for every array"
+    assert all(seen)
+    optimizer._on_update = None
+    twin = model()
+    other = AutomagicCameAMP8bit(twin.parameters(), **SMALL)
+    release_gradients(other)
+    twin(torch.ones(2, 16)).sum().backward()
+    for o in (optimizer, other):
+        o.step()
+    assert same(snapshot(optimizer), snapshot(other))
 
 
 def test_what_it_measures_on():

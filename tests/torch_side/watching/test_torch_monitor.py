@@ -105,6 +105,7 @@ def test_memory_pressure_is_what_the_reader_says():
 
 def test_suggestions_are_about_the_rate_in_use():
     optimizer = stepped(steps=6)  # the warm-up of 4 steps is over
+    optimizer.add_param_group({"params": parameters([(3,)]), "lr": 0.05})  # takes no step
     group = optimizer.param_groups[0]
     found = group["lr"] * float(group["automagic_log_rate_scale"].exp())
     assert found > 1.2 * 1e-5, "the search found something"
