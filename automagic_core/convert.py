@@ -22,6 +22,7 @@ from automagic_core.moving.torch_checkpoint import SUFFIXES, read_checkpoint, re
 
 LOGGER = "automagic_core"
 NEUTRAL = ".safetensors"
+_WITHOUT_NAMES = "without names 0 is the first of every group, 1/0 the first of group 1"
 
 
 def convert(
@@ -42,9 +43,10 @@ def convert(
             optimizer state, such as a model, is not replaced.
         layout: ``"torch"`` or ``"flax"`` for all arrays; None keeps their layout.
         axes: with `layout`, permutations of single arrays by name, for arrays that are no dense or convolution kernels.
-        embedding, lora: which parameters are embeddings and adapters: names or positions, with ``*`` and ``?`` as in
-            file names.  A list replaces the marks of a neutral file.  A checkpoint has no marks: there None decides by
-            the usual names.
+        embedding, lora: which parameters are embeddings and adapters: names, or positions in their group.  Where no
+            parameter has just this name, ``*`` and ``?`` mean what they mean in file names.  ``"1/NAME"`` is the one in
+            group 1 alone, a name without it the one in every group; so in `axes`.  A list replaces the marks of a
+            neutral file.  A checkpoint has no marks: there None decides by the usual names.
         like: a checkpoint or neutral file of the optimizer that goes on.  Parameters get its order, by their names,
             since PyTorch loads them by position.
 
@@ -52,7 +54,8 @@ def convert(
         What the state is and what was lost, one sentence each; losses are also logged to ``automagic_core``.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing, damaged or does not fit; the message says where.
+        FileNotFoundError, IsADirectoryError, ValueError: a file is missing, damaged or does not fit; the message says
+            where.
         PermissionError: `target` is there and may not be written.
         ImportError: PyTorch or safetensors is needed for a file and missing.
     """
@@ -62,7 +65,8 @@ def convert(
         check_group(group, f"group {index} of {source}")
     notes = Notes()
     if layout is not None:
-        groups = [in_layout(group, layout, _of_group(axes or {}, group), notes)[0] for group in groups]
+        of_groups = [_of_group(axes or {}, group, index) for index, group in enumerate(groups)]
+        groups = [in_layout(group, layout, own, notes)[0] for group, own in zip(groups, of_groups, strict=True)]
     _refuse_unknown(axes, groups, layout)
     if like is not None:
         groups = _ordered(groups, _read(like), str(like))
@@ -81,10 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target", metavar="OUT", help="likewise; an optimizer state that is there is replaced")
     parser.add_argument("--layout", choices=("torch", "flax"), help="of the arrays in OUT; by default that of IN")
     parser.add_argument(
-        "--axes", action="append", default=[], metavar="NAME=2,3,0,1", help="order of one parameter's axes in OUT"
+        "--axes",
+        action="append",
+        default=[],
+        metavar="NAME=2,3,0,1",
+        help=f"order of one parameter's axes in OUT; {_WITHOUT_NAMES}",
     )
     for mark, what in (("embedding", "an embedding"), ("lora", "an adapter")):
-        help_text = f"which parameter is {what}; * and ? as in file names, '' for none; by default the usual names"
+        help_text = (
+            f"which parameter is {what}; * and ? as in file names, '' for none; by default the usual names; "
+            + _WITHOUT_NAMES
+        )
         parser.add_argument(f"--{mark}", action="append", metavar="NAME", help=help_text)
     parser.add_argument("--like", metavar="FILE", help="put the parameters into the order of this file, by name")
     options = parser.parse_args(arguments)
@@ -120,16 +131,20 @@ def _marked(
     groups: Sequence[NeutralGroup], embedding: Sequence[str] | None, lora: Sequence[str] | None, *, has_marks: bool
 ) -> list[NeutralGroup]:
     """The groups with the marks that the caller gives, or that follow from names."""
-    for patterns in (embedding or (), lora or ()):
-        for pattern in patterns:
-            if not any(fnmatchcase(array.name, pattern) for group in groups for array in group.arrays):
-                raise ValueError(f"no parameter is called {pattern!r}")
+    embeddings, adapters = (
+        None if patterns is None else {place for pattern in patterns for place in _called(groups, pattern)}
+        for patterns in (embedding, lora)
+    )
 
     def mark(
-        array: NeutralArray, patterns: Sequence[str] | None, known: bool, by_name: Callable[[list[str]], bool]
+        index: int,
+        array: NeutralArray,
+        given: set[tuple[int, str]] | None,
+        known: bool,
+        by_name: Callable[[list[str]], bool],
     ) -> bool:
-        if patterns is not None:
-            return any(fnmatchcase(array.name, pattern) for pattern in patterns)
+        if given is not None:
+            return (index, array.name) in given
         return known if has_marks else len(array.shape or ()) == 2 and by_name(array.name.split("."))
 
     return [
@@ -138,23 +153,36 @@ def _marked(
             arrays=tuple(
                 dataclasses.replace(
                     array,
-                    embedding=mark(array, embedding, array.embedding, is_embedding_name),
-                    lora=mark(array, lora, array.lora, is_lora_name),
+                    embedding=mark(index, array, embeddings, array.embedding, is_embedding_name),
+                    lora=mark(index, array, adapters, array.lora, is_lora_name),
                 )
                 for array in group.arrays
             ),
         )
-        for group in groups
+        for index, group in enumerate(groups)
     ]
 
 
-def _of_group(axes: Axes, group: NeutralGroup) -> Axes:
-    names = {array.name for array in group.arrays}
-    return {name: order for name, order in axes.items() if name in names}
+def _called(groups: Sequence[NeutralGroup], pattern: str) -> set[tuple[int, str]]:
+    """The parameters with a name, or whose names fit a pattern: the index of the group and the name of each."""
+    places = [(index, array.name) for index, group in enumerate(groups) for array in group.arrays]
+    # A name may have brackets, which mean something in a pattern.
+    just = {(index, name) for index, name in places if pattern in (name, f"{index}/{name}")}
+    found = just or {(index, name) for index, name in places if fnmatchcase(name, pattern)}
+    if not found:
+        raise ValueError(f"no parameter is called {pattern!r}")
+    return found
+
+
+def _of_group(axes: Axes, group: NeutralGroup, index: int) -> Axes:
+    """The axes given for arrays of a group, by their names there; those for this group alone win."""
+    given = {array.name: axes.get(f"{index}/{array.name}", axes.get(array.name)) for array in group.arrays}
+    return {name: order for name, order in given.items() if order is not None}
 
 
 def _refuse_unknown(axes: Axes | None, groups: Sequence[NeutralGroup], layout: str | None) -> None:
-    unknown = set(axes or {}) - {array.name for group in groups for array in group.arrays}
+    names = [(index, array.name) for index, group in enumerate(groups) for array in group.arrays]
+    unknown = set(axes or {}) - {called for index, name in names for called in (name, f"{index}/{name}")}
     if unknown:
         raise ValueError(f"axes are given for {', '.join(sorted(unknown))}, which the run does not have")
     if axes and layout is None:

@@ -25,8 +25,9 @@ def plot(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
         The path of the PNG.
 
     Raises:
-        FileNotFoundError: a run has no records.
-        ValueError: no run, a file that holds something else, or an `out` that is no PNG.
+        FileNotFoundError: a run has no file of records.
+        OSError: `out` cannot be written.
+        ValueError: no run, a run without values, a file that holds something else, or an `out` that is no PNG.
         ImportError: matplotlib is missing; the message says how to get it.
     """
     if not runs:
@@ -37,6 +38,8 @@ def plot(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     if target.suffix.lower() != ".png":
         raise ValueError(f"out = {str(target)!r} is not valid; valid: a name that ends in .png")
     curves = [read_run(path) for path in paths]
+    if empty := [str(path) for path, of_run in zip(paths, curves, strict=True) if not of_run]:
+        raise ValueError(f"there is nothing to draw yet in {', '.join(empty)}")
     names = short_names([str(folder.resolve()) for folder in folders])
     figure = draw_page(list(zip(names, curves, strict=True)))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(plot(options.runs, options.out))
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

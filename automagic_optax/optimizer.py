@@ -11,7 +11,7 @@ import jax
 import optax
 
 from automagic_core import Config, Layout, picture_axes
-from automagic_core.config.config import PROFILES
+from automagic_core.config.config import PROFILES, check_field
 from automagic_optax.arrays.marks import Mark, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.usable import refuse_unusable
 from automagic_optax.arrays.with_types import with_types
@@ -23,7 +23,8 @@ from automagic_optax.stages.encourage_low_rank import encourage_low_rank
 from automagic_optax.stages.suppress_edges import suppress_edges
 from automagic_optax.stages.suppress_high_frequencies import suppress_high_frequencies
 
-_WEIGHT_DECAY: float = Config().weight_decay
+# An object of its own, so that `is` tells it from the same number given by the caller.
+_WEIGHT_DECAY: float = float(repr(Config.weight_decay))
 
 
 def automagic_8bit(
@@ -75,6 +76,8 @@ def automagic_8bit(
         nested = overrides.pop("overrides")
         if not isinstance(nested, Mapping):
             raise ValueError(f"overrides = {nested!r} is not a mapping of field names to values")
+        if named := [name for name in ("lr", "learning_rate", "weight_decay", "profile", "config") if name in nested]:
+            raise ValueError(f"overrides has {', '.join(named)}, which automagic_8bit takes as arguments of their own")
         overrides = {**nested, **overrides}
     if isinstance(learning_rate, Config):
         if config is not None:
@@ -86,8 +89,9 @@ def automagic_8bit(
     if config is not None:
         learning_rate = config.lr if learning_rate is None else learning_rate
         weight_decay = _decay_beside(config, weight_decay)
-        overrides = {**config.__dict__, **PROFILES.get(profile or "", {}), **overrides}
-        overrides = {name: value for name, value in overrides.items() if name not in ("lr", "weight_decay", "profile")}
+        check_field("profile", profile)
+        own = {name: value for name, value in config.__dict__.items() if name not in ("lr", "weight_decay", "profile")}
+        overrides = {**own, **PROFILES.get(profile or "", {}), **overrides}
     elif learning_rate is None:
         raise ValueError("no learning rate: automagic_8bit(1e-4), lr=1e-4 or a Config says where the search begins")
     config = Config(lr=learning_rate, weight_decay=weight_decay, profile=profile, **overrides)
@@ -105,7 +109,9 @@ def automagic_8bit(
             weight_decay_mask=weight_decay_mask,
         )
 
-    values = {"learning_rate": learning_rate, "weight_decay": weight_decay, "profile": profile, **overrides}
+    # As the config has them: arrays go into the function `anew` as traced ones, which not all fields may be.
+    fields = {name: getattr(config, name) for name in overrides}
+    values = {"learning_rate": learning_rate, "weight_decay": weight_decay, "profile": profile, **fields}
     return with_types(optax.chain(*before, rounding), anew, values)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from automagic_core.config.constants import SEARCH_START, SHORT_SEARCH
 from automagic_core.config.not_here import INSTEAD
-from automagic_core.config.ranges import RANGES, is_checkable
+from automagic_core.config.ranges import RANGES, is_checkable, known
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "memory_optimized": {
@@ -37,13 +40,17 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
 }
 """The fields that each profile sets; every other field keeps its default."""
 
+_CHANGING = ("lr", "weight_decay")
+"""Fields whose tensors and JAX arrays stay: torch's schedulers fill them, and inject_hyperparams makes them anew."""
+
 
 @dataclasses.dataclass(init=False)
 class Config:
     """Every hyperparameter of the optimizer.
 
     Fields given beside a profile win over it, so ``Config(**other.__dict__)`` is a copy of `other`.  The object can be
-    changed; `validate` then checks it again.
+    changed; `validate` then checks it again.  A number in an array of no dimensions becomes a Python number, except in
+    `lr` and `weight_decay`, whose arrays change during a run.
 
     Args:
         **fields: any of the fields below, by name.
@@ -103,10 +110,20 @@ class Config:
             setattr(self, name, value)
         self.validate()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        default = getattr(type(self), name, None)
+        if name == "betas" and type(value) in (tuple, list):
+            value = type(value)(map(known, value))
+        elif isinstance(default, float) and (name not in _CHANGING or isinstance(value, np.ndarray)):
+            value = known(value)
+        elif isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            value = int(value)  # numpy's small integers overflow where sizes are computed
+        super().__setattr__(name, value)
+
     def validate(self) -> None:
         """Raises a ValueError if any field lies outside its range.
 
-        Tensors, traced arrays and schedules are not checked, since their values are not known yet.
+        Traced arrays, schedules, and tensors as `lr` or `weight_decay` are not checked: their values are not known yet.
         """
         for name in FIELD_NAMES:
             check_field(name, getattr(self, name))

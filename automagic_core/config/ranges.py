@@ -26,17 +26,41 @@ def is_checkable(value: Any) -> bool:
     return isinstance(value, numbers.Number)
 
 
+def known(value: Any) -> Any:
+    """The Python number in an array of no dimensions that has a value; anything else, a traced array too, as it is."""
+    if is_checkable(value) or getattr(value, "shape", None) != ():
+        return value
+    try:
+        # Not `float(value)`: while JAX forms a derivative outside of jit, it would give the value and lose the rest.
+        return _shortest(value.item() if hasattr(value, "detach") else np.asarray(value, np.float64).item())
+    except Exception:  # every library has errors of its own for arrays without values
+        return value
+
+
+def _shortest(value: Any) -> float:
+    """The same number; for a number of float32 the one with fewest digits that is the same there, as 0.2."""
+    number = float(value)
+    with np.errstate(over="ignore"):
+        single = np.float32(number)
+    return float(str(single)) if float(single) == number else number
+
+
 def _is_array(value: Any) -> bool:
     # The value of a tensor or of a traced array is not known here, so its range cannot be checked.
     return not is_checkable(value) and hasattr(value, "dtype") and hasattr(value, "shape")
 
 
-def _real(accepts: Callable[[float], bool], text: str) -> Range:
+def _real(accepts: Callable[[float], bool], text: str, *, from_array: bool = True) -> Range:
     def check(value: Any) -> bool:
         if _is_array(value):
-            return True
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return is_number and abs(value) <= _LARGEST and accepts(value)
+            return from_array
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            return False
+        try:
+            number = _shortest(value)
+        except OverflowError:  # an integer beyond float64
+            return False
+        return abs(number) <= _LARGEST and accepts(number)
 
     return Range(check, text)
 
@@ -54,8 +78,10 @@ def _one_of(*choices: Any) -> Range:
 
 
 _SWITCH = Range(lambda value: isinstance(value, bool), "True, False")
-_POSITIVE = _real(lambda x: x > 0, "a finite number > 0 in float32")
-_BETA = _real(lambda x: 0 <= x < 1, "[0, 1)")
+_POSITIVE = _real(lambda x: float(np.float32(x)) > 0, "a finite number > 0 in float32")
+_LIMIT = _real(lambda x: float(np.float32(x)) > 0, "0 < min_lr ≤ max_lr in float32")
+# Its constants are formed in float64, so a traced array cannot be one.
+_BETA = _real(lambda x: 0 <= x < 1, "[0, 1)", from_array=False)
 
 
 def _are_betas(value: Any) -> bool:
@@ -63,9 +89,9 @@ def _are_betas(value: Any) -> bool:
 
 
 RANGES: dict[str, Range] = {
-    "lr": Range(lambda x: callable(x) or _POSITIVE.accepts(x), "a number in [min_lr, max_lr], or a schedule"),
-    "min_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
-    "max_lr": _real(lambda x: x > 0, "0 < min_lr ≤ max_lr"),
+    "lr": Range(lambda x: callable(x) or _POSITIVE.accepts(x), "a number in [min_lr, max_lr], in JAX also a schedule"),
+    "min_lr": _LIMIT,
+    "max_lr": _LIMIT,
     "weight_decay": _real(lambda x: x >= 0, "a finite number ≥ 0 in float32"),
     # Less than the last value of the step counter, so that a warm-up always ends.
     "warmup_steps": _integer(lambda n: 0 <= n < MAX_STEP, f"an integer in [0, {MAX_STEP - 1}]"),

@@ -6,6 +6,7 @@ Each framework converts its own state to this form and back.  The state file (se
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,8 +122,8 @@ def check_group(group: NeutralGroup, label: str) -> None:
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from error
     lr = group.fields["lr"]
-    if isinstance(lr, bool) or not isinstance(lr, (int, float)):
-        raise ValueError(f"{label} has lr = {lr!r}; valid: a number")
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not -math.inf < lr < math.inf:
+        raise ValueError(f"{label} has lr = {lr!r}; valid: a finite number")
     step = group.step
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MAX_STEP:
         raise ValueError(f"{label} has step = {step!r}; valid: an integer in [0, {MAX_STEP}]")

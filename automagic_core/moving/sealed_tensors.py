@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from automagic_core.moving.late_import import needed
-from automagic_core.moving.whole_file import write_whole
+from automagic_core.moving.whole_file import check_is_file, write_whole
 
 _PURPOSE = "a neutral state file"
 _LENGTH = 8
@@ -55,14 +55,13 @@ def read_sealed(path: str | Path, *, file_format: str, version: str) -> tuple[di
     """Reads the tensors and the description of a file that `write_sealed` wrote.
 
     Raises:
-        FileNotFoundError: there is no file.
+        FileNotFoundError, IsADirectoryError: there is no file.
         ValueError: it is cut short, of another format or version, or a byte of it was changed.
         ImportError: safetensors is missing; the message says how to get it.
     """
     safetensors = needed("safetensors.numpy", "files", _PURPOSE)
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+    check_is_file(path)
     data = path.read_bytes()
     metadata = _metadata(data, path)
     if metadata.get("format") != file_format:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def read_groups(path: str | Path) -> list[NeutralGroup]:
     """Reads a run's groups.
 
     Raises:
-        FileNotFoundError: there is no file.
+        FileNotFoundError, IsADirectoryError: there is no file.
         ValueError: another format or version, a damaged file, or contents that do not fit; the message says what.
         ImportError: safetensors is missing; the message says how to get it.
     """
@@ -151,7 +152,7 @@ def _check_others(others: Mapping[str, Any], label: str) -> None:
         if not (isinstance(name, str) and _is_json(value)):
             raise ValueError(
                 f"{label} has {name} = {value!r}, which is none of this optimizer's fields; "
-                "a neutral file holds only numbers, strings, lists and dicts beside them"
+                "a neutral file holds only finite numbers, strings, lists and dicts beside them"
             )
 
 
@@ -160,7 +161,7 @@ def _is_json(value: Any) -> bool:
         return all(isinstance(key, str) and _is_json(entry) for key, entry in value.items())
     if isinstance(value, (list, tuple)):
         return all(map(_is_json, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+    return math.isfinite(value) if isinstance(value, float) else value is None or isinstance(value, (bool, int, str))
 
 
 def _label(index: int) -> str:

@@ -13,7 +13,7 @@ from automagic_core.moving.late_import import needed
 from automagic_core.moving.neutral import NeutralGroup
 from automagic_core.moving.torch_dict import neutral_groups, state_dict_of
 from automagic_core.moving.value_limits import check_range
-from automagic_core.moving.whole_file import write_whole
+from automagic_core.moving.whole_file import check_is_file, write_whole
 
 SUFFIXES = (".pt", ".pth", ".bin")
 _PURPOSE = "a PyTorch checkpoint"
@@ -25,13 +25,12 @@ def read_checkpoint(path: str | Path) -> list[NeutralGroup]:
     The file is read with ``weights_only=True``, so that no code in it can run.
 
     Raises:
-        FileNotFoundError: there is no file.
+        FileNotFoundError, IsADirectoryError: there is no file.
         ValueError: the file is damaged or holds something else; the message says what.
         ImportError: PyTorch is missing; the message says how to get it.
     """
     torch = needed("torch", "torch", _PURPOSE)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+    check_is_file(path)
     _check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)

@@ -19,8 +19,14 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises:
         PermissionError: the old file may not be written.
+        IsADirectoryError, FileNotFoundError: `path` is a folder, or lies in none.
     """
     path = Path(os.path.realpath(path))
+    # Else the error would name the temporary file.
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "this is a folder", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     if path.exists() and not path.stat().st_mode & stat.S_IWUSR:
         raise PermissionError(errno.EACCES, "the file is read-only", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
@@ -32,3 +38,15 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_is_file(path: str | Path) -> None:
+    """Checks that there is a file.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is nothing, or a folder.
+    """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist")

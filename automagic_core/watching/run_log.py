@@ -94,15 +94,18 @@ def read_run(run: str | Path) -> dict[str, tuple[list[int], list[float]]]:
         to an earlier step, the older records from there on are left out.  So is an incomplete last line.
 
     Raises:
-        FileNotFoundError: there are no records.
-        ValueError: a line is no record; the message has its number.
+        FileNotFoundError: there is no file of records.
+        ValueError: the file is no text, or a line is no record; the message has its number.
     """
     path = Path(run)
     path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a MetricsLogger writes it")
     records: list[tuple[int, dict[str, Any]]] = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no log of a run, since it is no text in UTF-8: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_core.codec.half_steps import COUNT_SHIFT, HalfSteps, half_steps
+from automagic_optax.sharding.explicit_mesh import untyped
+from automagic_optax.sharding.placement import has_explicit_axes
 
 
 @cache
@@ -76,4 +78,7 @@ def stochastic_code(y: jax.Array, signed: bool, random: jax.Array) -> jax.Array:
 
 def take(table: np.ndarray, index: jax.Array) -> jax.Array:
     """``table[index]`` for indices that are in range.  It saves the check of each index."""
+    if has_explicit_axes(index):
+        found: jax.Array = untyped(take, jax.typeof(index).sharding)(table, index)
+        return found
     return jnp.asarray(table).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)

@@ -110,6 +110,7 @@ class _Parts:
     def compute(self, equations: Sequence[int], unread: Sequence[int] | None = None) -> None:
         """Reads states, then carries out equations, which are given in their own order."""
         for position in range(len(self.position)) if unread is None else unread:
+            assert position not in self.done, "a state that has its new value already"
             self.values[self.jaxpr.invars[position]] = self.states.read(position)
             self.read.append(position)
         if not equations:

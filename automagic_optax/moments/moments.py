@@ -66,6 +66,9 @@ class Moments:
         codes = first[0].codes
         if any(devices_of(self.stored[i].codes) > 1 for unit in units for i in unit.states):
             return []
+        seen: list[Any] = [v.aval for unit in units for v in (unit.target, *unit.read)]
+        if any(aval.sharding.mesh.explicit_axes for aval in seen):  # a reshape may lose what a type says
+            return []
         if any(x.size % (x.block_size or 1) or x.block_size is None for x in first):
             return []
         by_kind: dict[Any, list[Unit]] = {}

@@ -165,9 +165,12 @@ def find_unit(
     of_states = tuple(variables[i] for i in sorted(read))
     # Nobody else may need what is made here, nor the old states, which are replaced when the unit is computed.
     own = made | set(of_states)
-    shown = [v for v in jaxpr.outvars if not isinstance(v, Literal) and v in own]
+    split = len(jaxpr.outvars) - len(new)
+    results = {jaxpr.outvars.index(target), *(split + i for i in read)}
+    if any(v in own for i, v in enumerate(jaxpr.outvars) if i not in results and not isinstance(v, Literal)):
+        return None
     elsewhere = {v for i in _users(jaxpr, own) - inside for v in jaxpr.eqns[i].invars if not isinstance(v, Literal)}
-    if elsewhere & own or set(shown) - {target, *outputs} or shown.count(target) > 1:
+    if elsewhere & own:
         return None
     used = dict.fromkeys(v for e in equations for v in e.invars if not isinstance(v, Literal) and v not in made)
     inputs = tuple(v for v in used if v not in states)

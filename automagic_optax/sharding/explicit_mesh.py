@@ -10,7 +10,7 @@ from jax.sharding import auto_axes
 
 
 def untyped(function: Callable[..., Any], shardings: Any) -> Callable[..., Any]:
-    """The function, run as on a mesh with Auto axes; its results then get the given shardings.
+    """The function, run as on a mesh with Auto axes instead of Explicit; its results then get the given shardings.
 
     Args:
         function: takes trees.  Leaves that are no arrays are passed as they are.
@@ -27,6 +27,8 @@ def untyped(function: Callable[..., Any], shardings: Any) -> Callable[..., Any]:
             return function(*jax.tree.unflatten(structure, filled))
 
         arrays = [leaf for leaf, here in zip(leaves, is_array, strict=True) if here]
-        return auto_axes(inside, out_sharding=shardings)(arrays)
+        # Named, since an axis that ``jax.shard_map`` has made Manual must stay so.
+        axes = {name: None for x in arrays for name in jax.typeof(x).sharding.mesh.explicit_axes}
+        return auto_axes(inside, axes=tuple(axes), out_sharding=shardings)(arrays)
 
     return call

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from automagic_optax.sharding.explicit_mesh import untyped
+
 
 def devices_of(x: Any) -> int:
     """How many devices the array may be split over: 1 where it is on one device, or inside ``jax.shard_map``."""
     mesh = _mesh_of(x)
-    return 1 if mesh is None else mesh.size
+    return 1 if mesh is None or AxisType.Manual in mesh.axis_types else mesh.size
 
 
 def varies(x: jax.Array) -> bool:
@@ -28,9 +30,7 @@ def varies(x: jax.Array) -> bool:
 def _mesh_of(x: Any) -> Mesh | AbstractMesh | None:
     sharding = getattr(x, "sharding", None) if isinstance(x, jax.ShapeDtypeStruct) else _sharding_type(x)
     mesh: Mesh | AbstractMesh | None = getattr(sharding, "mesh", None)
-    if mesh is None or mesh.empty or AxisType.Manual in mesh.axis_types:
-        return None
-    return mesh
+    return None if mesh is None or mesh.empty else mesh
 
 
 def _sharding_type(x: Any) -> Any:
@@ -45,10 +45,13 @@ def has_explicit_axes(x: Any) -> bool:
 
 def known_sharding(x: Any) -> NamedSharding | None:
     """How the array is split over its mesh, where that is known; None on a single device and where it is not."""
-    if _mesh_of(x) is None:
+    mesh = _mesh_of(x)
+    if mesh is None:
         return None
     if isinstance(x, jax.core.Tracer):
-        return _sharding_type(x) if has_explicit_axes(x) else None
+        # The type leaves out Auto axes, over which the array may be split too.
+        hidden = any(mesh.shape[name] > 1 for name in mesh.auto_axes)
+        return _sharding_type(x) if has_explicit_axes(x) and not hidden else None
     return x.sharding if isinstance(x.sharding, NamedSharding) else None
 
 
@@ -78,13 +81,17 @@ def scalar_like(tree: Any, value: Any, dtype: Any) -> jax.Array:
 def zeros_following(x: jax.Array) -> jax.Array:
     """float32 zeros in the array's shape, which the compiler splits as it splits the array."""
     # The compiler simplifies this only after it has split the program.
-    return jnp.where(x == x, jnp.zeros(x.shape, jnp.float32), jnp.zeros(x.shape, jnp.float32))
+    zeros = jnp.zeros_like(x, jnp.float32)
+    return jnp.where(x == x, zeros, zeros)
 
 
 def following(value: jax.Array, x: Any) -> jax.Array:
     """A value in the shape of `x`.  Where only the compiler knows how `x` is split, it splits the value alike."""
     if devices_of(x) == 1 or known_sharding(x) is not None:
         return value
+    if has_explicit_axes(x):
+        found: jax.Array = untyped(following, _sharding_type(x))(value, x)
+        return found
     return jnp.where(x == x, value, value)
 
 
@@ -112,7 +119,7 @@ def zeros_in_shape(zeros: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def whole(x: jax.Array) -> jax.Array:
     """The array, gathered on every device."""
     mesh = _mesh_of(x)
-    if mesh is None or mesh.size == 1 or not isinstance(x, jax.core.Tracer) or has_explicit_axes(x):
+    if mesh is None or devices_of(x) == 1 or not isinstance(x, jax.core.Tracer) or has_explicit_axes(x):
         return x
     gathered: jax.Array = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
     return gathered

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from automagic_core import Config
 from automagic_core.watching import metrics as core
@@ -18,6 +19,8 @@ from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.find_states import find_states, opt_state_of, parts_of
 from automagic_optax.cameamp.memory_report import memory_report
 from automagic_optax.cameamp.states import scatter_states
+from automagic_optax.sharding.explicit_mesh import untyped
+from automagic_optax.sharding.placement import has_explicit_axes
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
 from automagic_optax.stages.encourage_low_rank import EncourageLowRankState
 from automagic_optax.stages.spectrum import effective_rank, gram, scaled, wide_numbers
@@ -115,7 +118,15 @@ def _seen_ranks(opt_state: Any) -> dict[str, Any]:
 def _ranks_now(params: Any, lora: Mark) -> dict[str, Any]:
     named = zip(leaves_of(params), resolve_mark(lora, params, "lora"), strict=True)
     adapters = [leaf for leaf, mark in named if mark and leaf.value.ndim == 2 and leaf.value.size > 0]
-    return {leaf_name(leaf.path): _rank(jnp.asarray(leaf.value)) for leaf in adapters}
+    return {leaf_name(leaf.path): _rank_anywhere(jnp.asarray(leaf.value)) for leaf in adapters}
+
+
+def _rank_anywhere(w: jax.Array) -> jax.Array:
+    rank: Any = _rank
+    if has_explicit_axes(w):
+        rank = untyped(_rank, NamedSharding(jax.typeof(w).sharding.mesh, PartitionSpec()))
+    found: jax.Array = rank(w)
+    return found
 
 
 @jax.jit

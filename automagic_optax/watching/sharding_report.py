@@ -46,8 +46,10 @@ def sharding_report(params: Any, opt_state: Any) -> dict[str, Any]:
     cut: dict[str, int] = {}
     misplaced: list[str] = []
     for leaf, array in zip(leaves_of(tree), arrays, strict=True):
-        sharding, name = leaf.value.sharding, leaf_name(leaf.path)
         held = array.exp_avg.codes if isinstance(array.exp_avg, QuantizedArray) else array.exp_avg
+        if not isinstance(held, jax.Array):  # outside of a mask
+            continue
+        sharding, name = leaf.value.sharding, leaf_name(leaf.path)
         if not held.sharding.is_equivalent_to(sharding, held.ndim):
             misplaced.append(name)
         if isinstance(sharding, NamedSharding) and (gathered := _gathered(array, sharding)):

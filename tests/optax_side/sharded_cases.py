@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from automagic_core import walk_signs as core_signs
 from automagic_optax import automagic_8bit, finish_warmup, quantize_state, sharding_report, state_specs
@@ -151,6 +152,24 @@ def moments_of_adam() -> dict[str, Any]:
     return {"wrong": wrong, **compared(updated, run(None)[2])}
 
 
+def mixed_axes() -> list[str]:
+    """States on a mesh with an Explicit and an Auto axis that are not as those of eager `init`."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit, AxisType.Auto))
+    params = placed(values(LAYER, 0), LAYER, mesh, "full") | {
+        "query": jax.device_put(values(LAYER, 0)["query"], NamedSharding(mesh, P("data", "model")))
+    }
+    wrong = []
+    for tx in (automagic_8bit(1e-3, **{**FIELDS, **STAGES_OFF}), quantize_state(optax.adam(1e-3))):
+        with jax.set_mesh(mesh):
+            eager, jitted = tx.init(params), jax.jit(tx.init)(params)
+        wrong += [
+            f"{jax.tree_util.keystr(path)} {x.sharding}"
+            for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(jitted), jax.tree.leaves(eager), strict=True)
+            if jax.typeof(x) != jax.typeof(y) or not x.sharding.is_equivalent_to(y.sharding, x.ndim)
+        ]
+    return wrong
+
+
 def checkpoints(folder: str) -> dict[str, Any]:
     """A run that is saved and restored on three places, and goes on."""
     import orbax.checkpoint as ocp
@@ -207,6 +226,7 @@ CASES: dict[str, Callable[..., Any]] = {
     "types of a layer": lambda: types(LAYER, (4, 2), "full", frequency_penalty=0.0),
     "types": lambda shape, way: types(ALL, shape, way, percentile_clipping=60),
     "moments of adam": moments_of_adam,
+    "mixed axes": mixed_axes,
     "checkpoints": checkpoints,
 }
 

@@ -55,16 +55,16 @@ NAN, INF = math.nan, math.inf
 # field: (values that are refused, words that the error must contain as the range)
 INVALID: dict[str, tuple[list[Any], str]] = {
     "lr": ([0, -1e-6, NAN, INF, "1e-6", None, True, 1e-3 * 1.001, 0.99e-7], "min_lr, max_lr"),
-    "min_lr": ([0, -1e-7, NAN, INF, "x", None, True, 2e-3], "0 < min_lr ≤ max_lr"),
+    "min_lr": ([0, -1e-7, 1e-60, NAN, INF, "x", None, True, 2e-3], "0 < min_lr ≤ max_lr"),
     "max_lr": ([0, -1.0, NAN, INF, None, True, 1e-8], "0 < min_lr ≤ max_lr"),
-    "weight_decay": ([-1e-9, NAN, INF, "0", None, True], "≥ 0"),
+    "weight_decay": ([-1e-9, NAN, INF, np.float16(INF), "0", None, True], "≥ 0"),
     "warmup_steps": ([-1, 1.5, 500.0, 2**31 - 1, None, True, NAN], "[0, 2147483646]"),
     "betas": (
         [(0.9, 0.99), (0.9, 0.99, 1.0), (-0.1, 0.99, 0.999), (0.9, 0.99, NAN), 0.9, None, "abc", (0.9,) * 4],
         "each in [0, 1)",
     ),
-    "update_clip": ([0, -3.0, NAN, INF, 3.5e38, 10**400, None, True], "> 0"),
-    "confidence_floor": ([0.0, -0.01, NAN, INF, None, True], "> 0"),
+    "update_clip": ([0, 1e-60, -3.0, NAN, INF, 3.5e38, 10**400, None, True], "> 0"),
+    "confidence_floor": ([0.0, 1e-60, -0.01, NAN, INF, None, True], "> 0"),
     "factored": (["both", "", None, True, 0], "none, second_moment, all"),
     "torque": ([0, 1, None, "yes"], "True, False"),
     "torque_decay": ([-0.1, 1.0, NAN, None, True], "[0, 1)"),
@@ -102,7 +102,7 @@ VALID: dict[str, list[Any]] = {
     "max_lr": [1e-6, 1.0, 10],
     "weight_decay": [0, 0.0, 1.0],
     "warmup_steps": [0, 1, 2**31 - 2, np.int64(7)],
-    "betas": [(0.0, 0.0, 0.0), [0.9, 0.99, 0.999], (0.999999, 0.5, 0)],
+    "betas": [(0.0, 0.0, 0.0), [0.9, 0.99, 0.999], (0.999999, 0.5, 1 - 1e-16)],
     "update_clip": [1e-3, 100],
     "confidence_floor": [1e-9, 5],
     "factored": ["none", "second_moment", "all"],
@@ -116,7 +116,7 @@ VALID: dict[str, list[Any]] = {
     "percentile_clipping": [1, 100],
     "block_size": [64, 128, 256, 512, 1024, 2048, 4096],
     "spatial_scope": ["conv", "all"],
-    "edge_penalty": [0, 0.2],
+    "edge_penalty": [0, 0.2, np.float32(0.2), np.float16(0.1)],
     "edge_threshold": [0, 9.0],
     "frequency_penalty": [0, 1],
     "rank_penalty_strength": [0, 0.999],
@@ -147,10 +147,12 @@ def test_invalid_value_is_refused_by_name_value_and_range(name: str, value: Any,
     if "lr" in name and isinstance(value, float) and value > 0 and math.isfinite(value):
         assert "min_lr" in message
         assert "max_lr" in message
+        assert value > 1e-40 or "in float32" in message
     else:
         assert words in message
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("name", "value"), VALID_CASES)
 def test_valid_value_is_kept(name: str, value: Any) -> None:
     assert getattr(Config(**{name: value}), name) == value
@@ -205,6 +207,40 @@ def test_values_that_are_not_known_yet_are_not_checked() -> None:
     assert Config(lr=traced, weight_decay=traced).lr is traced
     with pytest.raises(ValueError, match="warmup_steps"):  # this one decides shapes and must be known
         Config(warmup_steps=traced)
+    with pytest.raises(ValueError, match=r"torque_decay = <.*Traced.* \[0, 1\)"):  # and whose constants are in float64
+        Config(torque_decay=traced)
+    with pytest.raises(ValueError, match=r"betas = \(0.9, <.*Traced.*each in \[0, 1\)"):
+        Config(betas=(0.9, traced, 0.999))
+
+
+def test_numbers_in_arrays_become_python_numbers_but_where_arrays_change() -> None:
+    single = lambda x: np.array(x, np.float32)  # noqa: E731
+    config = Config(
+        search_gain=single(0), betas=(single(0.9), 0.99, single(0.999)), block_size=np.uint8(128), lr=np.array(1e-4)
+    )
+    assert not config.searches
+    assert config.betas == (0.9, 0.99, 0.999)
+    config.edge_penalty, config.agreement_floor, config.min_8bit_size = single(0.2), single(-1), np.uint8(64)
+    config.validate()
+    assert (config.edge_penalty, config.agreement_floor, config.lr) == (0.2, -1.0, 1e-4)
+    assert {type(value) for value in config.__dict__.values()} == {float, int, str, bool, tuple, type(None)}
+    assert not Config(agreement_floor=single(-1)).climbs
+    with pytest.raises(ValueError, match=r"torque_decay = 1\.0 is not valid"):
+        Config(torque_decay=single(1))
+
+
+def test_tensors_and_jax_arrays_with_values_count_as_their_values() -> None:
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    for make in (torch.tensor, jax.numpy.float32):
+        config = Config(search_gain=make(0.0), agreement_floor=make(-1.0), betas=[make(0.9), 0.99, 0.999])
+        assert (config.searches, config.agreement_floor, config.betas) == (False, -1.0, [0.9, 0.99, 0.999])
+        lr = make(1e-4)
+        assert Config(lr=lr, weight_decay=lr).__dict__ == Config().__dict__ | {"lr": lr, "weight_decay": lr}
+    # While a derivative is formed an array has a value, and more than that.
+    assert jax.grad(lambda gain: gain * Config(search_gain=gain).searches)(0.0) == 1
+    assert jax.grad(lambda rate: Config(max_lr=rate).max_lr)(0.5) == 1
+    with pytest.raises(ValueError, match=r"betas = \(.*each in \[0, 1\)"):
+        jax.jit(lambda beta: Config(betas=(beta, 0.99, 0.999)).ramp_steps)(0.9)
 
 
 def test_absmax_block_size() -> None:

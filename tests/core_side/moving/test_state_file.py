@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from automagic_core.convert import convert
 from automagic_core.moving import whole_file
 from automagic_core.moving.sealed_tensors import write_sealed
 from automagic_core.moving.state_file import FILE_FORMAT, FILE_VERSION, read_groups, write_groups
@@ -144,6 +145,38 @@ def test_another_format_and_another_version_are_refused(written, tmp_path):
         read_groups(tmp_path / "nowhere.safetensors")
 
 
+def test_a_folder_in_place_of_a_file(written, tmp_path):
+    path, groups = written
+    folder = tmp_path / "folder.safetensors"
+    folder.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder.safetensors is a folder"):
+        read_groups(folder)
+    with pytest.raises(IsADirectoryError, match=r"folder.safetensors'$"):
+        convert(path, folder)
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere'$"):
+        write_groups(tmp_path / "nowhere" / "run.safetensors", groups)
+
+
+def test_a_name_means_every_group_with_its_index_one_and_brackets_are_names_first(tmp_path):
+    source, target = tmp_path / "run.safetensors", tmp_path / "marked.safetensors"
+    first, second = {"0": (20, 4), "a[0].w": (8, 5), "a0.w": (8, 5)}, {"0": (20, 4)}
+    write_groups(source, [random_group(first), random_group(second)])
+
+    def marked(*names):
+        convert(source, target, embedding=names, lora=[])
+        return [[array.name for array in group.arrays if array.embedding] for group in read_groups(target)]
+
+    assert marked("0") == [["0"], ["0"]]
+    assert marked("1/0", "a[0].w") == [["a[0].w"], ["0"]]
+    assert marked("a[0]*") == [["a0.w"], []]
+    with pytest.raises(ValueError, match="no parameter is called '2/0'"):
+        marked("2/0")
+    convert(source, target, layout="flax", axes={"0": (1, 0), "1/0": (0, 1)}, embedding=[], lora=[])
+    assert [group.arrays[0].shape for group in read_groups(target)] == [(4, 20), (20, 4)]
+    with pytest.raises(ValueError, match="axes are given for 2/0, which"):
+        convert(source, target, layout="flax", axes={"2/0": (1, 0)})
+
+
 def test_the_checksum_can_be_computed_by_hand(written):
     data = written[0].read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -166,6 +199,13 @@ def test_a_write_that_fails_leaves_the_old_file(written, monkeypatch):
     other = dataclasses.replace(groups[0], others={"hook": object()})
     with pytest.raises(ValueError, match="group 0 has hook = <object"):
         write_groups(path, [other])
+    for value in (np.inf, [{"a": np.nan}]):
+        with pytest.raises(ValueError, match=r"group 0 has best = .*only finite numbers"):
+            write_groups(path, [dataclasses.replace(groups[0], others={"best": value})])
+    for lr in (np.nan, -np.inf):
+        without = dataclasses.replace(groups[0], fields={**groups[0].fields, "lr": lr})
+        with pytest.raises(ValueError, match=r"group 0 has lr = .*; valid: a finite number"):
+            write_groups(path, [without])
     states = dict(groups[1].arrays[0].states)
     states.pop("age")
     lacking = dataclasses.replace(groups[1].arrays[0], states=states)

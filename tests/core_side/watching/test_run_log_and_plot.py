@@ -141,7 +141,16 @@ def test_a_rate_that_ends_at_zero_has_no_band_there() -> None:
 def test_what_cannot_be_drawn_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
     assert main([str(tmp_path)]) == 2
     assert "metrics.jsonl does not exist" in capsys.readouterr().err
+    log = tmp_path / "metrics.jsonl"
+    for written, message in ((b"", f"nothing to draw yet in {tmp_path}"), (b"\xff\n", f"{log} is no log of a run")):
+        log.write_bytes(written)
+        assert main([str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
     run = write_run(tmp_path / "run", 2)
+    for out in (tmp_path / "folder.png", run / "metrics.jsonl/page.png"):
+        (tmp_path / "folder.png").mkdir(exist_ok=True)
+        assert main([str(run), "--out", str(out)]) == 2
+        assert str(tmp_path) in capsys.readouterr().err
     assert main([str(run), "--out", str(tmp_path / "page.pdf")]) == 2
     assert "a name that ends in .png" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -173,3 +173,15 @@ def test_states_that_others_read_are_not_computed_in_batches() -> None:
     stored = last_update(quantize_state(optax.contrib.dadapt_adamw(), stochastic_rounding=False))
     for name, u in plain.items():
         assert float(jnp.median(stored[name] / u)) == pytest.approx(1, abs=5e-3)
+
+
+@pytest.mark.parametrize("shapes", [[(1024, 1024)], [(16, 256)] * 4], ids=["in chunks", "in a batch"])
+def test_a_moment_that_is_a_result_too_takes_one_step(shapes: list[tuple[int, int]]) -> None:
+    # The snapshot is the new momentum itself.  It was computed again, from a momentum that was stored already.
+    tx = quantize_state(optax.chain(optax.trace(0.5), optax.snapshot("last", lambda u: u)))
+    params = {f"layer {i}": jnp.zeros(shape) for i, shape in enumerate(shapes)}
+    state = tx.init(params)
+    for expected in (1.0, 1.5, 1.75):  # numbers that 8 bits hold where all of a block are equal
+        updates, state = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), state, params)
+        for u in jax.tree.leaves(updates):
+            np.testing.assert_allclose(u, expected, rtol=1e-6)

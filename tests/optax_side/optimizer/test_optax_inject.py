@@ -78,6 +78,25 @@ def test_overrides_pass_through() -> None:
         inject(learning_rate=1e-4, warmup_stepz=5).init(params())
 
 
+@pytest.mark.parametrize("config", [{}, {"config": Config(lr=1e-4)}], ids=["alone", "beside a config"])
+def test_overrides_are_no_place_for_arguments(config: dict[str, Any]) -> None:
+    for name, value in (("lr", 5e-4), ("weight_decay", 0.5), ("profile", "balanced")):
+        with pytest.raises(ValueError, match=f"overrides has {name}, which automagic_8bit takes as arguments"):
+            automagic_8bit(**{"learning_rate": 1e-4} | config, overrides={name: value, "warmup_steps": 5})
+    with pytest.raises(ValueError, match=r"profile = \['balanced'\] is not valid"):
+        automagic_8bit(**{"learning_rate": 1e-4} | config, profile=["balanced"])
+
+
+def test_arrays_as_fields_are_their_numbers() -> None:
+    fields = {"betas": (0.5, 0.75, 0.875), "torque_decay": 0.5, "warmup_steps": 2}
+    arrays = {"betas": tuple(map(jnp.float32, fields["betas"])), "torque_decay": jnp.float32(0.5)}
+    found = [
+        jax.jit(tx.update)(grads(0), tx.init(params()), params())[0]
+        for tx in (automagic_8bit(1e-4, **fields), automagic_8bit(1e-4, **fields | arrays))
+    ]
+    assert_same_bits(*found)
+
+
 def test_injected_values_can_be_changed_between_steps_without_compiling_again() -> None:
     tx = inject(learning_rate=1e-4, weight_decay=0.1, warmup_steps=0, search_gain=0.0)
     update = jax.jit(tx.update)
@@ -142,6 +161,9 @@ def test_lr_and_config_name_the_same_transformation() -> None:
     wanted, _ = follow(automagic_8bit(1e-4, weight_decay=0.1, warmup_steps=2))
     for tx in (automagic_8bit(config), automagic_8bit(config=config), automagic_8bit(**config.__dict__)):
         assert_same_bits(follow(tx)[0], wanted)
+    # The default counts too where it is given.
+    given = automagic_8bit(config=config, weight_decay=Config().weight_decay)
+    assert_same_bits(follow(given)[0], follow(automagic_8bit(1e-4, warmup_steps=2))[0])
     with pytest.raises(ValueError, match="two names of one argument"):
         automagic_8bit(1e-4, lr=1e-4)
     with pytest.raises(ValueError, match="no learning rate"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from automagic_optax import automagic_8bit, quantize_state, state_specs
+from automagic_optax import automagic_8bit, metrics, nearest_code, quantize_state, sharding_report, state_specs
 from automagic_optax.arrays.alike import alike
 from tests.optax_side.sharding.test_sharded_update import MESHES, case
 from tests.optax_side.small import find_state
@@ -30,6 +32,10 @@ def test_types_of_one_layer() -> None:
     found = case("types of a layer")
     assert found["types"]
     assert found["same"]
+
+
+def test_new_states_are_split_over_auto_axes_beside_explicit_ones() -> None:
+    assert case("mixed axes") == []
 
 
 def described(mesh: AbstractMesh, shape: tuple[int, ...], spec: P) -> jax.ShapeDtypeStruct:
@@ -123,3 +129,75 @@ def test_specs_for_another_mesh_than_the_one_that_is_set() -> None:
         ("data", "model"),
         ("data", None),
     ]
+
+
+def on_one_device(specs: dict[str, P], shape: tuple[int, ...] = (64, 512)) -> tuple[Mesh, dict[str, jax.Array]]:
+    """Parameters on an Explicit mesh of one device, which types all the same."""
+    mesh = jax.make_mesh((1, 1), ("x", "y"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:1])
+    rng = np.random.default_rng(0)
+    return mesh, {
+        name: jax.device_put(rng.standard_normal(shape).astype(np.float32), NamedSharding(mesh, spec))
+        for name, spec in specs.items()
+    }
+
+
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P("x", "y")])
+@pytest.mark.parametrize(("count", "shape"), [(4, (64, 512)), (1, (1024, 512))], ids=["batch", "chunks"])
+def test_moments_on_a_mesh_of_one_device(spec: P, count: int, shape: tuple[int, ...]) -> None:
+    mesh, params = on_one_device({str(i): spec for i in range(count)}, shape)
+    tx = quantize_state(optax.adam(1e-3))
+    with jax.set_mesh(mesh):
+        state = tx.init(params)
+        updates, after = jax.eval_shape(tx.update, params, state, params)
+    same = jax.tree.map(lambda a, b: jax.typeof(a).sharding == b.sharding, (params, state), (updates, after))
+    assert all(jax.tree.leaves(same)), same
+
+
+def test_gradients_may_have_types_that_moments_lack() -> None:
+    _, params = on_one_device({str(i): P("x") for i in range(4)})
+    tx = quantize_state(optax.adam(1e-3))
+    state = tx.init(jax.tree.map(np.asarray, params))
+    updates, _ = jax.eval_shape(tx.update, params, state, params)
+    assert all(updates[name].sharding.spec == P("x", None) for name in params)
+
+
+@pytest.mark.parametrize("tx", [automagic_8bit(1e-3, profile="balanced"), quantize_state(optax.adam(1e-3))])
+def test_one_axis_may_be_manual_and_the_other_explicit(tx: optax.GradientTransformation) -> None:
+    mesh, params = on_one_device({"w": P(None, "y")})
+    grads = {"w": jax.device_put(params["w"][None], NamedSharding(mesh, P("x", None, "y")))}
+
+    def step(grads: dict, state: object, params: dict) -> object:
+        return tx.update({"w": jax.lax.pmean(grads["w"][0], "x")}, state, params)
+
+    with jax.set_mesh(mesh):
+        state = jax.jit(tx.init)(params)
+        specs = {"in_specs": (P("x"), P(), P()), "out_specs": P()}
+        found = jax.jit(jax.shard_map(step, mesh=mesh, axis_names={"x"}, **specs))(grads, state, params)
+        wanted = jax.jit(tx.update)(params, state, params)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert jax.typeof(a).sharding == jax.typeof(b).sharding
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1 if a.dtype == np.uint8 else 1e-6)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_takes_arrays_takes_types(inside: bool) -> None:
+    mesh, params = on_one_device({"lora_a": P("x", "y"), "lora_b": P(None, "y")})
+    tx = automagic_8bit(1e-3)
+    plain = {name: np.asarray(x) for name, x in params.items()}
+    y = np.clip(plain["lora_a"], -1, 1)
+    wanted = metrics(tx.init(plain), params=plain), nearest_code(y, True)
+    with jax.set_mesh(mesh) if inside else nullcontext():
+        codes = nearest_code(jax.device_put(y, params["lora_a"].sharding), True)
+        found = metrics(tx.init(params), params=params), codes
+    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
+    assert jax.typeof(codes).sharding.spec == P("x", "y")
+    np.testing.assert_array_equal(codes, wanted[1])
+
+
+def test_the_report_passes_over_what_the_state_does_not_hold() -> None:
+    _, params = on_one_device({"a": P("x"), "b": P(None, "y")})
+    ours, only_a = automagic_8bit(1e-3), {"a": True, "b": False}
+    alone = sharding_report({"a": params["a"]}, ours.init({"a": params["a"]}))
+    assert sharding_report(params, optax.masked(ours, only_a).init(params)) == alone
+    parted = optax.partition({"ours": ours, "other": optax.sgd(1e-3)}, {"a": "ours", "b": "other"})
+    assert sharding_report(params, parted.init(params)) == alone
