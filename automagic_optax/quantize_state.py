@@ -98,7 +98,8 @@ def quantize_state(
             "min_8bit_size or block_size is a jax.Array, and both decide what is stored; give inject_hyperparams "
             "static_args=('min_8bit_size', 'block_size'), or put it inside: quantize_state(inject_hyperparams(tx)(...))"
         )
-    Config(min_8bit_size=min_8bit_size, block_size=block_size, stochastic_rounding=stochastic_rounding).validate()
+    fields = Config(min_8bit_size=min_8bit_size, block_size=block_size, stochastic_rounding=stochastic_rounding)
+    min_8bit_size, block_size = fields.min_8bit_size, fields.block_size
     if nonnegative is not None and not callable(nonnegative):
         raise ValueError(f"nonnegative = {nonnegative!r} is not valid; valid: None, a function of (path, leaf)")
     tx = optax.with_extra_args_support(tx)

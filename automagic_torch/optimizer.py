@@ -260,7 +260,7 @@ class AutomagicCameAMP8bit(Optimizer):
             if (fitting := of_this_group(state, batch, p.device)) is not state:
                 batch.in_place = False
                 self.state[p] = state = fitting
-            refuse_misfit(state, p, batch.names, call.group, group_index, index)
+            refuse_misfit(state, p, batch.forms, call.group, group_index, index)
             near = batch.extent.beside(state, p.device)
             if near is not state:
                 self.state[p] = state = near

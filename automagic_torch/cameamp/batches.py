@@ -99,9 +99,9 @@ def new_batches(
     plan = plan_of(p, call.config, layout, eight_bit=can_store_8bit(p, call.config))
     extent = extent_of(p, plan, state_device)
     arrays = StageArrays(plan, call.config, layout, is_embedding(p), is_lora(p))
-    names = frozenset(state_forms(plan, call.warming))
+    forms = state_forms(plan, call.warming)
     most = arrays_in_batch(extent.elements_computed(arrays), p.device)
-    return [(Batch(call, extent, names, arrays), part) for part in evenly(alike, most)]
+    return [(Batch(call, extent, forms, arrays), part) for part in evenly(alike, most)]
 
 
 def of_this_group(state: States, batch: Batch, device: torch.device) -> States:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from automagic_torch.cameamp.learning_rate import (
     rates,
     searched,
 )
-from automagic_torch.codec.stored import States
+from automagic_torch.codec.stored import Form, States
 from automagic_torch.sharding.extent import Extent
 from automagic_torch.stages.chain import StageArrays
 from automagic_torch.stages.clip_by_percentile import clipping_factor, recorded, total
@@ -182,7 +182,7 @@ class Batch:
     Attributes:
         call: the call of their group.
         extent: the part of them that this process holds.
-        names: the names of their stored tensors in this call.
+        forms: shape and dtype of each of their stored tensors in this call, by its name.
         arrays: what the stages must know about them.
         params: the parameters; each has a gradient and at least one element.
         states: their states; the entries of these dicts are replaced.
@@ -190,7 +190,7 @@ class Batch:
 
     call: Call
     extent: Extent
-    names: frozenset[str]
+    forms: Mapping[str, Form]
     arrays: StageArrays
     params: list[Tensor] = field(default_factory=list)
     states: list[States] = field(default_factory=list)
@@ -198,6 +198,11 @@ class Batch:
     """Nobody else holds the tensors in `states`."""
     _usable: Tensor | None = None
     _square_norm: Tensor | None = None
+
+    @property
+    def names(self) -> Set[str]:
+        """The names of their stored tensors."""
+        return self.forms.keys()
 
     @property
     def plan(self) -> StatePlan:

@@ -7,7 +7,6 @@ import math
 import numbers
 import warnings
 from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +16,12 @@ from torch import Tensor
 from automagic_core import FIELD_NAMES, PROFILES, Config, StatePlan, check_layout, state_plan
 from automagic_core.arrays.group_keys import LAYOUT, OWN_KEYS, PLAIN, PREFIX, ParameterGroup, fields_of
 from automagic_core.arrays.state_forms import own_states
+from automagic_core.config.ranges import known
 from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.arrays.marks import is_embedding
 from automagic_torch.cameamp.round_to_parameters import SUPPORTED_DTYPES
 from automagic_torch.codec import quantized_tensor
+from automagic_torch.codec.stored import Form
 
 _NO_SUCH_WAY = {
     "foreach": "arrays of one kind are always computed together",
@@ -225,7 +226,7 @@ def refuse_gradients(group: Mapping[str, Any], group_index: int) -> None:
 def refuse_misfit(
     state: Mapping[str, Any],
     p: Tensor,
-    names: AbstractSet[str],
+    forms: Mapping[str, Form],
     group: Mapping[str, Any],
     group_index: int,
     index: int,
@@ -235,7 +236,7 @@ def refuse_misfit(
     Args:
         state: of the parameter, entries of others included.
         p: the parameter.
-        names: of its states.
+        forms: of its states, by their names.
         group, group_index, index: name the parameter in the message.
     """
     if "exp_avg" in state and state["exp_avg"].shape != p.shape:
@@ -244,7 +245,8 @@ def refuse_misfit(
             f"{name} has shape {tuple(p.shape)} now, and states of shape {tuple(state['exp_avg'].shape)}: it was "
             "resized after its first step; make a new optimizer, or delete its entry in optimizer.state"
         )
-    if state.keys() != names and own_states(state).keys() != names:
+    same_names = state.keys() == forms.keys() or own_states(state).keys() == forms.keys()
+    if not same_names or any(state[name].shape != form.shape for name, form in forms.items()):
         name = parameter_name(group, group_index, index)
         raise RuntimeError(
             f"the state of {name} does not fit its group's fields: fields that decide which states there are cannot "
@@ -287,4 +289,4 @@ def _plain_value(value: Any) -> Any:
         return tuple(_plain_value(v) for v in value)
     if isinstance(value, numbers.Integral):
         return int(value)
-    return float(value) if isinstance(value, numbers.Real) else value
+    return float(value) if isinstance(value, numbers.Real) else known(value)

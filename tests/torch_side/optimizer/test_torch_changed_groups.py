@@ -64,6 +64,29 @@ def test_other_states_than_those_of_the_search_do_not_fit_another_group():
     assert "walk" not in optimizer.state[p]
 
 
+@pytest.mark.parametrize(
+    ("fields", "key", "value"),
+    [
+        ({}, "block_size", 512),
+        ({}, "block_size", 64),
+        ({}, "block_wise", False),
+        ({"block_wise": False}, "block_wise", True),
+        ({"optim_bits": 32}, "layout", "flax"),
+    ],
+)
+def test_fields_that_give_states_other_shapes_cannot_change(fields, key, value):
+    # Blocks of another size read scales from behind the end of their memory.
+    params = parameters([(128, 128), (128, 128)])
+    optimizer = AutomagicCameAMP8bit(params, **SMALL | {"force_8bit": True, "block_size": 256} | fields)
+    run(optimizer, range(1, 3))
+    optimizer.param_groups[0]["automagic_" + key] = value
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match="does not fit its group's fields"):
+        run(optimizer, range(3, 4))
+    assert same(before, [p.detach() for p in params])
+    assert optimizer.param_groups[0]["automagic_step"] == 2
+
+
 @pytest.mark.parametrize("shapes", [((8, 16), (16, 8)), ((64, 64), (64, 1)), ((40, 40), (20, 20)), ((30, 4), (31, 4))])
 def test_a_resized_parameter_is_told_of_its_shape(shapes):
     (p,) = parameters([shapes[0]])
