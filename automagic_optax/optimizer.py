@@ -57,6 +57,8 @@ def automagic_8bit(
         **overrides: any other field of `automagic_core.Config`; they win over the profile.  A mapping passed as
             ``overrides=`` is merged, since ``optax.inject_hyperparams`` passes them so.  There only `learning_rate` and
             `weight_decay` become hyperparameters of the state.  All other fields are constants of the compiled step.
+            A function given as `lora`, `embedding` or `weight_decay_mask` must be named in its ``static_args``, or it
+            calls the function as a schedule of the step.
 
     Returns:
         ``optax.chain`` of the stages of section 4 that are on, `scale_by_cameamp` and `round_to_parameters`.  Its

@@ -28,6 +28,7 @@ from automagic_torch.cameamp.call import Batch, Call, OpenStep
 from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
 from automagic_torch.cameamp.groups import (
     as_group,
+    as_number,
     default_fields,
     group_config,
     group_device,
@@ -302,7 +303,10 @@ class AutomagicCameAMP8bit(Optimizer):
         self._refuse_open_step("no state can be saved")
         self._owned.clear()
         self._stacks.separate()
-        return with_placeholders(super().state_dict(), self.param_groups, self.state_device)
+        saved = super().state_dict()
+        # A schedule computed with numpy writes numbers that `torch.load` refuses to read as weights alone.
+        saved["param_groups"] = [{key: as_number(value) for key, value in g.items()} for g in saved["param_groups"]]
+        return with_placeholders(saved, self.param_groups, self.state_device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over hyperparameters, step counters and states, in the dtypes that were saved.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import jax
+import numpy as np
 
 from automagic_optax.arrays.default_marks import default_marks
 from automagic_optax.arrays.leaves import Path, leaf_name, leaves_of
@@ -26,9 +27,10 @@ def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> l
         default: the value of every leaf if `mark` is None and there is no rule.
 
     Raises:
-        ValueError: a leaf of `params` has no mark; the message names it.
+        ValueError: a leaf of `params` has no mark, and the message names it; the mark is a scalar array of JAX.
     """
     leaves = leaves_of(params)
+    check_not_called(mark, what)
     if mark is None and what in ("lora", "embedding"):
         return default_marks(params, what)
     if mark is None:
@@ -37,6 +39,23 @@ def resolve_mark(mark: Mark, params: Any, what: str, default: bool = False) -> l
         return [bool(mark(leaf.path, leaf.value)) for leaf in leaves]
     by_path = {leaf.path: bool(leaf.value) for leaf in leaves_of(mark)}
     return [_look_up(leaf.path, by_path, what) for leaf in leaves]
+
+
+def check_not_called(mark: Mark, what: str, injected: bool = False) -> None:
+    """Raises a ValueError if a mark may be what a function gave that ``optax.inject_hyperparams`` called with the step.
+
+    As a prefix of the tree it would mark every leaf alike, without a word.
+
+    Args:
+        mark: a scalar of JAX is always refused, one boolean of Python or numpy only if `injected`.
+        what: name of the mark.
+        injected: whether other arguments look as if ``optax.inject_hyperparams`` gave them.
+    """
+    if (isinstance(mark, jax.Array) and mark.ndim == 0) or (injected and isinstance(mark, (bool, np.bool_))):
+        raise ValueError(
+            f"{what} is a single value: optax.inject_hyperparams calls a function as a schedule of the step; "
+            f"give it static_args=({what!r},), or give a tree of booleans"
+        )
 
 
 def _look_up(path: Path, by_path: dict[Path, bool], what: str) -> bool:

@@ -59,7 +59,8 @@ def rates(learning_rate: Any, log_rate_scale: jax.Array, step: jax.Array, config
         step: t.
         config: gives the ramp and the limits.
     """
-    eta = _float32(learning_rate(step - 1) if callable(learning_rate) else learning_rate)
+    # An array of shape (1,) would give a scalar parameter that shape.
+    eta = _float32(learning_rate(step - 1) if callable(learning_rate) else learning_rate).reshape(())
     eta = jnp.where((eta >= 0) & (eta < f32(math.inf)), eta, f32(0))
     if config.ramp_steps > 0:
         eta = eta * jnp.minimum(f32(1), step.astype(jnp.float32) / f32(config.ramp_steps))

@@ -116,7 +116,7 @@ def elements(
     decays = not isinstance(shared.weight_decay, (int, float)) or shared.weight_decay != 0
     if decayed and decays:
         b = f32(1) if known.background is None else equations.background(root, known.background)
-        delta = delta + rates.array() * jnp.asarray(shared.weight_decay, jnp.float32) * b * w
+        delta = delta + rates.array() * jnp.asarray(shared.weight_decay, jnp.float32).reshape(()) * b * w
 
     # An infinite weight would decay by ∞ or by 0 · ∞ and become NaN; with a finite update it stays infinite.
     delta = jnp.nan_to_num(delta)

@@ -15,7 +15,7 @@ import optax
 
 from automagic_core import MAX_STEP, Slot
 from automagic_optax.arrays.batches import Batched
-from automagic_optax.arrays.checks import check_dtypes, check_params
+from automagic_optax.arrays.checks import check_dtypes, check_params, dtype_of
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.own_rules import caller_is_strict
 from automagic_optax.arrays.with_types import with_types
@@ -58,7 +58,7 @@ def round_to_parameters(stochastic: bool = True) -> optax.GradientTransformation
 
         def rounded(u: jax.Array | None, w: jax.Array) -> jax.Array | None:
             if u is None or w.dtype not in (jnp.bfloat16, jnp.float16):
-                return u if u is None else u.astype(w.dtype)
+                return u if u is None else u.astype(dtype_of(w))
             old = w.astype(jnp.float32)
             new = old + u.astype(jnp.float32)
             if stochastic:

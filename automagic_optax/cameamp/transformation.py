@@ -13,9 +13,9 @@ import optax
 from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, state_plan
 from automagic_core.config.constants import GRADIENT_LIMIT
 from automagic_optax.arrays.batches import Batched, enter, unstack
-from automagic_optax.arrays.checks import check_dtypes, check_params
+from automagic_optax.arrays.checks import check_dtypes, check_params, check_shapes
 from automagic_optax.arrays.in_chunks import after
-from automagic_optax.arrays.marks import Mark, found_marks, resolve_decay_mask, resolve_mark
+from automagic_optax.arrays.marks import Mark, check_not_called, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.cameamp.batch_step import BatchStep, step_batch
 from automagic_optax.cameamp.known_before import Shared
@@ -53,8 +53,8 @@ def scale_by_cameamp(
     lora: Mark = None,
     embedding: Mark = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
-    rule: RoundingRule = exact_rule,
-    gradient_limit: float = GRADIENT_LIMIT,
+    rule: RoundingRule | None = None,
+    gradient_limit: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Moments, confidence, torque, spatial factor, rate search and weight decay.
 
@@ -75,9 +75,9 @@ def scale_by_cameamp(
         embedding: which arrays are embeddings: a predicate on (path, leaf), a tree of booleans, or None to find them
             by name (`default_marks`).
         weight_decay_mask: which arrays are decayed, as in ``optax.add_decayed_weights``.
-        rule: how the codec rounds, as in `quantize`.
-        gradient_limit: an array with a gradient element above this in magnitude is skipped.  It does not hold for what
-            comes from the stages of `automagic_8bit`, which looks at the gradients before them.
+        rule: how the codec rounds, as in `quantize`; None for `exact_rule`.
+        gradient_limit: an array with a gradient element above this in magnitude is skipped; None for 10¹⁵.  It does not
+            hold for what comes from the stages of `automagic_8bit`, which looks at the gradients before them.
 
     Returns:
         A transformation whose update needs `params`.  Its state is a `ScaleByCameampState`.  Updates are float32 and
@@ -85,7 +85,8 @@ def scale_by_cameamp(
         rate and its sign.
 
     Raises:
-        ValueError: a hyperparameter outside its range; params missing in update; a parameter that is not floating.
+        ValueError: a hyperparameter outside its range; a parameter that is not floating; in update, params
+            missing, or a parameter of another shape than in init.
 
     References:
         Luo et al., *CAME*, arXiv 2307.02047; Shazeer and Stern, *Adafactor*, arXiv 1804.04235; *Torque-Aware
@@ -99,6 +100,11 @@ def scale_by_cameamp(
     check_layout(layout)
     learning_rate = config.lr if learning_rate is None else learning_rate
     weight_decay = config.weight_decay if weight_decay is None else weight_decay
+    injected = any(isinstance(x, jax.Array) for x in (learning_rate, weight_decay))
+    check_not_called(weight_decay_mask, "weight_decay_mask", injected)
+    # Not in the signature: optax.inject_hyperparams calls functions as schedules, and makes arrays of numbers.
+    rule = exact_rule if rule is None else rule
+    gradient_limit = GRADIENT_LIMIT if gradient_limit is None else gradient_limit
 
     def plans_of(params: Any) -> list[StatePlan]:
         marks = resolve_mark(embedding, params, "embedding")
@@ -136,6 +142,7 @@ def scale_by_cameamp(
         plans, weights = plans_of(params), jax.tree.leaves(params)
         decayed = resolve_decay_mask(weight_decay_mask, params)
         arrays = scatter_states(params, state)
+        check_shapes(params, [array.exp_avg for array in arrays], "exp_avg")
         kinds = [
             Kind(plan, is_decayed, w.dtype, jax.tree.structure(old))
             for w, old, plan, is_decayed in zip(weights, arrays, plans, decayed, strict=True)

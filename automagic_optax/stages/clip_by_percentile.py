@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from automagic_core import check_field
 from automagic_core.config.constants import NORM_HISTORY
 from automagic_optax.arrays.batches import enter
-from automagic_optax.arrays.checks import check_dtypes
+from automagic_optax.arrays.checks import check_argument, check_dtypes, dtype_of
 from automagic_optax.arrays.means import accurate_total, rounded
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import full, replicated_like, scalar_like
@@ -44,7 +43,7 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
     ring.  When n² is 0 or an element is not finite, nothing is recorded and nothing is clipped.
 
     Args:
-        percentile: P in [1, 100]; 100 never clips.
+        percentile: P in [1, 100], an integer or a traced one; 100 never clips.
 
     Returns:
         A transformation of any gradients.  It does not need `params`.
@@ -57,7 +56,10 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
     Example:
         >>> tx = optax.chain(clip_by_percentile(95), optax.adam(1e-3))
     """
-    check_field("percentile_clipping", percentile)
+    # Of an array, such as `optax.inject_hyperparams` makes, the value is not looked at, as with all strengths.
+    is_array = isinstance(percentile, jax.Array) and percentile.ndim == 0
+    if not (is_array and jnp.issubdtype(percentile.dtype, jnp.integer)):
+        check_argument("percentile", "percentile_clipping", percentile)
 
     def init(params: Any) -> ClipByPercentileState:
         check_dtypes(params)
@@ -84,7 +86,7 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
         clips = records & (n2 > threshold) & (jnp.asarray(percentile) < 100)
         factor = jnp.where(clips, jnp.sqrt(threshold / jnp.where(clips, n2, threshold)), np.float32(1))
         zero = jnp.minimum(state.norm_position, 0)  # always 0, but the compiler cannot know that
-        clipped = batched.map(lambda g: rounded(g.astype(jnp.float32) * factor, zero).astype(g.dtype))
+        clipped = batched.map(lambda g: rounded(g.astype(jnp.float32) * factor, zero).astype(dtype_of(g)))
         removed = jnp.where(clips, 1 - jnp.square(factor), np.float32(0))
         return leave(batched.replace(clipped)), ClipByPercentileState(history, position, removed)
 

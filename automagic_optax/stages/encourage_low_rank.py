@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from automagic_core import Layout, check_field, check_layout, row_axis
+from automagic_core import Layout, check_layout, row_axis
 from automagic_optax.arrays.batches import enter
-from automagic_optax.arrays.checks import check_dtypes, check_params
+from automagic_optax.arrays.checks import check_argument, check_dtypes, check_params, dtype_of
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.in_chunks import chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.arrays.marks import Mark, resolve_mark
@@ -76,8 +76,8 @@ def encourage_low_rank(
     Example:
         >>> tx = optax.chain(encourage_low_rank(0.01), optax.adam(1e-3))
     """
-    check_field("rank_penalty_strength", strength)
-    check_field("low_rank_emphasis", emphasis)
+    check_argument("strength", "rank_penalty_strength", strength)
+    check_argument("emphasis", "low_rank_emphasis", emphasis)
     check_layout(layout)
 
     def init(params: Any) -> EncourageLowRankState:
@@ -95,7 +95,7 @@ def encourage_low_rank(
             before = energy(g)
             return g, None, before, before
         new, new_rank, before = _encouraged(g, w, strength, emphasis, transposes(w.shape))
-        return new.astype(g.dtype), new_rank, before, energy(new)
+        return new.astype(dtype_of(g)), new_rank, before, energy(new)
 
     def batch(g: jax.Array, w: jax.Array, rank: jax.Array | None) -> tuple[Any, ...]:
         size = g.size // g.shape[0]
@@ -103,7 +103,7 @@ def encourage_low_rank(
         if count == 1:
             return jax.vmap(one)(g, w, rank)
         new, rank, before, after = _encouraged_in_chunks(g, w, strength, emphasis, transposes(g.shape[1:]), count)
-        return new.astype(g.dtype), rank, before, after
+        return new.astype(dtype_of(g)), rank, before, after
 
     def transposes(shape: tuple[int, ...]) -> bool:
         # If the sides are equal, the row axis is first.  An embedding is never an adapter.

@@ -11,7 +11,7 @@ import optax
 from automagic_core import MAX_STEP, Layout, check_field, check_layout, decay, picture_axes, row_shape
 from automagic_core.config.constants import EDGE_DECAY
 from automagic_optax.arrays.batches import enter
-from automagic_optax.arrays.checks import check_dtypes
+from automagic_optax.arrays.checks import check_argument, check_dtypes, check_shapes, dtype_of
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.arrays.means import accurate_mean, ema, one_minus_power
@@ -65,15 +65,16 @@ def suppress_edges(
         arrays with an element that is not finite, whose states stay.
 
     Raises:
-        ValueError: a strength outside its range; a parameter of an integer or a complex dtype.
+        ValueError: a strength outside its range; a parameter of an integer or a complex dtype; in update, a
+            parameter of another shape than in init.
 
     Reference: section 4.2; Osher et al., *Laplacian Smoothing Gradient Descent*, arXiv 1806.06317.
 
     Example:
         >>> tx = optax.chain(suppress_edges(0.1), optax.adam(1e-3))
     """
-    check_field("edge_penalty", penalty)
-    check_field("edge_threshold", threshold)
+    check_argument("penalty", "edge_penalty", penalty)
+    check_argument("threshold", "edge_threshold", threshold)
     check_field("spatial_scope", spatial_scope)
     check_layout(layout)
 
@@ -97,11 +98,13 @@ def suppress_edges(
     def update(
         updates: Any, state: SuppressEdgesState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SuppressEdgesState]:
-        del params, extra_args
+        del extra_args
         ages = flatten_like(state.age, state.age)
         histories = flatten_like(state.age, state.edge_history)
         if all(history is None for history in histories):
             return updates, state
+        if len(jax.tree.leaves(params)) == len(histories):
+            check_shapes(params, histories, "edge_history", statistics=True)
 
         def one(g: jax.Array, age: jax.Array, history: jax.Array | None) -> Any:
             before = energy(g)
@@ -113,7 +116,7 @@ def suppress_edges(
             usable = jnp.isfinite(before)
             new = jnp.where(usable, new, g.astype(jnp.float32))
             return (
-                new.astype(g.dtype),
+                new.astype(dtype_of(g)),
                 jnp.where(usable, new_age, age),
                 jnp.where(usable, new_history, history),
                 before,

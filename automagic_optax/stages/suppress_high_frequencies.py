@@ -10,7 +10,7 @@ import optax
 
 from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
 from automagic_optax.arrays.batches import Batched, enter
-from automagic_optax.arrays.checks import check_dtypes
+from automagic_optax.arrays.checks import check_argument, check_dtypes, dtype_of
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import scalar_like, whole
 from automagic_optax.stages.energy import energy, removed_share
@@ -50,7 +50,7 @@ def suppress_high_frequencies(
     Example:
         >>> tx = optax.chain(suppress_high_frequencies(0.05), optax.adam(1e-3))
     """
-    check_field("frequency_penalty", penalty)
+    check_argument("penalty", "frequency_penalty", penalty)
     check_field("spatial_scope", spatial_scope)
     check_layout(layout)
 
@@ -63,7 +63,7 @@ def suppress_high_frequencies(
         if axes is None:
             return g, before, before
         new = jnp.where(jnp.isfinite(before), _damped(g.astype(jnp.float32), axes, penalty), g.astype(jnp.float32))
-        return new.astype(g.dtype), before, energy(new)
+        return new.astype(dtype_of(g)), before, energy(new)
 
     def update(
         updates: Any, state: SuppressHighFrequenciesState, params: Any = None, **extra_args: Any

@@ -48,7 +48,8 @@ class MetricsLogger(RunLog):
             step: how many steps are over.  The first call writes, then every multiple of `every`.
             opt_state: the state after the step, an ``nnx.Optimizer`` or a ``TrainState``.
             params: as for `metrics`.
-            **scalars: numbers, or arrays of one element, such as ``loss=loss``.
+            **scalars: numbers, or arrays of one element, such as ``loss=loss``.  None is left out.  One with the name
+                of a metric takes its place.
 
         Returns:
             The record without the step; None if none was due.
@@ -58,7 +59,8 @@ class MetricsLogger(RunLog):
         """
         if not self.is_due(step):
             return None
-        record = dict(zip(scalars, losses_to_host(list(scalars.values())), strict=True))
-        record |= metrics(opt_state, self.learning_rate, config=self.config, params=params)
+        given = {name: value for name, value in scalars.items() if value is not None}
+        record = metrics(opt_state, self.learning_rate, config=self.config, params=params)
+        record |= zip(given, losses_to_host(list(given.values())), strict=True)
         self.write(step, record)
         return record

@@ -1,7 +1,8 @@
 """Finds and marks the adapters and embeddings of a module (docs/algorithm.md, section 1.4).
 
 A mark is an attribute of a parameter, ``p._is_lora_layer`` or ``p._is_embedding``.  ``model.to(...)`` and
-``model.half()`` keep it, but ``copy.deepcopy`` loses it, so mark the model that will be trained.
+``model.half()`` keep it, but ``copy.deepcopy`` and ``fully_shard`` make parameters without it: mark the model that will
+be trained, after ``fully_shard``.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ def add_updates(params: list[Tensor], before: Tensor, delta: Tensor, ok: Tensor,
 
 def written(params: list[Tensor], new: Tensor) -> None:
     """Writes stacked values into parameters."""
-    if len(params) == 1:
-        params[0].copy_(new.squeeze(0))
+    if len(params) == 1 or any(p.is_neg() for p in params):  # torch writes into no list with one negated when read
+        for p, x in zip(params, new.unbind(), strict=True):
+            p.copy_(x)
     else:
         torch._foreach_copy_(params, new.unbind())
 

@@ -19,6 +19,7 @@ from automagic_core.arrays.group_keys import (
     AGREEMENT,
     EFFECTIVE_LR,
     LAYOUT,
+    OWN_KEYS,
     SEARCH_KEYS,
     STEP,
     missing_names,
@@ -34,6 +35,7 @@ from automagic_torch.codec.stored import States, state_forms
 from automagic_torch.sharding.extent_of import extent_of
 
 Group = dict[str, Any]
+_BETAS = ("betas", OWN_KEYS["betas"])
 
 
 def checked_state(
@@ -57,7 +59,7 @@ def checked_state(
         ValueError: something does not fit; the message says what.  Nothing was changed.
     """
     entries = deepcopy(_entry(state_dict, "param_groups", (list, tuple)))
-    saved_groups = [with_own_keys(entry) if isinstance(entry, Mapping) else entry for entry in entries]
+    saved_groups = [_with_tuples(with_own_keys(entry)) if isinstance(entry, Mapping) else entry for entry in entries]
     if len(saved_groups) != len(groups):
         raise ValueError(f"the saved state has {len(saved_groups)} parameter groups, the optimizer {len(groups)}")
     for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
@@ -82,6 +84,11 @@ def checked_state(
                 name = parameter_name(group, group_index, index)
                 states[p] = _checked_array(p, saved_states[key], saved, name, any_device, state_device)
     return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
+
+
+def _with_tuples(group: Group) -> Group:
+    # `torch.distributed.checkpoint` gives lists back.
+    return {key: tuple(value) if key in _BETAS and isinstance(value, list) else value for key, value in group.items()}
 
 
 def _entry(state_dict: Mapping[str, Any], name: str, kind: Any) -> Any:

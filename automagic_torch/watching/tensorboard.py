@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from automagic_core.watching.run_log import RunLog
@@ -13,8 +15,9 @@ class MetricsLogger(RunLog):
     """Writes ``optimizer.metrics()`` and your own scalars into a run's folder, as the core's `RunLog` does.
 
     Args:
-        run_dir: the folder; ``metrics.jsonl`` and TensorBoard's event files go there.  In a distributed run only one
-            process should write.
+        run_dir: the folder; ``metrics.jsonl`` and TensorBoard's event files go there.  None writes nothing.  In a
+            distributed run give the folder in one process and None in all others, and call `log` in all of them:
+            statistics of DTensors are gathered there.
         every: steps between two records.
         tensorboard: write event files too, where the package is installed.
 
@@ -25,13 +28,27 @@ class MetricsLogger(RunLog):
         ...         logger.log(step, optimizer, loss=loss)
     """
 
+    def __init__(self, run_dir: str | Path | None, every: int = 100, *, tensorboard: bool = True) -> None:
+        self._writes = run_dir is not None
+        if run_dir is not None:
+            super().__init__(run_dir, every, tensorboard=tensorboard)
+        else:
+            self.every, self._wrote, self._events = every, False, None
+
+    def write(self, step: int, record: Mapping[str, float]) -> None:
+        """As `RunLog.write`; without a folder, only a note that there was a record, so that all are due together."""
+        if self._writes:
+            super().write(step, record)
+        self._wrote = True
+
     def log(self, step: int, optimizer: Any, **scalars: Any) -> dict[str, float] | None:
         """Writes one record if one is due; else it reads nothing and does not wait.
 
         Args:
             step: how many steps are over.  The first call writes, then every multiple of `every`.
             optimizer: an `AutomagicCameAMP8bit`, after its step (and its scheduler's).
-            **scalars: numbers, or tensors of one element, such as ``loss=loss``.
+            **scalars: numbers, or tensors of one element, such as ``loss=loss``.  None is left out.  One with the name
+                of a metric takes its place.
 
         Returns:
             The record without the step; None if none was due.
@@ -42,7 +59,8 @@ class MetricsLogger(RunLog):
         """
         if not self.is_due(step):
             return None
-        record = dict(zip(scalars, losses_to_host(list(scalars.values())), strict=True))
-        record |= metrics(optimizer)
+        given = {name: value for name, value in scalars.items() if value is not None}
+        record = metrics(optimizer)
+        record |= zip(given, losses_to_host(list(given.values())), strict=True)
         self.write(step, record)
         return record

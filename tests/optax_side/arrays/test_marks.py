@@ -8,11 +8,12 @@ from typing import Any
 import flax.linen
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
 
-from automagic_optax import EncourageLowRankState, automagic_8bit, found_marks
+from automagic_optax import EncourageLowRankState, automagic_8bit, found_marks, scale_by_cameamp
 from automagic_optax.arrays.default_marks import default_marks
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import resolve_mark
@@ -228,6 +229,43 @@ def test_only_these_two_have_a_default_rule() -> None:
     assert resolve_mark(None, params, "weight_decay_mask", default=True) == [True]
     with pytest.raises(ValueError, match=r"'weight_decay_mask'.*valid: 'lora', 'embedding'"):
         default_marks(params, "weight_decay_mask")
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("make", [automagic_8bit, scale_by_cameamp])
+def test_a_mask_that_was_called_as_a_schedule_is_refused(make: Any, jit: bool) -> None:
+    params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+
+    def decayed(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.ndim > 1, tree)
+
+    words = r"weight_decay_mask is a single value: optax\.inject_.* static_args=\('weight_decay_mask',\)"
+    for mask in (decayed, lambda tree: jax.tree.map(lambda x: jnp.array(x.ndim > 1), tree)):
+        tx = optax.inject_hyperparams(make)(1e-4, weight_decay=0.5, weight_decay_mask=mask)
+        with pytest.raises(ValueError, match=words):
+            (jax.jit(tx.init) if jit else tx.init)(params)
+
+    tx = optax.inject_hyperparams(make, static_args="weight_decay_mask")(
+        1e-4, weight_decay=0.5, weight_decay_mask=decayed
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates = (jax.jit(tx.update) if jit else tx.update)(zeros, tx.init(params), params)[0]
+    assert (updates["kernel"] < 0).all()
+    assert not updates["bias"].any()
+
+
+def test_one_boolean_holds_for_every_leaf() -> None:
+    params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+    for mark in (True, np.bool_(True), np.array(True)):
+        assert resolve_mark(mark, params, "embedding") == [True, True]
+    with pytest.raises(ValueError, match="lora is a single value"):
+        resolve_mark(jnp.array(True), params, "lora")
+    for tx in (
+        automagic_8bit(1e-4, weight_decay_mask=False, lora=False, embedding=True),
+        optax.inject_hyperparams(automagic_8bit)(1e-4, lora=False, embedding=True),
+        automagic_8bit(jnp.float32(1e-4), weight_decay_mask=lambda tree: True),
+    ):
+        jax.eval_shape(tx.update, params, tx.init(params), params)
 
 
 def test_an_embedding_that_was_found_has_its_rows_on_axis_0() -> None:

@@ -38,6 +38,50 @@ def test_parameters_that_are_not_floating_are_refused_by_name(make: Any, dtype: 
     assert "optax.masked" in str(error.value)
 
 
+@pytest.mark.parametrize("make", [lambda: TX, lambda: scale_by_cameamp(1e-4), round_to_parameters])
+def test_a_key_of_random_numbers_is_refused_by_name(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"seed has dtype key<fry>; only float32.* optax\.masked"):
+        make().init({"kernel": jnp.ones(3), "seed": jax.random.key(0)})
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (9, 4), (4,), (1, 4), (8, 4, 1)])
+@pytest.mark.parametrize("tx", [TX, scale_by_cameamp(1e-4)])
+def test_a_parameter_of_another_shape_than_in_init_is_named(tx: Any, shape: tuple[int, ...]) -> None:
+    state = tx.init({"block": {"kernel": jnp.ones((8, 4))}, "bias": jnp.ones(4)})
+    resized = {"block": {"kernel": jnp.ones(shape)}, "bias": jnp.ones(4)}
+    with pytest.raises(
+        ValueError, match=r"block\.kernel has shape \(.*\), but its \w+ in the state has shape"
+    ) as error:
+        tx.update(resized, state, resized)
+    assert f"has shape {shape}, but" in str(error.value)
+    # Broadcasting would hide this one.
+    short = {"block": {"kernel": jnp.ones((8, 4))}, "bias": jnp.ones(1)}
+    with pytest.raises(ValueError, match=r"bias has shape \(1,\), but its exp_avg in the state has shape \(4,\)"):
+        tx.update(short, state, short)
+
+
+def test_a_rate_of_one_element_changes_no_shape() -> None:
+    weights = {"scale": jnp.ones(())}
+    plain = scale_by_cameamp(jnp.float32(1e-4), weight_decay=jnp.float32(0.1))
+    tx = scale_by_cameamp(jnp.full(1, 1e-4), weight_decay=jnp.full(1, 0.1))
+    assert_same_bits(tx.update(weights, tx.init(weights), weights), plain.update(weights, plain.init(weights), weights))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_scale_by_cameamp_under_inject_hyperparams(jit: bool) -> None:
+    tx, plain = (
+        optax.inject_hyperparams(scale_by_cameamp)(1e-4, weight_decay=0.1),
+        scale_by_cameamp(1e-4, weight_decay=0.1),
+    )
+    state = tx.init(params())
+    assert set(state.hyperparams) == {"learning_rate", "weight_decay"}
+    if jit:
+        jax.eval_shape(tx.update, grads(), state, params())
+        return
+    ours, theirs = tx.update(grads(), state, params()), plain.update(grads(), plain.init(params()), params())
+    assert_same_bits((ours[0], ours[1].inner_state), theirs)
+
+
 def test_a_python_number_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"rate has dtype .*float"):
         TX.init({"rate": 1.0})

@@ -8,7 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from automagic_optax import RoundToParametersState, random_unit, round_stochastically, round_to_parameters
+from automagic_optax import (
+    RoundToParametersState,
+    automagic_8bit,
+    random_unit,
+    round_stochastically,
+    round_to_parameters,
+)
 from tests.oracle import codec as oracle
 
 HALVES = ["bfloat16", "float16"]
@@ -124,6 +130,14 @@ def test_wide_parameters_get_the_update_in_their_dtype(dtype: str) -> None:
         updates, _ = tx.update(u, tx.init(w), w)
         assert updates.dtype == dtype
         assert np.array_equal(np.asarray(updates), np.asarray(u).astype(dtype))
+
+
+@pytest.mark.filterwarnings("error")
+def test_float64_parameters_of_numpy_are_float32_without_a_warning() -> None:
+    weights = {"kernel": np.ones((3, 4))}
+    for tx in (round_to_parameters(), automagic_8bit(1e-4, warmup_steps=0)):
+        updates, _ = tx.update({"kernel": np.ones((3, 4), np.float32)}, tx.init(weights), weights)
+        assert updates["kernel"].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("dtype", HALVES)

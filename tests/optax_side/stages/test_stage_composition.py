@@ -118,23 +118,68 @@ def test_strengths_may_be_traced() -> None:
 @pytest.mark.parametrize(
     ("stage", "arguments"),
     [
+        (clip_by_percentile, {"percentile": 60}),
         (suppress_edges, {"penalty": 0.1, "threshold": 0.6}),
         (suppress_high_frequencies, {"penalty": 0.5}),
         (encourage_low_rank, {"strength": 0.1, "emphasis": 1.2}),
     ],
-    ids=["edges", "frequencies", "low_rank"],
+    ids=["clip", "edges", "frequencies", "low_rank"],
 )
-def test_strengths_are_hyperparameters_to_optax(stage: Any, arguments: dict[str, float]) -> None:
+@pytest.mark.parametrize("jit", [False, True])
+def test_strengths_are_hyperparameters_to_optax(stage: Any, arguments: dict[str, Any], jit: bool) -> None:
     marks = {"lora": adapters} if stage is encourage_low_rank else {}
     tx = optax.inject_hyperparams(stage, static_args=tuple(marks))(**arguments, **marks)
     params = tree(100)
     state = tx.init(params)
     assert set(state.hyperparams) == set(arguments)
     first = next(iter(arguments))
-    state.hyperparams[first] = jnp.float32(arguments[first] / 2)
-    ours, _ = tx.update(tree(0), state, params)
-    plain = stage(**{**arguments, first: arguments[first] / 2}, **marks)
-    assert_same_bits(ours, plain.update(tree(0), plain.init(params), params)[0])
+    half = type(arguments[first])(arguments[first] / 2)
+    plain = stage(**{**arguments, first: half}, **marks)
+    expected = plain.init(params)
+    for t in range(3):  # a first step is never clipped
+        state.hyperparams[first] = jnp.asarray(half, state.hyperparams[first].dtype)
+        ours, state = (jax.jit(tx.update) if jit else tx.update)(tree(t), state, params)
+        theirs, expected = (jax.jit(plain.update) if jit else plain.update)(tree(t), expected, params)
+    # Compiled, a strength that is a constant rounds otherwise.
+    assert_nearly_same(ours, theirs, 1e-5) if jit else assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("wrong", [0, 101, 95.0, "95", None, True, jnp.float32(95), jnp.ones(2, int)])
+def test_another_percentile_is_refused_by_the_arguments_name(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^percentile = .* is not valid; valid: an integer in \[1, 100\]"):
+        clip_by_percentile(wrong)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        (suppress_edges, "penalty"),
+        (suppress_edges, "threshold"),
+        (suppress_high_frequencies, "penalty"),
+        (encourage_low_rank, "strength"),
+        (encourage_low_rank, "emphasis"),
+    ],
+)
+def test_a_wrong_strength_is_refused_by_the_arguments_name(stage: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} = -1\.0 is not valid; valid: "):
+        stage(**{name: -1.0})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", STAGES)
+def test_float64_of_numpy_is_float32_without_a_warning(name: str) -> None:
+    wide = {key: np.asarray(x, np.float64) for key, x in tree(0).items()}
+    ours, _ = STAGES[name].update(wide, STAGES[name].init(tree(100)), tree(100))
+    ours = {key: jnp.asarray(x) for key, x in ours.items()}  # what no stage changes is passed on as it is
+    assert_same_bits(ours, STAGES[name].update(tree(0), STAGES[name].init(tree(100)), tree(100))[0])
+
+
+def test_a_parameter_of_another_shape_is_named() -> None:
+    stage = suppress_edges()
+    state = stage.init({"block": {"kernel": jnp.ones((8, 4))}})
+    wide = {"block": {"kernel": jnp.ones((8, 5))}}
+    with pytest.raises(ValueError, match=r"block\.kernel has shape \(8, 5\), but its edge_history .* \(1, 4\)"):
+        jax.eval_shape(stage.update, wide, state, wide)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -212,3 +212,12 @@ def test_the_logger_reads_nothing_until_it_is_due(tmp_path, run):
     assert logger.log(4, object(), loss=object()) is None
     with pytest.raises(ValueError, match="every = 0 is not valid"):
         MetricsLogger(tmp_path, every=0)
+
+
+def test_what_the_caller_gives_wins_and_none_is_left_out(tmp_path, run):
+    state = run[1][0]
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        record = logger.log(1, state, learning_rate=7.0, loss=None, accuracy=jnp.float32(0.5))
+    assert record == {**metrics(state), "learning_rate": 7.0, "accuracy": 0.5}
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 1, **record}

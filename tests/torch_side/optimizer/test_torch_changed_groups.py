@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import weakref
 from typing import Any
 
@@ -118,8 +119,24 @@ def test_a_rate_of_numpy_is_saved_as_a_number():
     optimizer = AutomagicCameAMP8bit(parameters([(8, 6)]), **SMALL)
     optimizer.param_groups[0]["lr"] = np.float32(1e-3)
     run(optimizer, range(1, 3))
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert type(optimizer.param_groups[0]["lr"]) is float
+    optimizer.param_groups[0]["automagic_max_lr"] = np.array(1e-2)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
+    assert [type(optimizer.param_groups[0][key]) for key in ("lr", "automagic_max_lr")] == [float, float]
+
+
+def test_lists_of_a_distributed_checkpoint_are_the_tuples_that_they_were():
+    params = parameters([(8, 6)])
+    optimizer = AutomagicCameAMP8bit(params, **SMALL)
+    run(optimizer, range(1, 3))
+    saved = optimizer.state_dict()
+    for key in ("betas", "automagic_betas"):
+        saved["param_groups"][0][key] = list(saved["param_groups"][0][key])
+    assert not [told for told in load_requantized(AutomagicCameAMP8bit(params, **SMALL), saved) if "betas" in told]
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["automagic_betas"] == optimizer.defaults["automagic_betas"]
 
 
 @pytest.mark.parametrize(

@@ -231,3 +231,11 @@ def test_a_gradient_that_is_negated_when_it_is_read():
         AutomagicCameAMP8bit([p], lr=1e-3, warmup_steps=0).step()
         found.append(p.detach())
     assert torch.equal(*found)
+
+
+def test_parameters_that_are_negated_when_they_are_read():
+    params = [torch.nn.Parameter(torch._neg_view(p.detach())) for p in parameters([(8, 6)] * 3)]
+    twins = [torch.nn.Parameter(p.detach().resolve_neg()) for p in params]
+    for several in (params, twins):
+        run(AutomagicCameAMP8bit(several, **SMALL), range(1, 4))
+    assert same([p.detach().resolve_neg() for p in params], [p.detach() for p in twins])

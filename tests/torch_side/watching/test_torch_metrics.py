@@ -163,3 +163,24 @@ def test_the_logger_writes_lines_and_events(tmp_path):
         read = [(event.step, event.value) for event in events.Scalars(tag)]
         # Event files hold float32.
         assert read == [(line["step"], pytest.approx(line[tag], rel=1e-6)) for line in lines]
+
+
+def test_what_the_caller_gives_wins_and_none_is_left_out(tmp_path):
+    optimizer = optimizer_of()
+    run(optimizer, range(1, 2))
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        record = logger.log(1, optimizer, skipped_steps=7.0, loss=None, accuracy=torch.tensor(0.5))
+    assert record == {**optimizer.metrics(), "skipped_steps": 7.0, "accuracy": 0.5}
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 1, **record}
+
+
+def test_without_a_folder_the_logger_is_due_alike_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    optimizer = optimizer_of()
+    run(optimizer, range(1, 2))
+    with MetricsLogger(tmp_path / "run", every=3) as writer, MetricsLogger(None, every=3) as silent:
+        for step in (2, 3, 4, 6):
+            assert silent.log(step, optimizer, loss=step) == writer.log(step, optimizer, loss=step), step
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
