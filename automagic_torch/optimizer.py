@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from automagic_core import Config, StatePlan
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, STEP, with_own_keys
-from automagic_core.arrays.state_forms import WARM_UP_ONLY, own_states
+from automagic_core.arrays.state_forms import own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.arrays.marks import held_marks, set_marks
 from automagic_torch.cameamp.batches import (
@@ -42,6 +42,7 @@ from automagic_torch.cameamp.groups import (
 )
 from automagic_torch.cameamp.rehearsal import is_rehearsal
 from automagic_torch.cameamp.verbose import tell_step
+from automagic_torch.cameamp.warm_up_states import drop_warm_up_states, travelled_of_absent
 from automagic_torch.checkpoints.earlier import add_forms, add_search
 from automagic_torch.checkpoints.loading import checked_state
 from automagic_torch.checkpoints.placeholders import with_placeholders
@@ -113,6 +114,7 @@ class AutomagicCameAMP8bit(Optimizer):
     ) -> None:
         self.compiled = checked_compiled(compiled)
         self._owned: dict[Tensor, Any] = {}
+        self._forms: dict[Tensor, Any] = {}
         self._stacks = HeldStacks()
         self.state_device = checked_state_device(state_device)
         self._told: set[str] = set()
@@ -206,15 +208,17 @@ class AutomagicCameAMP8bit(Optimizer):
                 update_batch(batch, opened.energy, self._on_update, self._stacks, compiled=compiles)
                 if not batch.in_place:
                     self._owned.update(zip(batch.params, batch.states, strict=True))
-            call.search(self._travelled_of_absent(call))
+                self._forms.update(dict.fromkeys(batch.params, batch.forms))
+            call.search(travelled_of_absent(call, self.state, self._owned))
             call.end()
-            self._drop_what_only_the_warm_up_needs(call)
+            drop_warm_up_states(call, self.state, self._owned)
         if self.state_device is not None:
             # Those of a backward pass that released its gradients are in no batch any more.
             wait_for_copies({p.device for group in self.param_groups for p in group["params"]})
         self._stage_energy = opened.energy.totals()
         # What somebody took out of the optimizer is let go.
         self._owned = {p: state for p, state in self._owned.items() if self.state.get(p) is state}
+        self._forms = {p: self._forms[p] for p in self._owned}
         self._stacks.drop_unused()
         self._open_step = None
         if self._gradient_release is not None:
@@ -261,42 +265,14 @@ class AutomagicCameAMP8bit(Optimizer):
             if (fitting := of_this_group(state, batch, p.device)) is not state:
                 batch.in_place = False
                 self.state[p] = state = fitting
-            refuse_misfit(state, p, batch.forms, call.group, group_index, index)
+            # Where nothing changed since its last step, the shapes of its states need no look.
+            seen = self._owned.get(p) is state and self._forms.get(p) is batch.forms
+            refuse_misfit(state, p, batch.forms, call.group, group_index, index, shapes=not seen)
             near = batch.extent.beside(state, p.device)
             if near is not state:
                 self.state[p] = state = near
         batch.params.append(p)
         batch.states.append(state)
-
-    def _travelled_of_absent(self, call: Call) -> list[Tensor]:
-        """The new `walk` of the arrays of a group that have one and do not take part in the call."""
-        if not call.searching:
-            return []
-        present = {p for ballot in call.ballots for p in ballot.batch.params}
-        walks = []
-        for p in dict.fromkeys(call.group["params"]):
-            state: dict[str, Any] = self.state.get(p, {})
-            if p in present or "walk" not in state:
-                continue
-            walk = state["walk"]
-            if call.config.climbs:
-                walk = call.kept_of(walk)
-                if self._owned.get(p) is state:
-                    state["walk"] = walk
-                else:  # an earlier state_dict may hold the dict
-                    self.state[p] = {**state, "walk": walk}
-            walks.append(walk)
-        return walks
-
-    def _drop_what_only_the_warm_up_needs(self, call: Call) -> None:
-        if call.warming and call.step >= call.config.warmup_steps:
-            for p in call.group["params"]:
-                state = self.state.get(p, {})
-                if self._owned.get(p) is state:  # the dict that the stacks know
-                    for name in WARM_UP_ONLY:
-                        self.state[p].pop(name, None)
-                elif any(name in state for name in WARM_UP_ONLY):
-                    self.state[p] = {name: value for name, value in state.items() if name not in WARM_UP_ONLY}
 
     def state_dict(self) -> dict[str, Any]:
         """The usual state dict; with a process group it also has `automagic_torch.checkpoints.placeholders`."""
@@ -391,7 +367,7 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__dict__.setdefault("_gradients_agreed", {})
         self.__dict__.setdefault("state_device", None)
         self.__dict__.setdefault("compiled", None)
-        self._owned = {}
+        self._owned, self._forms = {}, {}
         self._stacks = HeldStacks()
         self.__dict__.setdefault("_stage_energy", {})
 

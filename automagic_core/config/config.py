@@ -217,11 +217,17 @@ def _hint(name: str) -> str:
     return f"{hint}valid: {', '.join(FIELD_NAMES)}"
 
 
-def check_field(name: str, value: Any) -> None:
-    """Raises a ValueError that names the field, the value and the range if the value is outside it."""
+def check_field(name: str, value: Any, argument: str | None = None) -> None:
+    """Raises a ValueError that names the field, the value and the range if the value is outside it.
+
+    Args:
+        name: of the field.
+        value: which is to be checked.
+        argument: the name to tell, where a function calls the field otherwise.
+    """
     rule = RANGES[name]
     if not rule.accepts(value):
-        raise ValueError(f"{name} = {value!r} is not valid; valid: {rule.text}")
+        raise ValueError(f"{argument or name} = {value!r} is not valid; valid: {rule.text}")
 
 
 def _is_plainly(value: Any, number: float) -> bool:

@@ -21,7 +21,7 @@ class RunLog:
     """Adds records of scalars to the files in a run's folder.
 
     Args:
-        run_dir: the folder; it is made if it is missing.
+        run_dir: the folder; it is made if it is missing.  None writes nothing, but is due at the same steps.
         every: steps between two records.
         tensorboard: write event files too.  If the package `tensorboard` is missing, a warning says so once.
 
@@ -29,16 +29,17 @@ class RunLog:
         ValueError: `every` is no integer of at least 1.
     """
 
-    def __init__(self, run_dir: str | Path, every: int = 100, *, tensorboard: bool = True) -> None:
+    def __init__(self, run_dir: str | Path | None, every: int = 100, *, tensorboard: bool = True) -> None:
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"every = {every!r} is not valid; valid: an integer of at least 1")
-        self.run_dir = Path(run_dir)
+        self.run_dir = None if run_dir is None else Path(run_dir)
         self.every = every
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._file = self.run_dir / FILE_NAME
-        _drop_unfinished_line(self._file)
         self._wrote = False
-        self._events = _event_writer(self.run_dir) if tensorboard else None
+        self._events = None
+        if self.run_dir is not None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            _drop_unfinished_line(self.run_dir / FILE_NAME)
+            self._events = _event_writer(self.run_dir) if tensorboard else None
 
     def is_due(self, step: int) -> bool:
         """Whether `step` is the first one or a multiple of `every`."""
@@ -55,11 +56,13 @@ class RunLog:
             TypeError: `step` is no integer.
         """
         step = operator.index(step)  # may be a number of numpy or JAX
+        self._wrote = True
+        if self.run_dir is None:
+            return
         plain = {name: value if math.isfinite(value) else None for name, value in record.items()}
         line = json.dumps({"step": step, **plain}, allow_nan=False) + "\n"
-        with self._file.open("a", encoding="utf-8") as file:
+        with (self.run_dir / FILE_NAME).open("a", encoding="utf-8") as file:
             file.write(line)
-        self._wrote = True
         if self._events is not None:
             from tensorboard.compat.proto.event_pb2 import Event
             from tensorboard.compat.proto.summary_pb2 import Summary

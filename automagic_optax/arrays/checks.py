@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from optax._src.base import NO_PARAMS_MSG  # optax has no public name for it
 
-from automagic_core.config.ranges import RANGES
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -28,13 +27,6 @@ def check_dtypes(params: Any) -> None:
 def dtype_of(x: Any) -> Any:
     """The dtype that an array has in JAX: without x64, numpy's float64 is float32."""
     return jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True)  # keys of random numbers are extended
-
-
-def check_argument(name: str, field: str, value: Any) -> None:
-    """Raises a ValueError that names the argument if its value is outside the range of a field of `Config`."""
-    rule = RANGES[field]
-    if not rule.accepts(value):
-        raise ValueError(f"{name} = {value!r} is not valid; valid: {rule.text}")
 
 
 def check_shapes(params: Any, states: Sequence[Any], what: str, *, statistics: bool = False) -> None:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from automagic_core import check_field
 from automagic_core.config.constants import NORM_HISTORY
 from automagic_optax.arrays.batches import enter
-from automagic_optax.arrays.checks import check_argument, check_dtypes, dtype_of
+from automagic_optax.arrays.checks import check_dtypes, dtype_of
 from automagic_optax.arrays.means import accurate_total, rounded
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import full, replicated_like, scalar_like
@@ -59,7 +60,7 @@ def clip_by_percentile(percentile: Any = 95) -> optax.GradientTransformationExtr
     # Of an array, such as `optax.inject_hyperparams` makes, the value is not looked at, as with all strengths.
     is_array = isinstance(percentile, jax.Array) and percentile.ndim == 0
     if not (is_array and jnp.issubdtype(percentile.dtype, jnp.integer)):
-        check_argument("percentile", "percentile_clipping", percentile)
+        check_field("percentile_clipping", percentile, "percentile")
 
     def init(params: Any) -> ClipByPercentileState:
         check_dtypes(params)

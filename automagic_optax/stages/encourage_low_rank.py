@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from automagic_core import Layout, check_layout, row_axis
+from automagic_core import Layout, check_field, check_layout, row_axis
 from automagic_optax.arrays.batches import enter
-from automagic_optax.arrays.checks import check_argument, check_dtypes, check_params, dtype_of
+from automagic_optax.arrays.checks import check_dtypes, check_params, dtype_of
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.in_chunks import chunk_count, in_chunks, runs_in_chunks
 from automagic_optax.arrays.marks import Mark, resolve_mark
@@ -76,8 +76,8 @@ def encourage_low_rank(
     Example:
         >>> tx = optax.chain(encourage_low_rank(0.01), optax.adam(1e-3))
     """
-    check_argument("strength", "rank_penalty_strength", strength)
-    check_argument("emphasis", "low_rank_emphasis", emphasis)
+    check_field("rank_penalty_strength", strength, "strength")
+    check_field("low_rank_emphasis", emphasis, "emphasis")
     check_layout(layout)
 
     def init(params: Any) -> EncourageLowRankState:

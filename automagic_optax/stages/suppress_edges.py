@@ -11,7 +11,7 @@ import optax
 from automagic_core import MAX_STEP, Layout, check_field, check_layout, decay, picture_axes, row_shape
 from automagic_core.config.constants import EDGE_DECAY
 from automagic_optax.arrays.batches import enter
-from automagic_optax.arrays.checks import check_argument, check_dtypes, check_shapes, dtype_of
+from automagic_optax.arrays.checks import check_dtypes, check_shapes, dtype_of
 from automagic_optax.arrays.containers import flatten_like, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.arrays.means import accurate_mean, ema, one_minus_power
@@ -73,8 +73,8 @@ def suppress_edges(
     Example:
         >>> tx = optax.chain(suppress_edges(0.1), optax.adam(1e-3))
     """
-    check_argument("penalty", "edge_penalty", penalty)
-    check_argument("threshold", "edge_threshold", threshold)
+    check_field("edge_penalty", penalty, "penalty")
+    check_field("edge_threshold", threshold, "threshold")
     check_field("spatial_scope", spatial_scope)
     check_layout(layout)
 

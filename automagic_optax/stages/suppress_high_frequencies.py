@@ -10,7 +10,7 @@ import optax
 
 from automagic_core import Layout, check_field, check_layout, last_kept_frequency, picture_axes
 from automagic_optax.arrays.batches import Batched, enter
-from automagic_optax.arrays.checks import check_argument, check_dtypes, dtype_of
+from automagic_optax.arrays.checks import check_dtypes, dtype_of
 from automagic_optax.arrays.with_types import with_types
 from automagic_optax.sharding.placement import scalar_like, whole
 from automagic_optax.stages.energy import energy, removed_share
@@ -50,7 +50,7 @@ def suppress_high_frequencies(
     Example:
         >>> tx = optax.chain(suppress_high_frequencies(0.05), optax.adam(1e-3))
     """
-    check_argument("penalty", "frequency_penalty", penalty)
+    check_field("frequency_penalty", penalty, "penalty")
     check_field("spatial_scope", spatial_scope)
     check_layout(layout)
 

@@ -15,8 +15,8 @@ class MetricsLogger(RunLog):
     """Writes `metrics` and your own scalars into a run's folder.
 
     Args:
-        run_dir: the folder; ``metrics.jsonl`` and TensorBoard's event files go there.  In a distributed run only one
-            process should write.
+        run_dir: the folder; ``metrics.jsonl`` and TensorBoard's event files go there.  None writes nothing.  In a
+            distributed run give the folder in one process and None in all others, and call `log` in all of them.
         every: steps between two records.
         learning_rate, config: as for `metrics`; without `config` there are no rates, only their factors.
         tensorboard: write event files too, where the package is installed; PyTorch is not needed.
@@ -30,7 +30,7 @@ class MetricsLogger(RunLog):
 
     def __init__(
         self,
-        run_dir: str | Path,
+        run_dir: str | Path | None,
         every: int = 100,
         *,
         learning_rate: Any = None,

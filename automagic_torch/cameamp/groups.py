@@ -231,6 +231,8 @@ def refuse_misfit(
     group: Mapping[str, Any],
     group_index: int,
     index: int,
+    *,
+    shapes: bool,
 ) -> None:
     """Raises a RuntimeError that names the parameter unless its states are those of its fields and its shape.
 
@@ -239,6 +241,7 @@ def refuse_misfit(
         p: the parameter.
         forms: of its states, by their names.
         group, group_index, index: name the parameter in the message.
+        shapes: look at the shape of every state.  That takes 7 ms for 1,000 arrays, half as long as all other checks.
     """
     if "exp_avg" in state and state["exp_avg"].shape != p.shape:
         name = parameter_name(group, group_index, index)
@@ -247,7 +250,7 @@ def refuse_misfit(
             "resized after its first step; make a new optimizer, or delete its entry in optimizer.state"
         )
     same_names = state.keys() == forms.keys() or own_states(state).keys() == forms.keys()
-    if not same_names or any(state[name].shape != form.shape for name, form in forms.items()):
+    if not same_names or (shapes and any(state[name].shape != form.shape for name, form in forms.items())):
         name = parameter_name(group, group_index, index)
         raise RuntimeError(
             f"the state of {name} does not fit its group's fields: fields that decide which states there are cannot "

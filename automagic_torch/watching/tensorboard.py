@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from automagic_core.watching.run_log import RunLog
@@ -27,19 +25,6 @@ class MetricsLogger(RunLog):
         ...         loss = train_step(batch)
         ...         logger.log(step, optimizer, loss=loss)
     """
-
-    def __init__(self, run_dir: str | Path | None, every: int = 100, *, tensorboard: bool = True) -> None:
-        self._writes = run_dir is not None
-        if run_dir is not None:
-            super().__init__(run_dir, every, tensorboard=tensorboard)
-        else:
-            self.every, self._wrote, self._events = every, False, None
-
-    def write(self, step: int, record: Mapping[str, float]) -> None:
-        """As `RunLog.write`; without a folder, only a note that there was a record, so that all are due together."""
-        if self._writes:
-            super().write(step, record)
-        self._wrote = True
 
     def log(self, step: int, optimizer: Any, **scalars: Any) -> dict[str, float] | None:
         """Writes one record if one is due; else it reads nothing and does not wait.

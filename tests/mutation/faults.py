@@ -106,7 +106,7 @@ FAULTS = (
     Fault(
         "what an absent array has travelled is forgotten",
         TORCH,
-        "call.search(self._travelled_of_absent(call))",
+        "call.search(travelled_of_absent(call, self.state, self._owned))",
         "call.search([])",
         ("test_torch_search",),
     ),
