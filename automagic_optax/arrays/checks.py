@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from optax._src.base import NO_PARAMS_MSG  # optax has no public name for it
 
+from automagic_optax.arrays.containers import flatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -45,6 +46,16 @@ def check_shapes(params: Any, states: Sequence[Any], what: str, *, statistics: b
             raise ValueError(
                 f"{leaf_name(leaf.path)} has shape {leaf.shape}, but its {what} in the state has shape {shape}; "
                 "after a change of shapes, make a new state with tx.init(params)"
+            )
+
+
+def check_gradients(params: Any, gradients: Any) -> None:
+    """Raises a ValueError that names the first parameter whose shape is not that of its gradient."""
+    for leaf, g in zip(leaves_of(params), flatten_like(params, gradients), strict=True):
+        if hasattr(g, "shape") and tuple(g.shape) != leaf.shape:
+            raise ValueError(
+                f"{leaf_name(leaf.path)} has shape {leaf.shape}, but its gradient has shape {tuple(g.shape)}; "
+                "give update the gradients of these parameters"
             )
 
 

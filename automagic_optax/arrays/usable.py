@@ -12,15 +12,16 @@ import optax
 
 from automagic_core.config.constants import GRADIENT_LIMIT
 from automagic_optax.arrays.batches import enter
-from automagic_optax.arrays.checks import check_dtypes, check_params
+from automagic_optax.arrays.checks import check_dtypes, check_gradients, check_params
 
 
-def is_usable(g: jax.Array, limit: float = GRADIENT_LIMIT) -> jax.Array:
+def is_usable(g: jax.Array, limit: float | jax.Array = GRADIENT_LIMIT) -> jax.Array:
     """Whether no element is NaN or above the limit in magnitude: a boolean scalar."""
     g = g.astype(jnp.float32)
     # A maximum may pass over a NaN, but a sum does not.  Both together are cheaper than a test of each element.
     total = jnp.sum(g)
-    return (jnp.max(jnp.abs(g), initial=0) <= np.float32(limit)) & (total == total)
+    limit = limit if isinstance(limit, jax.Array) else np.float32(limit)
+    return (jnp.max(jnp.abs(g), initial=0) <= limit) & (total == total)
 
 
 def refuse_unusable(
@@ -51,6 +52,7 @@ def refuse_unusable(
         check_params(params)
         if not changed(params):
             return updates, state
+        check_gradients(params, updates)
         kinds = [(w.dtype, kind) for w, kind in zip(jax.tree.leaves(params), kinds_of(params), strict=True)]
         batched, _ = enter(updates, params, kinds)
         return batched.replace(batched.map(checked)), state

@@ -38,7 +38,7 @@ class Shared(NamedTuple):
     rates: Rates
     keep: jax.Array
     writer: Writer
-    gradient_limit: float
+    gradient_limit: float | jax.Array
 
 
 class Known(NamedTuple):

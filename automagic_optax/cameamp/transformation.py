@@ -13,7 +13,7 @@ import optax
 from automagic_core import MAX_STEP, Config, Layout, StatePlan, check_layout, state_plan
 from automagic_core.config.constants import GRADIENT_LIMIT
 from automagic_optax.arrays.batches import Batched, enter, unstack
-from automagic_optax.arrays.checks import check_dtypes, check_params, check_shapes
+from automagic_optax.arrays.checks import check_dtypes, check_gradients, check_params, check_shapes
 from automagic_optax.arrays.in_chunks import after
 from automagic_optax.arrays.marks import Mark, check_not_called, found_marks, resolve_decay_mask, resolve_mark
 from automagic_optax.arrays.with_types import with_types
@@ -54,7 +54,7 @@ def scale_by_cameamp(
     embedding: Mark = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
     rule: RoundingRule | None = None,
-    gradient_limit: float | None = None,
+    gradient_limit: float | jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Moments, confidence, torque, spatial factor, rate search and weight decay.
 
@@ -86,7 +86,7 @@ def scale_by_cameamp(
 
     Raises:
         ValueError: a hyperparameter outside its range; a parameter that is not floating; in update, params
-            missing, or a parameter of another shape than in init.
+            missing, or a parameter of another shape than in init or than its gradient.
 
     References:
         Luo et al., *CAME*, arXiv 2307.02047; Shazeer and Stern, *Adafactor*, arXiv 1804.04235; *Torque-Aware
@@ -130,6 +130,8 @@ def scale_by_cameamp(
     ) -> tuple[Any, ScaleByCameampState]:
         del extra_args
         check_params(params)
+        if not isinstance(updates, Batched):
+            check_gradients(params, updates)
         step = jnp.minimum(state.step, MAX_STEP - 1) + 1
         warming = step <= config.warmup_steps
         now = rates(learning_rate, state.log_rate_scale, step, config)

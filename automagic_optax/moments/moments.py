@@ -163,13 +163,14 @@ class Moments:
 
     def _after(self, codes: jax.Array, last: jax.Array) -> jax.Array:
         """The codes, unchanged, after `last` was computed.  This saves memory: see `in_turn`."""
-        if not isinstance(last, jax.core.Tracer):
+        # A type cannot come from the other's mesh, as where only gradients are on the mesh of ``jax.set_mesh``.
+        if not isinstance(last, jax.core.Tracer) or has_explicit_axes(codes) != has_explicit_axes(last):
             return codes
         if jax.default_backend() != "cpu":
             codes, _ = jax.lax.optimization_barrier((codes, last))
             return codes
         later = _later
-        if has_explicit_axes(codes) or has_explicit_axes(last):
+        if has_explicit_axes(codes):
             later = untyped(_later, jax.typeof(codes).sharding)
         return later(codes, last, self._writer.step)
 

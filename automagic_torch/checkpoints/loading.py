@@ -180,6 +180,11 @@ def _checked_array(
         kept = with_todays_forms(kept, plan, config, warming)
     _check_bits(kept, plan.quantized, config, name)
     differing = sorted(set(kept) ^ set(forms), key=str)
+    if differing and set(differing) <= set(WARM_UP_ONLY) - kept.keys():
+        raise ValueError(
+            f"the saved state of {name} is within its warm-up and lacks {', '.join(differing)}: the flat form of "
+            "set_optimizer_state_dict leaves out what the optimizer does not have, so give it a new optimizer"
+        )
     if differing:
         listed = ", ".join(f"{key} ({'unknown' if key in kept else 'missing'})" for key in differing)
         raise ValueError(f"the saved state of {name} does not fit: {listed}")

@@ -60,6 +60,17 @@ def test_a_parameter_of_another_shape_than_in_init_is_named(tx: Any, shape: tupl
         tx.update(short, state, short)
 
 
+# Broadcasting would hide both.
+@pytest.mark.parametrize("shape", [(1, 4), ()])
+@pytest.mark.parametrize("tx", [TX, scale_by_cameamp(1e-4), automagic_8bit(1e-4, spatial_scope="all")])
+def test_a_gradient_of_another_shape_than_its_parameter_is_named(tx: Any, shape: tuple[int, ...]) -> None:
+    weights = {"block": {"kernel": jnp.ones((8, 4))}, "bias": jnp.ones(4)}
+    gradients = {"block": {"kernel": jnp.ones(shape)}, "bias": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"block\.kernel has shape \(8, 4\), but its gradient has shape") as error:
+        tx.update(gradients, tx.init(weights), weights)
+    assert f"gradient has shape {shape};" in str(error.value)
+
+
 def test_a_rate_of_one_element_changes_no_shape() -> None:
     weights = {"scale": jnp.ones(())}
     plain = scale_by_cameamp(jnp.float32(1e-4), weight_decay=jnp.float32(0.1))
@@ -67,14 +78,15 @@ def test_a_rate_of_one_element_changes_no_shape() -> None:
     assert_same_bits(tx.update(weights, tx.init(weights), weights), plain.update(weights, plain.init(weights), weights))
 
 
+@pytest.mark.parametrize("limit", [{}, {"gradient_limit": 1e15}], ids=["alone", "with a limit"])
 @pytest.mark.parametrize("jit", [False, True])
-def test_scale_by_cameamp_under_inject_hyperparams(jit: bool) -> None:
+def test_scale_by_cameamp_under_inject_hyperparams(jit: bool, limit: dict[str, float]) -> None:
     tx, plain = (
-        optax.inject_hyperparams(scale_by_cameamp)(1e-4, weight_decay=0.1),
+        optax.inject_hyperparams(scale_by_cameamp)(1e-4, weight_decay=0.1, **limit),
         scale_by_cameamp(1e-4, weight_decay=0.1),
     )
     state = tx.init(params())
-    assert set(state.hyperparams) == {"learning_rate", "weight_decay"}
+    assert set(state.hyperparams) == {"learning_rate", "weight_decay", *limit}
     if jit:
         jax.eval_shape(tx.update, grads(), state, params())
         return

@@ -153,11 +153,14 @@ def test_moments_on_a_mesh_of_one_device(spec: P, count: int, shape: tuple[int, 
     assert all(jax.tree.leaves(same)), same
 
 
-def test_gradients_may_have_types_that_moments_lack() -> None:
-    _, params = on_one_device({str(i): P("x") for i in range(4)})
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("count", [4, 2], ids=["batch", "one by one"])
+def test_gradients_may_have_types_that_moments_lack(count: int, inside: bool) -> None:
+    mesh, params = on_one_device({str(i): P("x") for i in range(count)})
     tx = quantize_state(optax.adam(1e-3))
     state = tx.init(jax.tree.map(np.asarray, params))
-    updates, _ = jax.eval_shape(tx.update, params, state, params)
+    with jax.set_mesh(mesh) if inside else nullcontext():
+        updates, _ = jax.eval_shape(tx.update, params, state, params)
     assert all(updates[name].sharding.spec == P("x", None) for name in params)
 
 

@@ -158,7 +158,7 @@ def group_value(key, value):
 
 REFUSED = {
     "missing state": (without("exp_avg"), "exp_avg .missing"),
-    "missing walk in the warm-up": (without("walk"), "walk .missing"),
+    "missing walk in the warm-up": (without("walk"), "within its warm-up and lacks walk"),
     "state of other fields": (replaced("exp_avg_res_row", torch.zeros(8, 1)), "exp_avg_res_row .unknown"),
     "shape": (replaced("exp_avg", torch.zeros(6, 8, dtype=torch.uint8)), "exp_avg of shape"),
     "dtype": (replaced("lr_mask", torch.zeros(8, 1, dtype=torch.bfloat16)), "lr_mask of shape .* torch.bfloat16"),
@@ -260,6 +260,24 @@ def test_copies_of_the_optimizer_go_on_alike(way):
     run(optimizer, range(3, 7))
     run(other, range(3, 7))
     assert same(snapshot(other), snapshot(optimizer))
+
+
+def test_going_back_into_the_warm_up_by_the_flat_form_is_explained():
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict as put
+
+    model = torch.nn.Linear(32, 16)
+    optimizer = AutomagicCameAMP8bit(model.parameters(), **SMALL)
+    run(optimizer, range(1, 3))
+    flat, plain = StateDictOptions(flatten_optimizer_state_dict=True), StateDictOptions()
+    in_flat = get_optimizer_state_dict(model, optimizer, options=flat)
+    in_groups = get_optimizer_state_dict(model, optimizer, options=plain)
+    before = copy.deepcopy(optimizer.state_dict())
+    run(optimizer, range(3, 7))
+    with pytest.raises(ValueError, match=r"within its warm-up and lacks walk: .* give it a new optimizer"):
+        put(model, optimizer, in_flat, options=flat)
+    put(model, optimizer, in_groups, options=plain)
+    assert same(optimizer.state_dict(), before)
 
 
 def test_the_distributed_checkpoint_api(tmp_path):
