@@ -20,8 +20,8 @@ def is_usable(g: jax.Array, limit: float | jax.Array = GRADIENT_LIMIT) -> jax.Ar
     g = g.astype(jnp.float32)
     # A maximum may pass over a NaN, but a sum does not.  Both together are cheaper than a test of each element.
     total = jnp.sum(g)
-    limit = limit if isinstance(limit, jax.Array) else np.float32(limit)
-    return (jnp.max(jnp.abs(g), initial=0) <= limit) & (total == total)
+    most: Any = limit if isinstance(limit, jax.Array) else np.float32(limit)
+    return (jnp.max(jnp.abs(g), initial=0) <= most) & (total == total)
 
 
 def refuse_unusable(

@@ -1,4 +1,4 @@
-"""Reads the moments that torch's or bitsandbytes' Adam saved (docs/algorithm.md, section 10.2)."""
+"""Reads the moments that torch's, bitsandbytes' or torchao's Adam saved (docs/algorithm.md, section 10.2)."""
 
 from __future__ import annotations
 
@@ -75,6 +75,8 @@ def _moment(saved: Mapping[str, Any], which: str, shape: torch.Size, device: tor
     if value.shape != shape:
         raise ValueError(f"Adam's state of {name} has {key} of shape {tuple(value.shape)}; valid: {tuple(shape)}")
     value = whole(value)
+    if type(value) not in (Tensor, torch.nn.Parameter):  # torchao's states are tensors of classes of their own
+        value = value.dequantize()
     if value.dtype == torch.uint8:
         value = _read_codes(value, saved.get("absmax" + which), saved.get("qmap" + which), key, name)
     value = value.detach().to(device, torch.float32)

@@ -38,7 +38,7 @@ def load_adam_state(
     Args:
         optimizer: an optimizer of the same parameters in the same groups and order.
         adam_state_dict: ``state_dict()`` of ``torch.optim.AdamW`` or ``Adam``, or of bitsandbytes' ``AdamW8bit`` and
-            its relatives.
+            its relatives, or torchao's.
         restart_warmup: begin at step 0, so that the ramp and the rate search begin again.  False goes on at the step of
             Adam's oldest array; ℓ is 0 then too.
 
@@ -56,7 +56,7 @@ def load_adam_state(
     saved_groups = _matching_groups(optimizer.param_groups, adam_state_dict)
     saved_states = adam_state_dict["state"]
     if not any(saved_states.get(key) for group in saved_groups for key in group["params"]):
-        raise ValueError("Adam's state has no states of any parameter: it took no step")
+        raise ValueError("Adam's state has no states of any parameter: it took no step, or is of another optimizer")
     new_groups = []
     states: dict[Tensor, States] = {}
     for group_index, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
@@ -117,7 +117,10 @@ def _constants(saved_group: Mapping[str, Any], index: int) -> tuple[tuple[float,
     """Adam's betas and ε."""
     betas = saved_group.get("betas")
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"group {index} of Adam's state has betas = {betas!r}; valid: two numbers in [0, 1)")
+        raise ValueError(
+            f"group {index} of Adam's state has betas = {betas!r}; valid: two numbers in [0, 1), as an "
+            "Adam has; states of other kinds of optimizers cannot be taken over"
+        )
     return (float(betas[0]), float(betas[1])), float(saved_group.get("eps", 0.0))
 
 

@@ -81,22 +81,25 @@ def verdicts(results: Results, jobs: Sequence[str]) -> Iterator[str]:
 
 
 def overfitting(results: Results, jobs: Sequence[str]) -> Iterator[str]:
-    """Last and best losses where AdamW or ours ends above its best, and ours with and without the search."""
+    """Last and best losses where AdamW or ours ends above its best; there, and where a start of ours ends too high, ours
+    with and without the search."""
     methods = (ADAMW, CAUTIOUS, TUNED, OURS, *RIVALS)
     found = {job: {variant.name: _last_and_best(results, job, variant) for variant in methods} for job in jobs}
     ours = (ADAMW.name, TUNED.name, OURS.name)
     chosen = [job for job, by_name in found.items() if any(_overfits(by_name[name]) for name in ours)]
-    if not chosen:
-        yield "On no job does AdamW or ours end more than 1 % above its best loss."
-        return
     rows = []
     for variant in methods:
         pairs = [found[job][variant.name] for job in chosen]
         if any(pairs):
             cells = (MISSING if pair is None else f"{pair[0]:.4f} / {pair[1]:.4f}" for pair in pairs)
             rows.append([variant.title, *cells])
-    yield markdown.table(["last / best", *(f"`{job}`" for job in chosen)], rows)
-    for job in chosen:
+    if chosen:
+        yield markdown.table(["last / best", *(f"`{job}`" for job in chosen)], rows)
+    else:
+        yield "On no job does AdamW or ours end more than 1 % above its best loss."
+    for job in jobs:
+        if job not in chosen and max(from_starts(results, job).values(), default=0.0) <= MOST_ABOVE:
+            continue
         tuned, searched = relative(results, job, TUNED), relative(results, job, OURS)
         seeds, runs = seeds_of(job), results.by_seed(job, OURS.name)
         rates = [runs[seed]["found_rate"] for seed in seeds if seed in runs and runs[seed]["found_rate"] is not None]

@@ -47,7 +47,7 @@ def write_report(store: Store, jobs: Sequence[str], folder: Path) -> Path:
         *_rivals(),
         "## Loss against the start",
         *_starts(results, adapters, pictures),
-        "## Jobs that overfit",
+        "## Jobs that overfit or end too high",
         *claim.overfitting(results, jobs),
         *comparison.further(results, adapters),
         "## Which parts earn their place",

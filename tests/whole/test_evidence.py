@@ -223,18 +223,20 @@ def test_the_report_says_what_the_numbers_say(tmp_path):
         assert f"(evidence-{name}.png)" in text
 
 
-def test_a_job_that_overfits_is_told_with_and_without_the_search():
-    offsets = {"tuned": 0.05, "balanced": 0.1}
+@pytest.mark.parametrize("high", [False, True])
+def test_a_job_that_overfits_or_ends_too_high_is_told_with_and_without_the_search(high):
+    offsets = {"tuned": 0.05, "balanced": 0.0}
     done = full_set(lambda spec: 1.0 + offsets.get(spec.variant, bowl(spec) - 1.0))
     assert len(list(overfitting(Results(done, PLACES), ["bytes", "digits"]))) == 1
     for spec, kept in done.items():
         if spec[:2] == ("bytes", "balanced"):
-            kept.update(best=0.9 * kept["loss"], found_rate=0.01 * (1 + spec.seed))
+            loss = 1.1 if high else 1.0
+            kept.update(loss=loss, best=loss if high else 0.9, found_rate=0.01 * (1 + spec.seed))
     _, sentence = overfitting(Results(done, PLACES), ["bytes", "digits"])
-    # AdamW's mean is 1.001: 1.05 is 4.9 % above it and 1.1 9.9 %.
+    # AdamW's mean is 1.001: 1.05 is 4.9 % above it, 1.1 9.9 %, and 1 0.1 % below.
     assert sentence.startswith("On `bytes`")
     assert "without search +4.9;" in sentence
-    assert sentence.endswith("from the start 0.0001, where the search finds 0.01 to 0.03, +9.9.")
+    assert sentence.endswith(f"from the start 0.0001, where the search finds 0.01 to 0.03, {'+9.9' if high else '-0.1'}.")
 
 
 def test_the_report_of_half_a_set_is_written(tmp_path):

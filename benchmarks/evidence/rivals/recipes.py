@@ -108,8 +108,9 @@ class _Mechanized(Method):
 
 
 def mechanic(parameters: list[Parameter], start: float, steps: int) -> Method:
-    """README of mechanic-pytorch: around AdamW with rate 1 and its schedule, all defaults; the differences are kept, as
-    in optax, rather than computed anew: the README calls that slightly more accurate."""
+    """README of mechanic-pytorch: around AdamW with rate 1 and its schedule, all other defaults; the differences are
+    kept (`store_delta`), as in optax, rather than computed anew: the README calls that slightly more accurate.  Without
+    it the state holds 150 % of Adam's, not 200."""
     from mechanic_pytorch import mechanize
 
     kind = mechanize(torch.optim.AdamW, s_init=start, store_delta=True)

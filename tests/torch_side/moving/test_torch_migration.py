@@ -174,6 +174,25 @@ def test_bitsandbytes_states_are_read_as_it_reads_them() -> None:
         torch.testing.assert_close(optimizer.state[p]["exp_avg_sq"].double(), expected, rtol=1e-5, atol=0)
 
 
+class Halved(Tensor):
+    """Like a state of torchao: a tensor of a class of its own, whose values `dequantize` gives."""
+
+    def dequantize(self) -> Tensor:
+        return 2 * self.as_subclass(Tensor)
+
+
+def test_states_of_classes_of_their_own_are_read() -> None:
+    params = parameters()
+    saved, held = steps_of(adamw(params), 3), []
+    optimizer = AutomagicCameAMP8bit(params, lr=1e-3, **IN_32)
+    for _ in range(2):
+        load_adam_state(optimizer, saved)
+        held.append(copy.deepcopy(optimizer.state_dict()))
+        for state in saved["state"].values():
+            state |= {key: (state[key] / 2).as_subclass(Halved) for key in ("exp_avg", "exp_avg_sq")}
+    assert same(*held)
+
+
 def test_a_new_warm_up_and_the_first_votes() -> None:
     first, second = params = parameters(((8, 6), (8, 6)))
     saved = steps_of(adamw(params), 5)
