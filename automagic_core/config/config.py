@@ -12,7 +12,7 @@ import numpy as np
 
 from automagic_core.config.constants import SEARCH_START, SHORT_SEARCH
 from automagic_core.config.not_here import INSTEAD
-from automagic_core.config.ranges import RANGES, is_checkable, known
+from automagic_core.config.ranges import RANGES, is_checkable, known, known_integer
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "memory_optimized": {
@@ -116,7 +116,9 @@ class Config:
             value = type(value)(map(known, value))
         elif isinstance(default, float) and (name not in _CHANGING or isinstance(value, np.ndarray)):
             value = known(value)
-        elif isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        elif isinstance(default, int):  # or a boolean
+            value = known_integer(value)
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
             value = int(value)  # numpy's small integers overflow where sizes are computed
         super().__setattr__(name, value)
 

@@ -37,6 +37,17 @@ def known(value: Any) -> Any:
         return value
 
 
+def known_integer(value: Any) -> Any:
+    """The Python integer or boolean in an array of no dimensions that has a value; anything else as it is."""
+    if getattr(value, "shape", None) != ():
+        return value
+    try:
+        found = value.item()
+    except Exception:  # as above
+        return value
+    return found if isinstance(found, int) else value
+
+
 def _shortest(value: Any) -> float:
     """The same number; for a number of float32 the one with fewest digits that is the same there, as 0.2."""
     number = float(value)

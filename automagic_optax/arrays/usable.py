@@ -13,6 +13,7 @@ import optax
 from automagic_core.config.constants import GRADIENT_LIMIT
 from automagic_optax.arrays.batches import enter
 from automagic_optax.arrays.checks import check_dtypes, check_gradients, check_params
+from automagic_optax.arrays.number import number
 
 
 def is_usable(g: jax.Array, limit: float | jax.Array = GRADIENT_LIMIT) -> jax.Array:
@@ -20,8 +21,8 @@ def is_usable(g: jax.Array, limit: float | jax.Array = GRADIENT_LIMIT) -> jax.Ar
     g = g.astype(jnp.float32)
     # A maximum may pass over a NaN, but a sum does not.  Both together are cheaper than a test of each element.
     total = jnp.sum(g)
-    most: Any = limit if isinstance(limit, jax.Array) else np.float32(limit)
-    return (jnp.max(jnp.abs(g), initial=0) <= most) & (total == total)
+    found: jax.Array = (jnp.max(jnp.abs(g), initial=0) <= number(limit)) & (total == total)
+    return found
 
 
 def refuse_unusable(

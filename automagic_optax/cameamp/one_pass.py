@@ -15,6 +15,7 @@ import numpy as np
 from automagic_core import Config, Decay, Slot, StatePlan, decay
 from automagic_core.config import constants
 from automagic_optax.arrays.means import accurate_sum, ema, one_minus_power, quotient
+from automagic_optax.arrays.number import number
 from automagic_optax.cameamp import equations
 from automagic_optax.cameamp.known_before import Known, Shared, squares
 from automagic_optax.cameamp.learning_rate import Evidence, count_votes, evidence, signed_sum
@@ -77,7 +78,7 @@ def elements(
         root = equations.root_of_factors(known.root)
 
     # Normalized gradient
-    u = jnp.clip(quotient(g, known.growth) / root, -f32(config.update_clip), f32(config.update_clip))
+    u = jnp.clip(quotient(g, known.growth) / root, -number(config.update_clip), number(config.update_clip))
 
     # Momentum
     last_m = read_signed(old["exp_avg"])
@@ -97,7 +98,7 @@ def elements(
             rows["e"] = equations.row_sum(e, plan)
         if known.res.column is not None:
             columns["e"] = equations.column_sum(e, plan)
-    d = m_hat / jnp.sqrt(r_hat + f32(config.confidence_floor))
+    d = m_hat / jnp.sqrt(r_hat + number(config.confidence_floor))
 
     # Torque
     if config.torque:

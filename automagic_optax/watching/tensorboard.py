@@ -18,7 +18,8 @@ class MetricsLogger(RunLog):
         run_dir: the folder; ``metrics.jsonl`` and TensorBoard's event files go there.  None writes nothing.  In a
             distributed run give the folder in one process and None in all others, and call `log` in all of them.
         every: steps between two records.
-        learning_rate, config: as for `metrics`; without `config` there are no rates, only their factors.
+        learning_rate, config: as for `metrics`; without `config` no
+            ``rate/...``, only ``learning_rate`` and ``rate_factor/...``.
         tensorboard: write event files too, where the package is installed; PyTorch is not needed.
 
     Example:

@@ -231,6 +231,14 @@ def test_numbers_in_arrays_become_python_numbers_but_where_arrays_change() -> No
 
 def test_tensors_and_jax_arrays_with_values_count_as_their_values() -> None:
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    for make in (torch.tensor, jax.numpy.array, np.array, lambda x: np.array(x)[()]):
+        whole = Config(warmup_steps=make(20), optim_bits=make(32), torque=make(False), percentile_clipping=make(95))
+        found = (whole.warmup_steps, whole.optim_bits, whole.torque, whole.percentile_clipping)
+        assert found == (20, 32, False, 95)
+        assert [type(value) for value in found] == [int, int, bool, int]
+        for fields in ({"warmup_steps": make(20.0)}, {"torque": make(1)}, {"block_size": make(True)}):
+            with pytest.raises(ValueError, match="is not valid"):
+                Config(**fields)
     for make in (torch.tensor, jax.numpy.float32):
         config = Config(search_gain=make(0.0), agreement_floor=make(-1.0), betas=[make(0.9), 0.99, 0.999])
         assert (config.searches, config.agreement_floor, config.betas) == (False, -1.0, [0.9, 0.99, 0.999])
@@ -239,6 +247,8 @@ def test_tensors_and_jax_arrays_with_values_count_as_their_values() -> None:
     # While a derivative is formed an array has a value, and more than that.
     assert jax.grad(lambda gain: gain * Config(search_gain=gain).searches)(0.0) == 1
     assert jax.grad(lambda rate: Config(max_lr=rate).max_lr)(0.5) == 1
+    with pytest.raises(ValueError, match=r"warmup_steps = .*an integer in"):
+        jax.jit(lambda steps: Config(warmup_steps=steps).ramp_steps)(20)
     with pytest.raises(ValueError, match=r"betas = \(.*each in \[0, 1\)"):
         jax.jit(lambda beta: Config(betas=(beta, 0.99, 0.999)).ramp_steps)(0.9)
 

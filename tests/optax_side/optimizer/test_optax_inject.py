@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from automagic_core import Config
 from automagic_optax import automagic_8bit, finish_warmup, learning_rate, memory_report, metrics, scale_by_cameamp
-from tests.optax_side.small import assert_same_bits, find_state, grads, params
+from tests.optax_side.small import assert_nearly_same, assert_same_bits, find_state, grads, params
 
 pytestmark = pytest.mark.compiled_quickly
 inject = optax.inject_hyperparams(automagic_8bit, static_args=("lora", "embedding"))
@@ -95,6 +96,20 @@ def test_arrays_as_fields_are_their_numbers() -> None:
         for tx in (automagic_8bit(1e-4, **fields), automagic_8bit(1e-4, **fields | arrays))
     ]
     assert_same_bits(*found)
+
+
+def test_every_number_but_integers_and_decays_may_be_traced() -> None:
+    plain = Config(lr_mask_gain=0.1, spatial_scope="all", low_rank_emphasis=1.1)
+    names = [name for name, value in plain.__dict__.items() if type(value) is float]
+    numbers = {name: getattr(plain, name) for name in names if name not in ("lr", "weight_decay", "torque_decay")}
+    weights, others = params(), {"spatial_scope": "all", "warmup_steps": 2}
+
+    def step(fields: dict[str, Any]) -> Any:
+        tx = automagic_8bit(1e-4, **others, **fields)
+        return tx.update(grads(0), tx.init(weights), weights)[0]
+
+    assert len(numbers) == 13
+    assert_nearly_same(jax.jit(step)(numbers), jax.jit(partial(step, numbers))())
 
 
 def test_injected_values_can_be_changed_between_steps_without_compiling_again() -> None:
