@@ -58,7 +58,8 @@ def _is_named_array(x: Any) -> bool:
 def content(container: Any) -> Any:
     """What a container holds: an array, another container, or a tree, which may be empty."""
     if is_variable(container):
-        return container.get_value()
+        value = container.get_raw_value()  # `get_value` goes through the Variable's hooks
+        return value[...] if isinstance(value, jax.Ref) else value
     # A box's `unbox` would also constrain how the array is split.
     (child,) = jax.tree.leaves(container, is_leaf=lambda y: y is not container)
     return child

@@ -10,9 +10,9 @@ import optax
 
 from automagic_core import MAX_STEP, Layout, check_field, check_layout, decay, picture_axes, row_shape
 from automagic_core.config.constants import EDGE_DECAY
-from automagic_optax.arrays.batches import enter
+from automagic_optax.arrays.batches import Batched, enter
 from automagic_optax.arrays.checks import check_dtypes, check_shapes, dtype_of
-from automagic_optax.arrays.containers import flatten_like, unflatten_like
+from automagic_optax.arrays.containers import flatten_like, held_like, unflatten_like
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.arrays.means import accurate_mean, ema, one_minus_power
 from automagic_optax.arrays.with_types import with_types
@@ -127,7 +127,9 @@ def suppress_edges(
         batched, leave = enter(updates, state.age, shapes)
         results = batched.map_in_turn(one, ages, histories)
         kept = batched.spread([(result[1], result[2]) for result in results], list(zip(ages, histories, strict=True)))
-        return leave(batched.replace([result[0] for result in results])), SuppressEdgesState(
+        found = leave(batched.replace([result[0] for result in results]))
+        # Ages are numbers, around which no container stands.
+        return found if isinstance(found, Batched) else held_like(updates, found), SuppressEdgesState(
             age=unflatten_like(state.age, [age for age, _ in kept]),
             edge_history=unflatten_like(state.age, [history for _, history in kept]),
             energy_removed=removed_share([result[3] for result in results], [result[4] for result in results]),

@@ -22,14 +22,18 @@ from jax.sharding import PartitionSpec as P
 
 from automagic_optax import (
     automagic_8bit,
+    clip_by_percentile,
+    encourage_low_rank,
     found_marks,
     from_adam_state,
     memory_report,
     quantize_state,
     requantized,
     round_to_parameters,
+    suppress_edges,
+    suppress_high_frequencies,
 )
-from automagic_optax.arrays.containers import held_like, is_container, pure
+from automagic_optax.arrays.containers import content, held_like, is_container, pure
 from tests.optax_side.small import assert_same_bits
 
 pytestmark = pytest.mark.compiled_quickly
@@ -126,6 +130,35 @@ def steps(tx: Any, weights: Any, wrap: Callable[[Any], Any]) -> tuple[Any, Any, 
         updates, state = tx.update(wrap(numbers(seed)), state, weights)
         weights = optax.apply_updates(weights, updates)
     return weights, state, first
+
+
+STAGES = {
+    "clip": clip_by_percentile(50),
+    "edges": suppress_edges(0.1, spatial_scope="all"),
+    "frequencies": suppress_high_frequencies(0.1, spatial_scope="all"),
+    "low rank": encourage_low_rank(0.1, lora=lambda path, leaf: leaf.ndim == 2),
+    "rounding": round_to_parameters(),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("container", FIRST)
+def test_a_stage_alone_leaves_containers_to_what_comes_after_it(stage: str, container: str) -> None:
+    tx = optax.chain(STAGES[stage], optax.sgd(0.1))
+    bare = tx.update(numbers(1), tx.init(numbers(0)), numbers(0))
+    weights = wrapped(numbers(0), container)
+    updates, state = tx.update(wrapped(numbers(1), container), tx.init(weights), weights)
+    assert jax.tree.structure(updates) == jax.tree.structure(weights)
+    assert_same_bits((pure(updates), pure(state)), bare)
+
+
+def test_what_a_variable_holds_is_read_past_its_hooks() -> None:
+    class Doubled(nnx.Param):
+        def get_value(self, **options: Any) -> Any:
+            return 2 * super().get_value(**options)
+
+    x = jnp.arange(3.0)
+    assert_same_bits([content(Doubled(x)), content(nnx.Param(x, ref=True))], [x, x])
 
 
 @BOTH
