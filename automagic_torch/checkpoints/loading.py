@@ -25,7 +25,9 @@ from automagic_core.arrays.group_keys import (
     missing_names,
     with_own_keys,
 )
-from automagic_core.arrays.state_forms import SEARCH_SCALARS, WARM_UP_ONLY, foreign_states, own_states
+from automagic_core.arrays.layout import row_axis
+from automagic_core.arrays.state_forms import SEARCH_SCALARS, WARM_UP_ONLY, as_held, foreign_states, own_states
+from automagic_torch.arrays.marks import is_embedding
 from automagic_torch.cameamp.effective_rate import rate_in_force
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.checkpoints.earlier import add_scalars, with_todays_forms
@@ -53,7 +55,7 @@ def checked_state(
         groups: the optimizer's groups.
         state_dict: the saved state of an optimizer.
         state_device: the device of the states; None for that of their parameter.
-        any_device: states may have 8 bits on devices that store 32 bits, and the other way round.
+        any_device: states keep their number of bits, whatever their fields, mark and device give them now.
 
     Raises:
         ValueError: something does not fit; the message says what.  Nothing was changed.
@@ -168,8 +170,15 @@ def _checked_array(
     }
     if not kept:
         return foreign
-    eight_bit = "exp_avg_absmax" in saved if any_device else can_store_8bit(p, config)
-    plan = plan_of(p, config, group[LAYOUT], eight_bit=eight_bit)
+    plan = plan_of(p, config, group[LAYOUT], eight_bit=can_store_8bit(p, config))
+    marked_since = "exp_avg_absmax" in saved and config.stable_emb and is_embedding(p)
+    if any_device:
+        plan = as_held(plan, saved)
+        if marked_since and plan.row_axis != row_axis(p.ndim, group[LAYOUT]):
+            raise ValueError(
+                f"{name} is marked as an embedding, and its saved state holds 8 bits, so it had no mark: with layout "
+                f"{group[LAYOUT]!r} the mark turns its rows"
+            )
     forms = state_forms(plan, warming)
     if "walk" in forms and AGREEMENT not in group:  # version 0.1.0 had none
         kept.setdefault("walk", torch.zeros(plan.row_shape, dtype=torch.float32))
@@ -178,7 +187,7 @@ def _checked_array(
             kept.setdefault(key, torch.zeros(forms[key].shape, dtype=forms[key].dtype))
     if all(isinstance(value, Tensor) for value in kept.values()):
         kept = with_todays_forms(kept, plan, config, warming)
-    _check_bits(kept, plan.quantized, config, name)
+    _check_bits(kept, plan.quantized, config, name, marked_since)
     differing = sorted(set(kept) ^ set(forms), key=str)
     if differing and set(differing) <= set(WARM_UP_ONLY) - kept.keys():
         raise ValueError(
@@ -205,7 +214,7 @@ def _checked_array(
     return foreign | placed
 
 
-def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: str) -> None:
+def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: str, marked_since: bool) -> None:
     held = "exp_avg_absmax" in saved
     if held == planned:
         return
@@ -213,6 +222,8 @@ def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: s
         hint = "its hyperparameters plan 8 bits here; save from the same device, or set optim_bits to 32 in it"
         if config.stable_emb:
             hint += "; if it is an embedding, call mark_embeddings(model) before loading"
+    elif marked_since:
+        hint = "it is marked as an embedding, which stable_emb keeps in 32 bits, and had no mark when it was saved"
     elif not quantized_tensor.BITSANDBYTES_AVAILABLE:
         hint = "8 bits need bitsandbytes, which is not installed"
     elif config.optim_bits == 8 and not config.force_8bit:

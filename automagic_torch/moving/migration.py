@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from automagic_torch.codec.stored import States
 from automagic_torch.moving.adam_states import AdamMoments, adam_moments
 from automagic_torch.moving.float_states import rounding, stored_values
 from automagic_torch.moving.fresh_states import background_of, note_fresh_states, with_fresh_states
+from automagic_torch.moving.taking_over import inner_optimizer, put_into
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history
@@ -36,7 +36,7 @@ def load_adam_state(
     counters of `optimizer` are replaced.  Its hyperparameters stay; those of Adam are not taken over.
 
     Args:
-        optimizer: an optimizer of the same parameters in the same groups and order.
+        optimizer: an optimizer of the same parameters in the same groups and order, alone or in a wrapper.
         adam_state_dict: ``state_dict()`` of ``torch.optim.AdamW`` or ``Adam``, or of bitsandbytes' ``AdamW8bit`` and
             its relatives, or torchao's.
         restart_warmup: begin at step 0, so that the ramp and the rate search begin again.  False goes on at the step of
@@ -46,12 +46,14 @@ def load_adam_state(
         What was not taken over or begins anew, one sentence each; also logged to ``automagic_torch``.
 
     Raises:
+        TypeError: another optimizer.
         ValueError: groups, parameters or states do not correspond.  Nothing was changed.
 
     Example:
         >>> optimizer = AutomagicCameAMP8bit(model.parameters(), lr=1e-4, warmup_steps=200)
         >>> told = load_adam_state(optimizer, adamw.state_dict())
     """
+    optimizer = inner_optimizer(optimizer)
     notes = Notes()
     saved_groups = _matching_groups(optimizer.param_groups, adam_state_dict)
     saved_states = adam_state_dict["state"]
@@ -86,14 +88,20 @@ def load_adam_state(
         if restart_warmup
         else "log_rate_scale begins at 0: Adam has no search"
     )
-    optimizer.__setstate__({"state": defaultdict(dict, states), "param_groups": new_groups})
+    put_into(optimizer, states, new_groups)
     return notes.tell(LOGGER)
 
 
 def _matching_groups(groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    for name in ("state", "param_groups"):
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"Adam's state is a {type(saved).__name__}; valid: a dict, as state_dict() gives it")
+    for name, kind in (("state", Mapping), ("param_groups", Sequence)):
         if name not in saved:
             raise ValueError(f"Adam's state has no {name!r}")
+        if not isinstance(saved[name], kind):
+            raise ValueError(
+                f"Adam's state has a {type(saved[name]).__name__} as {name!r}; valid: what state_dict() gives"
+            )
     saved_groups: Sequence[Mapping[str, Any]] = saved["param_groups"]
     sizes = [len(group["params"]) for group in saved_groups]
     wanted = [len(group["params"]) for group in groups]

@@ -12,6 +12,7 @@ from automagic_core.arrays.state_forms import foreign_states, own_states
 from automagic_core.moving.progressive import progressive_min_8bit_size
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, plan_of
 from automagic_torch.moving.float_states import rounding, stored_values
+from automagic_torch.moving.taking_over import inner_optimizer
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.sharding.extent import whole_state
 from automagic_torch.sharding.extent_of import extent_of
@@ -33,7 +34,8 @@ class ProgressiveQuantization:
     groups that are added later.  So checkpoints fit at any time, and a new array gets its states in the right form.
 
     Args:
-        optimizer: an `AutomagicCameAMP8bit`, best before its first step: states in 8 bits stay so.
+        optimizer: an `AutomagicCameAMP8bit`, alone or in a wrapper, best before its first step: states in 8 bits stay
+            so.
         total_steps: how many steps will follow.  Only steps that the optimizer takes count, not those that a
             ``GradScaler`` leaves out.
 
@@ -50,9 +52,7 @@ class ProgressiveQuantization:
     """
 
     def __init__(self, optimizer: AutomagicCameAMP8bit, total_steps: int) -> None:
-        if not isinstance(optimizer, AutomagicCameAMP8bit):
-            raise TypeError(f"optimizer is a {type(optimizer).__name__}; valid: an AutomagicCameAMP8bit")
-        self.optimizer = optimizer
+        self.optimizer = inner_optimizer(optimizer)
         self.total_steps = operator.index(total_steps)
         self.started_at = self._optimizer_steps()
         self.step()

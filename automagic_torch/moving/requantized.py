@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,7 @@ from automagic_torch.moving.fresh_states import (
     note_fresh_states,
     with_fresh_states,
 )
+from automagic_torch.moving.taking_over import inner_optimizer, put_into
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.sharding.extent import whole_state
 from automagic_torch.sharding.extent_of import extent_of
@@ -40,18 +41,20 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
     the saved step.
 
     Args:
-        optimizer: an optimizer of the same parameters in the same groups, order and layout.
+        optimizer: an optimizer of the same parameters in the same groups, order and layout, alone or in a wrapper.
         state_dict: ``state_dict()`` of an `AutomagicCameAMP8bit`, from any device.
 
     Returns:
         What changed its form, was dropped or begins anew, one sentence each; also logged to ``automagic_torch``.
 
     Raises:
+        TypeError: another optimizer.
         ValueError: the state does not fit; the message says where.  Nothing was changed.
 
     Example:
         >>> told = load_requantized(AutomagicCameAMP8bit(params, force_8bit=True), run_in_32_bits.state_dict())
     """
+    optimizer = inner_optimizer(optimizer)
     notes = Notes()
     saved_groups, saved_states = checked_state(optimizer.param_groups, state_dict, any_device=True)
     new_groups = []
@@ -67,7 +70,7 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
                 adopted = extent_of(p, plan, optimizer.state_device).adopted(new_state, p.device)
                 states[p] = foreign_states(saved_states[p]) | adopted
     others = {key: value for key, value in saved_states.items() if not isinstance(key, Tensor)}
-    optimizer.__setstate__({"state": defaultdict(dict, others | states), "param_groups": new_groups})
+    put_into(optimizer, others | states, new_groups)
     return notes.tell(LOGGER)
 
 
@@ -101,7 +104,8 @@ def _requantized(
 ) -> tuple[States, StatePlan]:
     """One array's states in the form of its new group, and their plan."""
     old_config, config = group_config(saved), group_config(group)
-    old = plan_of(p, old_config, saved[LAYOUT], eight_bit="exp_avg_absmax" in state)
+    # Fields, mark and device may have changed since; the bits that are there decide.
+    old = replace(plan_of(p, old_config, saved[LAYOUT], eight_bit=True), quantized="exp_avg_absmax" in state)
     plan = plan_of(p, config, group[LAYOUT], eight_bit=can_store_8bit(p, config))
     age = int(state["age"])
     warming = group[STEP] < config.warmup_steps

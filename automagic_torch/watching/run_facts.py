@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,11 +16,12 @@ from automagic_core.watching.suggestions import RunRates
 from automagic_torch.cameamp.groups import group_config
 
 
-def losses_to_host(losses: Sequence[Any]) -> list[float]:
+def losses_to_host(losses: Sequence[Any], names: Sequence[str] = ()) -> list[float]:
     """Copies losses to the host as floats, with one copy from each device.
 
     Args:
         losses: numbers, or tensors and arrays of one element, on any devices.
+        names: what they are, for errors; without names all are losses.
 
     Raises:
         ValueError: a loss that is not one number.
@@ -27,22 +29,24 @@ def losses_to_host(losses: Sequence[Any]) -> list[float]:
     values = [0.0] * len(losses)
     by_device: dict[torch.device, list[int]] = {}
     for index, loss in enumerate(losses):
+        check_loss(loss, *names[index : index + 1])
         if isinstance(loss, Tensor):
             by_device.setdefault(loss.device, []).append(index)
         else:
-            values[index] = float(loss)
+            values[index] = float(np.asarray(loss).item())
     for indices in by_device.values():
         # float32, since not every device has float64.
-        stacked = torch.stack([check_loss(losses[index]).detach().reshape(()).float() for index in indices])
+        stacked = torch.stack([losses[index].detach().reshape(()).float() for index in indices])
         for index, value in zip(indices, stacked.tolist(), strict=True):
             values[index] = value
     return values
 
 
-def check_loss(loss: Tensor) -> Tensor:
-    """Returns the loss, or raises a ValueError unless it has one element."""
-    if loss.numel() != 1:
-        raise ValueError(f"a loss of shape {tuple(loss.shape)} is not one number; give its mean")
+def check_loss(loss: Any, name: str = "loss") -> Any:
+    """Returns the loss, or the scalar of another name; raises a ValueError unless it has one element."""
+    shape = tuple(loss.shape) if isinstance(loss, Tensor) else np.shape(loss)
+    if math.prod(shape) != 1:
+        raise ValueError(f"{'a loss' if name == 'loss' else name} of shape {shape} is not one number; give its mean")
     return loss
 
 

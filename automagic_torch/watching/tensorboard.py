@@ -46,6 +46,6 @@ class MetricsLogger(RunLog):
             return None
         given = {name: value for name, value in scalars.items() if value is not None}
         record = metrics(optimizer)
-        record |= zip(given, losses_to_host(list(given.values())), strict=True)
+        record |= zip(given, losses_to_host(list(given.values()), list(given)), strict=True)
         self.write(step, record)
         return record

@@ -200,3 +200,53 @@ def test_the_rate_that_a_scheduler_has_set_goes_on(kind: str) -> None:
     again.load_state_dict(schedule.state_dict())
     assert any("goes on with the saved run's lr" in sentence for sentence in told)
     assert go_on(other, again, range(20, 25)) == go_on(source, schedule, range(20, 25))
+
+
+def embedding(marked: bool, **fields: Any) -> tuple[Any, Any]:
+    """A parameter, marked or not, and what makes optimizers of it that keep embeddings in 32 bits."""
+    (p,) = parameters([(64, 64)])
+    p._is_embedding = marked  # type: ignore[attr-defined]
+    return p, lambda: AutomagicCameAMP8bit([("e", p)], **FIELDS, stable_emb=True, **fields)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("steps", [5, 15])  # within and after the warm-up
+def test_a_mark_that_changed_after_the_first_step(marked: bool, steps: int) -> None:
+    p, make = embedding(marked)
+    source = make()
+    run(source, range(steps))
+    p._is_embedding = not marked
+    with pytest.raises(RuntimeError, match="load_requantized goes on"):
+        run(source, range(1))
+    hint = "call mark_embeddings" if marked else "is marked as an embedding, which stable_emb keeps in 32 bits"
+    with pytest.raises(ValueError, match=f"holds {32 if marked else 8} bits: .*{hint}"):
+        make().load_state_dict(source.state_dict())
+    optimizer = make()
+    (told,) = load_requantized(optimizer, through_a_file(source.state_dict()))
+    assert ("rounded to 8 bits" if marked else "go on in 32 bits") in told
+    assert ("exp_avg_absmax" in optimizer.state[p]) == marked
+    assert same(optimizer.state[p]["lr_mask"], source.state[p]["lr_mask"])
+    run(optimizer, range(steps, steps + 1))
+
+
+def test_a_mark_that_turns_the_rows_is_refused() -> None:
+    p, make = embedding(False, layout="flax")
+    source = make()
+    run(source, range(5))
+    p._is_embedding = True
+    with pytest.raises(ValueError, match=r"'e' is marked as an embedding, .* with layout 'flax' the mark turns"):
+        load_requantized(make(), source.state_dict())
+    p._is_embedding = False
+    run(source, range(5, 6))
+    assert load_requantized(make(), source.state_dict()) == []
+
+
+@pytest.mark.parametrize("fields", [{"optim_bits": 32}, {"min_8bit_size": 10_000}])
+def test_bits_that_the_saved_fields_do_not_give(fields: dict[str, Any]) -> None:
+    source, _ = after(5)
+    source.param_groups[0].update({f"automagic_{name}": value for name, value in fields.items()})
+    with pytest.raises(RuntimeError, match="load_requantized goes on"):
+        run(source, range(5, 6))
+    optimizer, told = into(source.state_dict(), **fields)
+    assert any("go on in 32 bits" in sentence for sentence in told)
+    run(optimizer, range(5, 6))

@@ -175,6 +175,13 @@ def test_what_the_caller_gives_wins_and_none_is_left_out(tmp_path):
     assert json.loads(line) == {"step": 1, **record}
 
 
+@pytest.mark.parametrize("many", [torch.ones(2), np.ones(2)])
+def test_a_scalar_of_several_numbers_is_named(many):
+    for name, words in (("accuracy", "^accuracy"), ("loss", "^a loss")):
+        with pytest.raises(ValueError, match=rf"{words} of shape \(2,\) is not one number"):
+            MetricsLogger(None).log(1, optimizer_of(), **{"grad_norm": 1.0, name: many})
+
+
 def test_without_a_folder_the_logger_is_due_alike_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     optimizer = optimizer_of()
