@@ -20,14 +20,14 @@ def in_parts(held: Mapping[str, Any], moment: str, shapes: Mapping[str, Shape], 
         held: float32, by flat name: the moment's elements, or its row and column statistics, both or one of them.
         moment: ``"exp_avg_sq"`` or ``"exp_avg_res"``.
         shapes: those of the wanted parts.
-        like: any array of the moment's shape and framework, without NaN.
+        like: any float32 array of the moment's shape and framework.
 
     Returns:
         float32, by flat name.  A part that was held stays as it is.
     """
     if shapes.keys() <= held.keys():
         return {name: held[name] for name in shapes}
-    whole = elements(held, moment) * (like == like)
+    whole = elements(held, moment) * like**0  # ones, whatever `like` holds; a boolean would need a conversion in JAX
     return {name: held[name] if name in held else mean_to(whole, shape) for name, shape in shapes.items()}
 
 

@@ -15,7 +15,7 @@ from automagic_core import MAX_STEP, StatePlan
 from automagic_optax.arrays.in_chunks import chunk_count, chunk_of_array, in_chunks, runs_in_chunks
 from automagic_optax.arrays.usable import is_usable
 from automagic_optax.cameamp import equations
-from automagic_optax.cameamp.known_before import Known, Shared, known, look
+from automagic_optax.cameamp.known_before import Known, Shared, constant_at_zero, known, look
 from automagic_optax.cameamp.learning_rate import Evidence
 from automagic_optax.cameamp.one_pass import Pass, elements, elementwise_states, finished, held
 from automagic_optax.cameamp.states import ArrayState
@@ -79,7 +79,7 @@ def taken_whole(
     g: jax.Array, w: jax.Array, old: ArrayState, skipped: Any, plan: StatePlan, decayed: bool, shared: Shared
 ) -> ArrayStep:
     """The step of a whole array that is not skipped."""
-    states = elementwise_states(old, plan)
+    states, g = elementwise_states(old, plan), constant_at_zero(g, old.exp_avg_sq)
     now = known(old, look(g, states, plan), plan, shared)
     found = elements(g, w, states, now, plan, decayed, shared)
     return ArrayStep(found.update, *finished(found, old, now, plan, shared), skipped)
@@ -166,7 +166,7 @@ def _step_in_chunks(
     def matrix(x: jax.Array) -> jax.Array:
         return x.reshape(whole)
 
-    gradient = matrix(g)
+    gradient = matrix(constant_at_zero(g, old.exp_avg_sq))
     states = {name: _rows_of(x, cut) for name, x in elementwise_states(old, plan).items()}
 
     def first(_: Any, chunk: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from automagic_core import Decay, StatePlan
 from automagic_core.config import constants
-from automagic_optax.arrays.means import accurate_mean, accurate_sum, ema, one_minus_power, quotient
+from automagic_optax.arrays.means import accurate_mean, accurate_sum, ema, one_minus_power, quotient, ratio
 from automagic_optax.codec.stored import Statistics
 
 f32 = np.float32
@@ -74,7 +74,7 @@ def growth(mean_square: jax.Array, mean: jax.Array, decay: Decay, age: jax.Array
         decay, age: of the second moment.
     """
     # At an array's first step k is 1, but for roundings.
-    square = jnp.where(age == 1, f32(1), mean_square / mean * one_minus_power(decay, age))
+    square = jnp.where(age == 1, f32(1), ratio(mean_square, mean) * one_minus_power(decay, age))
     return jnp.sqrt(jnp.maximum(square, f32(1)))
 
 
@@ -169,8 +169,8 @@ def mean_root(v: Statistics, decay: Decay, age: jax.Array) -> jax.Array:
     """The mean of √v̂, from the row and column statistics of v (section 5.7)."""
     assert v.row is not None
     assert v.column is not None
-    mean = accurate_mean(jnp.sqrt(v.row)) * accurate_mean(jnp.sqrt(v.column)) / jnp.sqrt(accurate_mean(v.row))
-    return mean / jnp.sqrt(one_minus_power(decay, age))
+    mean = accurate_mean(jnp.sqrt(v.row)) * accurate_mean(jnp.sqrt(v.column))
+    return ratio(mean, jnp.sqrt(accurate_mean(v.row))) / jnp.sqrt(one_minus_power(decay, age))
 
 
 def background(root: jax.Array, mean: jax.Array) -> jax.Array:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
+from automagic_optax.arrays.containers import pure
 from automagic_optax.cameamp.states import DROPPED, ScaleByCameampState
 
 Part = TypeVar("Part")
@@ -78,6 +80,15 @@ def find_states(opt_state: Any) -> list[ScaleByCameampState]:
 
 def _is_named(x: Any) -> bool:
     return isinstance(x, tuple) and hasattr(x, "_fields")
+
+
+def refuse_several(counter: Any) -> None:
+    """Raises a ValueError if a state's counter of steps has axes, so that the state is of several members."""
+    if shape := np.shape(pure(counter)):
+        raise ValueError(
+            f"the state is of several members, as jax.vmap makes them: its counter of steps has shape {shape}; "
+            "give one, jax.tree.map(lambda x: x[i], opt_state), and its parameters"
+        )
 
 
 def only_state(opt_state: Any, where: str) -> ScaleByCameampState:

@@ -98,6 +98,25 @@ def look(g: jax.Array, old: dict[str, Any], plan: StatePlan) -> Looked:
     return Looked(None, None, accurate_sum(q), accurate_sum(before))
 
 
+@jax.custom_jvp
+def constant_at_zero(g: jax.Array, before: Any) -> jax.Array:
+    """g; a constant for derivatives where it and all gradients before it are 0: there u jumps from −1 to 1.
+
+    Args:
+        g: the gradient.
+        before: `exp_avg_sq` before this step.
+    """
+    return g
+
+
+@constant_at_zero.defjvp
+def _of_constant_at_zero(primals: Any, tangents: Any) -> Any:
+    g, before = primals
+    known = [jnp.max(x, initial=0) for x in jax.tree.leaves(read_nonnegative(before))]
+    still = ~jnp.any(g) & (jnp.stack(known) < f32(2 * constants.SQUARE_FLOOR)).all()
+    return g, jnp.where(still, 0, tangents[0])
+
+
 def squares(g: jax.Array) -> jax.Array:
     """q = g² + 10⁻³⁰."""
     return jnp.square(g) + f32(constants.SQUARE_FLOOR)

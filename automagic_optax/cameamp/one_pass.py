@@ -14,7 +14,7 @@ import numpy as np
 
 from automagic_core import Config, Decay, Slot, StatePlan, decay
 from automagic_core.config import constants
-from automagic_optax.arrays.means import accurate_sum, ema, one_minus_power, quotient
+from automagic_optax.arrays.means import accurate_sum, ema, one_minus_power, quotient, ratio
 from automagic_optax.arrays.number import number
 from automagic_optax.cameamp import equations
 from automagic_optax.cameamp.known_before import Known, Shared, squares
@@ -78,7 +78,7 @@ def elements(
         root = equations.root_of_factors(known.root)
 
     # Normalized gradient
-    u = jnp.clip(quotient(g, known.growth) / root, -number(config.update_clip), number(config.update_clip))
+    u = jnp.clip(ratio(quotient(g, known.growth), root), -number(config.update_clip), number(config.update_clip))
 
     # Momentum
     last_m = read_signed(old["exp_avg"])

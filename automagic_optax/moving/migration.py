@@ -15,7 +15,7 @@ from automagic_core.arrays.parts import in_parts
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.containers import held_like, pure
-from automagic_optax.cameamp.find_states import parts_of
+from automagic_optax.cameamp.find_states import parts_of, refuse_several
 from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.stored import StoredMoment, Writer, moment_from, tensors_of
@@ -65,7 +65,8 @@ def from_adam_state(
         ``nnx.update(optimizer.opt_state, nnx.state(state))``.
 
     Raises:
-        ValueError: there is not exactly one state of Adam, or its arrays are not those of `params`.
+        ValueError: there is not exactly one state of Adam, it is of several members (``jax.vmap``), or its arrays are
+            not those of `params`.
 
     Example:
         >>> tx = automagic_8bit(1e-4, warmup_steps=200)
@@ -121,6 +122,7 @@ def _only_adam(opt_state: Any) -> optax.ScaleByAdamState:
     found: list[optax.ScaleByAdamState] = parts_of(opt_state, optax.ScaleByAdamState)
     if len(found) != 1:
         raise ValueError(f"expected one ScaleByAdamState in the optimizer state, found {len(found)}")
+    refuse_several(found[0].count)
     read: optax.ScaleByAdamState = jax.tree.map(
         lambda x: x.read() if isinstance(x, QuantizedMoment) else x,
         found[0],

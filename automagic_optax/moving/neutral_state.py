@@ -18,7 +18,7 @@ from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.containers import flatten_like, pure, unflatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
-from automagic_optax.cameamp.find_states import only_state, parts_of
+from automagic_optax.cameamp.find_states import only_state, parts_of, refuse_several
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
 from automagic_optax.cameamp.states import WARM_UP_ONLY as WARM_UP_FIELDS
 from automagic_optax.cameamp.states import (
@@ -93,9 +93,10 @@ def group_of(
         layout, lora, embedding: as for ``automagic_8bit``.
 
     Raises:
-        ValueError: there is not exactly one such state.
+        ValueError: there is not exactly one such state, or it is of several members (``jax.vmap``).
     """
     state = pure(only_state(opt_state, "opt_state"))
+    refuse_several(state.step)
     warming = int(state.step) < fields["warmup_steps"]
     leaves = leaves_of(params)
     marks = zip(resolve_mark(embedding, params, "embedding"), resolve_mark(lora, params, "lora"), strict=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from automagic_core import Config
 from automagic_core.arrays.state_forms import COMPANDED, SLOTS
@@ -43,6 +44,8 @@ def progressive_quantization(
     embeddings under `stable_emb`.  An array is quantized once, with the random bits of the state's last step: it
     gets the codes that it would have if that step had stored 8 bits.
 
+    Of a state that ``jax.vmap`` made the sizes, blocks and random bits are those of each member.
+
     Begin with ``automagic_8bit(..., optim_bits=32)`` and keep this transformation: its update keeps the form of every
     array.
 
@@ -56,7 +59,7 @@ def progressive_quantization(
         step: how many steps are over, a Python integer.
         total_steps: how many steps the run will have.
         config: the hyperparameters in use; `block_size`, `block_wise`, `stochastic_rounding` and `stable_emb` matter.
-        params: the parameters; needed under `stable_emb` to find the embeddings.
+        params: the parameters; needed under `stable_emb` to find the embeddings.  Of several members, if the state is.
         embedding: as for ``automagic_8bit``.
 
     Returns:
@@ -75,16 +78,19 @@ def progressive_quantization(
     config = Config() if config is None else config
     find_states(opt_state)
     size = progressive_min_8bit_size(int(step), total_steps)
-    embeddings: Any = None
-    if config.stable_emb:
-        if params is None:
-            raise ValueError("stable_emb keeps embeddings in 32 bits: params are needed to find them")
-        embeddings = unflatten_like(pure(params), resolve_mark(embedding, params, "embedding"))
+    if config.stable_emb and params is None:
+        raise ValueError("stable_emb keeps embeddings in 32 bits: params are needed to find them")
 
-    def quantized(state: ScaleByCameampState) -> ScaleByCameampState:
-        count = len(flatten_like(state.age, state.age))
-        # The tree of marks may have leaves that the state lacks, since a mask may have taken them out.
-        stays = [False] * count if embeddings is None else resolve_mark(embeddings, state.age, "embedding")
+    def quantized(state: ScaleByCameampState, params: Any) -> ScaleByCameampState:
+        if np.ndim(pure(state.step)) > 0:
+            # Marks and sizes depend on the member's own shapes.
+            members: ScaleByCameampState = jax.vmap(quantized)(state, params)
+            return members
+        stays = [False] * len(flatten_like(state.age, state.age))
+        if config.stable_emb:
+            embeddings = unflatten_like(pure(params), resolve_mark(embedding, params, "embedding"))
+            # The tree of marks may have leaves that the state lacks, since a mask may have taken them out.
+            stays = resolve_mark(embeddings, state.age, "embedding")
         writer = Writer(pure(state.step), config.stochastic_rounding)
         # An nnx.Optimizer holds arrays in Variables, so the new absmax needs one too.
         holders = [x for x in jax.tree.leaves(state.age, is_leaf=is_variable) if is_variable(x)]
@@ -126,4 +132,4 @@ def progressive_quantization(
                 trees[name] = jax.tree.unflatten(structure, new)
         return state._replace(**trees)
 
-    return map_states(quantized, opt_state)
+    return map_states(lambda state: quantized(state, params if config.stable_emb else None), opt_state)

@@ -19,7 +19,7 @@ from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.containers import held_like, pure
-from automagic_optax.cameamp.find_states import only_state
+from automagic_optax.cameamp.find_states import only_state, refuse_several
 from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.quantized_array import QuantizedArray
@@ -62,7 +62,8 @@ def requantized(
         ``nnx.update(optimizer.opt_state, nnx.state(state))``.
 
     Raises:
-        ValueError: there is not exactly one state of this optimizer on each side, or arrays differ.
+        ValueError: there is not exactly one state of this optimizer on each side, `opt_state` is of several members
+            (``jax.vmap``), or arrays differ.
 
     Example:
         >>> opt_state, told = requantized(state_in_32_bits, params, automagic_8bit(1e-4))
@@ -71,6 +72,7 @@ def requantized(
     notes = Notes()
     template = Template(params, tx)
     source = pure(only_state(opt_state, "opt_state"))
+    refuse_several(source.step)
     arrays = arrays_of(source, template.tree, "opt_state")
     for name, old, like in zip(template.names, arrays, template.arrays, strict=True):
         _check_rows(old, like, name)
@@ -143,7 +145,7 @@ def _moment(
     if (loss := what_is_lost(slot.name, held, wanted)) is not None:
         notes.lost(loss, name)
     shapes = {part: x.shape for part, x in wanted.items()}
-    values = in_parts({part: read_root(x) for part, x in held.items()}, slot.name, shapes, jnp.ones(shape))
+    values = in_parts({part: read_root(x) for part, x in held.items()}, slot.name, shapes, jnp.ones(shape, jnp.float32))
     return moment_from(
         {
             part: held[part] if part in held and _same_form(held[part], x) else writer.root(values[part], x, slot)

@@ -12,12 +12,11 @@ from automagic_core.moving.neutral import Axes, NeutralGroup, one_group
 from automagic_core.moving.notes import Notes
 from automagic_core.moving.state_file import read_groups, write_groups
 from automagic_core.moving.torch_dict import plain
-from automagic_optax.arrays.containers import flatten_like
 from automagic_optax.arrays.leaves import leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
 from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.moving.neutral_state import blocks_of, continued, group_of
-from automagic_optax.moving.torch_names import Names, torch_indices
+from automagic_optax.moving.torch_names import Names, given_names, torch_indices
 
 
 class LoadedState(NamedTuple):
@@ -105,7 +104,8 @@ def save_state_file(
         layout, lora, embedding: as for ``automagic_8bit``.
 
     Raises:
-        ValueError: neither `config` nor `like`; a state that does not fit them; the message says where.
+        ValueError: neither `config` nor `like`; a state that does not fit them, or is of several members
+            (``jax.vmap``); the message says where.
         ImportError: safetensors is missing; the message says how to get it.
     """
     groups = read_groups(like) if like is not None else []
@@ -155,8 +155,8 @@ def _named(group: NeutralGroup, params: Any, names: Names) -> NeutralGroup:
     """The group with its arrays under the names that the caller gives."""
     if names is None:
         return group
-    given = [names(array.name) for array in group.arrays] if callable(names) else flatten_like(params, names)
-    arrays = [dataclasses.replace(array, name=str(name)) for array, name in zip(group.arrays, given, strict=True)]
+    pairs = zip(group.arrays, given_names(params, names), strict=True)
+    arrays = [dataclasses.replace(array, name=str(name)) for array, name in pairs]
     return dataclasses.replace(group, arrays=tuple(arrays))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,10 +36,8 @@ def torch_indices(params: Any, torch_names: Sequence[str], named: bool, names: N
         ValueError: leaves and parameters do not correspond one to one.
     """
     paths = [leaf_name(leaf.path) for leaf in leaves_of(params)]
-    if callable(names):
-        wanted = [names(path) for path in paths]
-    elif names is not None:
-        wanted = flatten_like(params, names)
+    if names is not None:
+        wanted = given_names(params, names)
     elif named and set(torch_names) == set(paths):
         wanted = list(paths)
     elif isinstance(params, (list, tuple)):
@@ -57,6 +57,16 @@ def torch_indices(params: Any, torch_names: Sequence[str], named: bool, names: N
             f"unmatched in PyTorch: {', '.join(torch_names[position] for position in missing) or 'none'}"
         )
     return positions
+
+
+def given_names(params: Any, names: Names) -> list[Any]:
+    """What `names`, which is not None, says of every leaf.  Raises a ValueError if a tree is not like `params`."""
+    if callable(names):
+        return [names(leaf_name(leaf.path)) for leaf in leaves_of(params)]
+    try:
+        return flatten_like(params, names)
+    except ValueError as error:
+        raise ValueError(f"names= is no tree like params: {error}") from error
 
 
 def peft_name(path: str, *, adapter: str = "default", prefix: str = "base_model.model.") -> str:
@@ -84,9 +94,13 @@ def peft_name(path: str, *, adapter: str = "default", prefix: str = "base_model.
 
 
 def _position(name: Any, by_name: dict[str, int], count: int, path: str) -> int:
-    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < count:
-        return name
-    if isinstance(name, str) and name in by_name:
-        return by_name[name]
+    position = -1
+    if isinstance(name, str):
+        position = by_name.get(name, -1)
+    elif not isinstance(name, bool):
+        with contextlib.suppress(TypeError):
+            position = operator.index(name)  # also numpy's and JAX's integers
+    if 0 <= position < count:
+        return position
     known = ", ".join(by_name) if by_name else f"positions 0 to {count - 1}"
     raise ValueError(f"{path} is named {name!r}, which the PyTorch state does not have; it has {known}")

@@ -105,8 +105,8 @@ def to_torch_state(
         A state dict for ``optimizer.load_state_dict``, which checks it before it takes anything over.
 
     Raises:
-        ValueError: leaves and parameters do not correspond, there is not exactly one state of this optimizer, or it
-            does not fit the hyperparameters; the message says what.
+        ValueError: leaves and parameters do not correspond, there is not exactly one state of this optimizer, it is
+            of several members (``jax.vmap``), or it does not fit the hyperparameters; the message says what.
     """
     import torch
 

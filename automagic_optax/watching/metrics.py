@@ -16,7 +16,7 @@ from automagic_core.watching.metrics import ArrayFacts, NextStep
 from automagic_optax.arrays.containers import pure
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
-from automagic_optax.cameamp.find_states import find_states, opt_state_of, parts_of
+from automagic_optax.cameamp.find_states import find_states, opt_state_of, parts_of, refuse_several
 from automagic_optax.cameamp.memory_report import memory_report
 from automagic_optax.cameamp.states import scatter_states
 from automagic_optax.sharding.explicit_mesh import untyped
@@ -67,8 +67,8 @@ def metrics(
         energy is the mean of theirs.
 
     Raises:
-        ValueError: the state holds none of this optimizer's states; `learning_rate` without `config`; a state that is
-            still being traced.
+        ValueError: the state holds none of this optimizer's states, or those of several members (``jax.vmap``);
+            `learning_rate` without `config`; a state that is still being traced.
 
     Example:
         >>> fields = dict(warmup_steps=200, max_lr=1e-2)
@@ -79,6 +79,8 @@ def metrics(
         raise ValueError("a learning_rate alone gives no rates; give config= too, for warmup_steps, min_lr and max_lr")
     opt_state = opt_state_of(opt_state)
     states = find_states(opt_state)
+    for state in states:
+        refuse_several(state.step)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((opt_state, params))):
         raise ValueError("a state inside jit has no values yet; return it from the step and pass it here")
     shared = [(pure(state.step), pure(state.log_rate_scale), pure(state.learning_rate)) for state in states]

@@ -18,22 +18,23 @@ from automagic_core.watching.suggestions import RunRates
 from automagic_optax.cameamp.find_states import find_states
 
 
-def losses_to_host(losses: Sequence[Any]) -> list[float]:
-    """Losses as floats, fetched together.
+def losses_to_host(losses: Sequence[Any], names: Sequence[str] = ()) -> list[float]:
+    """Losses as floats, fetched together; `names` are for errors, without them all are losses.
 
     Raises:
         ValueError: a loss that is not one number, or one that is still being traced.
     """
-    fetched = jax.device_get([check_loss(loss) for loss in losses])
+    fetched = jax.device_get([check_loss(loss, *names[i : i + 1]) for i, loss in enumerate(losses)])
     return [float(np.asarray(loss, np.float64).reshape(())) for loss in fetched]
 
 
-def check_loss(loss: Any) -> Any:
-    """Returns the loss; raises a ValueError unless it is one number that exists."""
+def check_loss(loss: Any, name: str = "loss") -> Any:
+    """Returns the loss, or the scalar of another name; raises a ValueError unless it is one number that exists."""
+    what = "a loss" if name == "loss" else name
     if isinstance(loss, jax.core.Tracer):
-        raise ValueError("a loss inside jit has no value yet; return it from the step and pass it here")
+        raise ValueError(f"{what} inside jit has no value yet; return it from the step and pass it here")
     if np.size(loss) != 1:
-        raise ValueError(f"a loss of shape {np.shape(loss)} is not one number; give its mean")
+        raise ValueError(f"{what} of shape {np.shape(loss)} is not one number; give its mean")
     return loss
 
 

@@ -62,6 +62,6 @@ class MetricsLogger(RunLog):
             return None
         given = {name: value for name, value in scalars.items() if value is not None}
         record = metrics(opt_state, self.learning_rate, config=self.config, params=params)
-        record |= zip(given, losses_to_host(list(given.values())), strict=True)
+        record |= zip(given, losses_to_host(list(given.values()), list(given)), strict=True)
         self.write(step, record)
         return record

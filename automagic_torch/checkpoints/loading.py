@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from automagic_core import MAX_STEP, Config
+from automagic_core import MAX_STEP, Config, StatePlan
 from automagic_core.arrays.group_keys import (
     AGREEMENT,
     EFFECTIVE_LR,
@@ -31,9 +31,10 @@ from automagic_torch.arrays.marks import is_embedding
 from automagic_torch.cameamp.effective_rate import rate_in_force
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.checkpoints.earlier import add_scalars, with_todays_forms
-from automagic_torch.checkpoints.saved_values import check_norm_history, check_values
+from automagic_torch.checkpoints.saved_values import check_norm_history, check_values, refuse_codes
 from automagic_torch.codec import quantized_tensor
 from automagic_torch.codec.stored import States, state_forms
+from automagic_torch.sharding.agreement import same_in_all_processes
 from automagic_torch.sharding.extent_of import extent_of
 
 Group = dict[str, Any]
@@ -58,8 +59,38 @@ def checked_state(
         any_device: states keep their number of bits, whatever their fields, mark and device give them now.
 
     Raises:
-        ValueError: something does not fit; the message says what.  Nothing was changed.
+        ValueError: something does not fit, here or in another process that holds pieces of the parameters; the message
+            says what.  Nothing was changed.
     """
+    params = [p for group in groups for p in group["params"]]
+    with same_in_all_processes(params):
+        saved_groups, states, checked = _checked_forms(groups, state_dict, any_device)
+    for p, array in checked.items():
+        extent = extent_of(p, array.plan, state_device)
+        states[p] = array.foreign | {key: extent.placed(key, array.kept[key], p.device) for key in array.forms}
+    with same_in_all_processes(params):
+        for p, array in checked.items():
+            held = extent_of(p, array.plan, state_device).here([states[p][key] for key in array.forms])
+            # Each process checks its own piece of a state.
+            for key, part in zip(array.forms, held, strict=True):
+                check_values(part, key, f"the saved state of {array.name}")
+    return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
+
+
+class _Checked(NamedTuple):
+    """The saved state of one array, of which all but the values has been checked."""
+
+    name: str
+    plan: StatePlan
+    forms: Mapping[str, Any]
+    kept: States
+    foreign: States
+
+
+def _checked_forms(
+    groups: Sequence[Group], state_dict: Mapping[str, Any], any_device: bool
+) -> tuple[list[Group], defaultdict[Any, Any], dict[Tensor, _Checked]]:
+    """The saved groups, the states that are carried as they are, and those of arrays."""
     entries = deepcopy(_entry(state_dict, "param_groups", (list, tuple)))
     saved_groups = [_with_tuples(with_own_keys(entry)) if isinstance(entry, Mapping) else entry for entry in entries]
     if len(saved_groups) != len(groups):
@@ -80,12 +111,17 @@ def checked_state(
         raise ValueError(f"the saved state has entries for unknown parameters: {sorted(unknown, key=str)}")
 
     states: defaultdict[Any, Any] = defaultdict(dict, {key: deepcopy(saved_states[key]) for key in carried})
+    checked: dict[Tensor, _Checked] = {}
     for group_index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
-            if saved_states.get(key) and p not in states:
+            if saved_states.get(key) and p not in states and p not in checked:
                 name = parameter_name(group, group_index, index)
-                states[p] = _checked_array(p, saved_states[key], saved, name, any_device, state_device)
-    return [_merged(g, saved) for g, saved in zip(groups, saved_groups, strict=True)], states
+                found = _checked_array(p, saved_states[key], saved, name, any_device)
+                if isinstance(found, _Checked):
+                    checked[p] = found
+                else:
+                    states[p] = found
+    return saved_groups, states, checked
 
 
 def _with_tuples(group: Group) -> Group:
@@ -156,8 +192,9 @@ def _is_rate(lr: Any) -> bool:
 
 
 def _checked_array(
-    p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_device: bool, state_device: torch.device | None
-) -> States:
+    p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_device: bool
+) -> _Checked | States:
+    """Checks all but the values; of an array without states of this optimizer, what others have put there."""
     config = group_config(group)
     if not isinstance(saved, Mapping):
         raise ValueError(f"the saved state of {name} is a {type(saved).__name__}; valid: a dict")
@@ -187,6 +224,8 @@ def _checked_array(
             kept.setdefault(key, torch.zeros(forms[key].shape, dtype=forms[key].dtype))
     if all(isinstance(value, Tensor) for value in kept.values()):
         kept = with_todays_forms(kept, plan, config, warming)
+    if "exp_avg_absmax" not in kept:
+        refuse_codes(kept.get("exp_avg"), config.update_clip, name)
     _check_bits(kept, plan.quantized, config, name, marked_since)
     differing = sorted(set(kept) ^ set(forms), key=str)
     if differing and set(differing) <= set(WARM_UP_ONLY) - kept.keys():
@@ -206,12 +245,7 @@ def _checked_array(
                 f"the saved state of {name} has {key} of shape {tuple(value.shape)} and {value.dtype}; "
                 f"valid: {form.shape} and {form.dtype}, dense"
             )
-    extent = extent_of(p, plan, state_device)
-    placed = {key: extent.placed(key, kept[key], p.device) for key in forms}
-    # Each process checks its own piece of a state.
-    for key, part in zip(placed, extent.here(list(placed.values())), strict=True):
-        check_values(part, key, f"the saved state of {name}")
-    return foreign | placed
+    return _Checked(name, plan, forms, kept, foreign)
 
 
 def _check_bits(saved: Mapping[str, Any], planned: bool, config: Config, name: str, marked_since: bool) -> None:

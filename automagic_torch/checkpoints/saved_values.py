@@ -16,6 +16,7 @@ from automagic_core.arrays.group_keys import PREFIX
 from automagic_core.arrays.state_forms import SLOTS, moment_of
 from automagic_core.config.constants import NORM_HISTORY
 from automagic_core.moving.value_limits import check_range, limits
+from automagic_torch.arrays.dtensors import is_dtensor
 from automagic_torch.stages.norm_history import HISTORY, POSITION
 
 
@@ -32,6 +33,28 @@ def check_values(values: Tensor, key: str, owner: str) -> None:
         return
     least, largest = (float(value) for value in torch.aminmax(values))
     check_range(least, largest, key, owner)
+
+
+def refuse_codes(exp_avg: Any, update_clip: float, name: str) -> None:
+    """Raises a ValueError if a momentum of 32 bits holds codes.  Waits for the device.
+
+    ``torch.distributed.checkpoint.load`` casts what was saved to the dtype that is there, without a word.
+
+    Args:
+        exp_avg: of one array; anything but a tensor is for others to check.
+        update_clip: no momentum is larger.
+        name: of the parameter.
+    """
+    if not isinstance(exp_avg, Tensor):
+        return
+    part = exp_avg.to_local() if is_dtensor(exp_avg) else exp_avg
+    if part.numel() == 0 or part.is_meta or not float(part.max()) > update_clip:
+        return
+    if bool(((part == part.round()) & (part >= 0) & (part <= 255)).all()):
+        raise ValueError(
+            f"the saved state of {name} has codes of 8 bits in place of its momentum: torch.distributed.checkpoint put "
+            "them into an optimizer of 32 bits; load into one with the fields of the run, then use load_requantized"
+        )
 
 
 def check_norm_history(group: Mapping[str, Any], config: Config, name: str) -> None:

@@ -107,20 +107,34 @@ class ProgressiveQuantization:
                 stacklevel=3,
             )
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The state of this object, which a resumed run needs besides the optimizer's."""
-        return {"total_steps": self.total_steps, "started_at": self.started_at}
+        sizes = [group[_SIZE] for group in self.optimizer.param_groups]
+        return {"total_steps": self.total_steps, "started_at": self.started_at, "min_8bit_sizes": sizes}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over the state of another object, before or after the optimizer's `load_state_dict`.
 
+        With ``torch.distributed.checkpoint`` before a fresh optimizer is asked for its states: then they have the forms
+        of the saved ones.
+
         Raises:
-            ValueError: an entry is missing or no valid integer.  Nothing was changed.
+            ValueError: an entry is missing or not valid.  Nothing was changed.
         """
         values = {name: state_dict.get(name) for name in ("total_steps", "started_at")}
         for name, least in (("total_steps", 1), ("started_at", 0)):
             value = values[name]
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"the saved state has {name} = {value!r}; valid: an integer ≥ {least}")
+        groups = self.optimizer.param_groups
+        sizes = state_dict.get("min_8bit_sizes")  # earlier versions had none
+        if sizes is not None and (len(sizes) != len(groups) or not all(isinstance(x, int) and x > 0 for x in sizes)):
+            raise ValueError(
+                f"the saved state has min_8bit_sizes = {sizes!r}; valid: {len(groups)} integers ≥ 1, one for each group"
+            )
         self.total_steps, self.started_at = int(values["total_steps"] or 1), int(values["started_at"] or 0)
-        self.step()
+        if self._optimizer_steps() or sizes is None:
+            self.step()
+            return
+        for group, size in zip(groups, sizes, strict=True):
+            group[_SIZE] = size

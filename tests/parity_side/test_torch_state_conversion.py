@@ -107,8 +107,15 @@ def test_leaves_are_found_by_name_by_position_and_on_request():
     np.testing.assert_array_equal(cameamp(by_name).exp_avg["head"]["kernel"], cameamp(by_position).exp_avg[2])
     names = {"layer": {"kernel": 0, "bias": 1}, "head": {"kernel": 2}, "adapter": {"kernel": 3}}
     on_request = from_torch_state(unnamed.state_dict(), params, names=names)
-    for a, b in zip(jax.tree.leaves(by_name), jax.tree.leaves(on_request), strict=True):
-        np.testing.assert_array_equal(a, b)
+    integers = jax.tree.map(np.int64, names) | {"head": {"kernel": jnp.int32(2)}}
+    for found in (on_request, from_torch_state(unnamed.state_dict(), params, names=integers)):
+        for a, b in zip(jax.tree.leaves(by_name), jax.tree.leaves(found), strict=True):
+            np.testing.assert_array_equal(a, b)
+    for other in (2.0, np.float32(2), True, np.True_, jnp.array(True), np.array([2]), -1, 4):
+        with pytest.raises(ValueError, match=r"head\.kernel is named"):
+            from_torch_state(unnamed.state_dict(), params, names=names | {"head": {"kernel": other}})
+    with pytest.raises(ValueError, match=r"names= is no tree like params.*adapter"):
+        from_torch_state(unnamed.state_dict(), params, names={k: v for k, v in names.items() if k != "adapter"})
     with pytest.raises(ValueError, match="cannot tell which leaf"):
         from_torch_state(unnamed.state_dict(), params)
     with pytest.raises(ValueError, match=r"head\.kernel.*'nose'"):
@@ -160,3 +167,6 @@ def test_a_missing_optimizer_state_is_refused():
     optimizer, params = torch_run(0)
     with pytest.raises(ValueError, match="expected one ScaleByCameampState"):
         to_torch_state({"nothing": jnp.zeros(3)}, params, like=optimizer.state_dict())
+    several = jax.vmap(automagic_8bit(1e-3).init)(jax.tree.map(lambda x: x[None], params))
+    with pytest.raises(ValueError, match="of several members"):
+        to_torch_state(several, params, like=optimizer.state_dict())

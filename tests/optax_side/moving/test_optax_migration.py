@@ -71,6 +71,19 @@ def adam_run(steps: int) -> tuple[Run, Any, Any, float]:
 ADAM: dict[str, Any] = {"b1": 0.8, "b2": 0.95}
 
 
+def test_strict_promotion_of_types() -> None:
+    _, params, adam, _ = adam_run(7)
+    rows, whole = (automagic_8bit(1e-3, **FIELDS, factored=factored) for factored in ("second_moment", "none"))
+
+    def moved() -> Any:
+        state = from_adam_state(adam, params, rows, **ADAM)[0]
+        return state, requantized(requantized(state, params, whole)[0], params, rows)[0]
+
+    expected = moved()
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        assert_same_bits(moved(), expected)
+
+
 def test_every_state_is_what_adams_moments_say() -> None:
     _, params, adam, _ = adam_run(7)
     fields = {**FIELDS, "warmup_steps": 3, "factored": "none", "optim_bits": 32, "update_clip": 0.5}

@@ -97,6 +97,27 @@ def test_rules_that_hold_in_the_last_phase() -> None:
     assert len(quantized_leaves(state)) == 4
 
 
+@pytest.mark.parametrize("axes", [(3,), (2, 2)], ids=["vmap", "vmap of vmap"])
+def test_each_member_of_several_is_quantized_as_it_would_be_alone(axes: tuple[int, ...]) -> None:
+    init = automagic_8bit(1e-3, optim_bits=32, **FIELDS).init
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.random(axes + x.shape), jnp.float32), arrays(0))
+    for _ in axes:
+        init = jax.vmap(init)
+    state = jax.tree.map(
+        lambda x: jnp.asarray(rng.random(x.shape), x.dtype) if x.dtype == jnp.float32 else x + 5, init(params)
+    )
+    # The members' embeddings have more elements together than one `a`, and more axes than an embedding.
+    for step, stable, moved in ((4, False, {"a"}), (9, True, {"a", "d"})):
+        config = Config(**FIELDS, stable_emb=stable)
+        together = progressive_quantization(state, step, 10, config=config, params=params)
+        assert eight_bit(together) == moved
+        for member in np.ndindex(axes):
+            alone = [jax.tree.map(lambda x: x[member], tree) for tree in (together, state, params)]  # noqa: B023
+            theirs = progressive_quantization(alone[1], step, 10, config=config, params=alone[2])
+            assert_same_bits(alone[0], theirs)
+
+
 @pytest.mark.slow
 def test_in_nnx() -> None:
     class Model(nnx.Module):

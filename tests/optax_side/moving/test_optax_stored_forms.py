@@ -17,8 +17,12 @@ from automagic_core import Config
 from automagic_optax import (
     QuantizedArray,
     automagic_8bit,
+    check_training_health,
     from_adam_state,
+    learning_rate,
     load_state_file,
+    memory_report,
+    metrics,
     progressive_quantization,
     requantized,
     restore,
@@ -100,6 +104,29 @@ def test_a_state_file_has_the_blocks_of_the_states(tmp_path: Path) -> None:
     assert isinstance(found, QuantizedArray)
     assert found.block_size == 64
     assert_same_bits(find_state(loaded).exp_avg, find_state(state).exp_avg)
+
+
+def test_a_state_of_several_members_is_refused_where_one_is_needed(tmp_path: Path) -> None:
+    several, one = {"w": jnp.ones((3, 40, 32))}, {"w": jnp.ones((40, 32))}
+    tx, adam = automagic_8bit(1e-3, **FIELDS), optax.adam(1e-3)
+    state, config = jax.vmap(tx.init)(several), Config(lr=1e-3, **FIELDS)
+    adam_state = jax.vmap(adam.update)(several, jax.vmap(adam.init)(several))[1]
+    for params in (several, one):
+        for call in (
+            lambda state, params: metrics(state, config=config, params=params),
+            lambda state, params: requantized(state, params, tx),
+            lambda state, params: save_state_file(tmp_path / "file", state, params, config),
+        ):
+            with pytest.raises(ValueError, match=r"several members.*shape \(3,\).*tree\.map\(lambda x: x\[i\]"):
+                call(state, params)
+            call(jax.tree.map(lambda x: x[2], state), one)
+        with pytest.raises(ValueError, match="several members"):
+            from_adam_state(adam_state, params, tx)
+    from_adam_state(jax.tree.map(lambda x: x[2], adam_state), one, tx)
+    # These have an answer for all members.
+    assert memory_report(state)["total_parameters"] == 3 * 40 * 32
+    assert learning_rate(state).shape == (3,)
+    assert check_training_health(state, [1.0], config=config)["status"] == "healthy"
 
 
 def test_a_config_may_hold_numbers_of_numpy_and_jax(tmp_path: Path) -> None:

@@ -221,3 +221,11 @@ def test_what_the_caller_gives_wins_and_none_is_left_out(tmp_path, run):
     assert record == {**metrics(state), "learning_rate": 7.0, "accuracy": 0.5}
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line) == {"step": 1, **record}
+
+
+def test_a_scalar_of_several_numbers_is_named(run):
+    for name, words in (("accuracy", "^accuracy"), ("loss", "^a loss")):
+        with pytest.raises(ValueError, match=rf"{words} of shape \(2,\) is not one number"):
+            MetricsLogger(None).log(1, run[1][0], **{"grad_norm": 1.0, name: jnp.ones(2)})
+    with pytest.raises(ValueError, match="accuracy inside jit has no value"):
+        jax.jit(lambda x: MetricsLogger(None).log(1, run[1][0], accuracy=x)["accuracy"])(1.0)
