@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_core import Decay
+from automagic_core.config.ranges import is_checkable
 from automagic_optax.sharding.placement import devices_of
 
 WITH_FLOAT64 = ("cpu", "gpu", "cuda", "rocm")
@@ -99,6 +100,11 @@ def ratio(x: jax.Array, divisor: jax.Array, inverts: bool = False) -> jax.Array:
 def _of_ratio(inverts: bool, primals: Any, tangents: Any) -> Any:
     found, (dx, d_divisor) = ratio(*primals, inverts), tangents
     return found, ratio(dx - found * d_divisor, primals[1])
+
+
+def number(x: Any) -> Any:
+    """A field in float32: a constant of the program, or a scalar where its value is not known yet."""
+    return np.float32(x) if is_checkable(x) else jnp.asarray(x, jnp.float32)
 
 
 def quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import optax
 from automagic_core.config.constants import GRADIENT_LIMIT
 from automagic_optax.arrays.batches import enter
 from automagic_optax.arrays.checks import check_dtypes, check_gradients, check_params
-from automagic_optax.arrays.number import number
+from automagic_optax.arrays.means import number
 
 
 def is_usable(g: jax.Array, limit: float | jax.Array = GRADIENT_LIMIT) -> jax.Array:

@@ -14,8 +14,7 @@ import numpy as np
 
 from automagic_core import Config, Decay, Slot, StatePlan, decay
 from automagic_core.config import constants
-from automagic_optax.arrays.means import accurate_sum, ema, one_minus_power, quotient, ratio
-from automagic_optax.arrays.number import number
+from automagic_optax.arrays.means import accurate_sum, ema, number, one_minus_power, quotient, ratio
 from automagic_optax.cameamp import equations
 from automagic_optax.cameamp.known_before import Known, Shared, squares
 from automagic_optax.cameamp.learning_rate import Evidence, count_votes, evidence, signed_sum

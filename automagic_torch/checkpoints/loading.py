@@ -191,9 +191,7 @@ def _is_rate(lr: Any) -> bool:
     return isinstance(lr, numbers.Real) and not isinstance(lr, bool) and math.isfinite(lr)
 
 
-def _checked_array(
-    p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_device: bool
-) -> _Checked | States:
+def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_device: bool) -> _Checked | States:
     """Checks all but the values; of an array without states of this optimizer, what others have put there."""
     config = group_config(group)
     if not isinstance(saved, Mapping):

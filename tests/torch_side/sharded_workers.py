@@ -151,3 +151,23 @@ def gradient_in_one_process(rank: int) -> tuple[str, bool]:
                 return str(error), not torch.equal(before, params[0].to_local())
         optimizer.step()
     return "no error", True
+
+
+def damaged_in_one_process(rank: int) -> tuple[str, int]:
+    """What every process says to a saved piece that is damaged in the second alone, and how many arrays have states."""
+    mesh, placements = meshes(2, hybrid=False)
+    made = [
+        AutomagicCameAMP8bit([("a", nn.Parameter(distribute_tensor(torch.ones(8, 6), mesh, placements)))], **SMALL)
+        for _ in range(2)
+    ]
+    (p,) = made[0].param_groups[0]["params"]
+    p.grad = distribute_tensor(gradient(p.shape, 0, 0), mesh, placements)
+    made[0].step()
+    saved = made[0].state_dict()
+    if rank == 1:
+        saved["state"][0]["exp_avg_absmax"].to_local().fill_(torch.nan)
+    try:
+        made[1].load_state_dict(saved)
+    except ValueError as error:
+        return str(error), len(made[1].state)
+    return "no error", len(made[1].state)

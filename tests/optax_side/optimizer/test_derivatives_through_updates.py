@@ -65,6 +65,50 @@ def test_of_the_rate_and_of_the_first_parameters(fields: dict[str, Any]) -> None
     assert along == pytest.approx(float(ends[0] - ends[1]) / 2e-2, rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"factored": "none"},
+        {"factored": "second_moment"},
+        pytest.param({"factored": "all", "search_gain": 0.0}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_where_gradients_are_zero_or_tiny(fields: dict[str, Any]) -> None:
+    def after(way: Any, sizes: dict[str, float]) -> dict[str, jax.Array]:
+        lr, share = way
+        tx = automagic_8bit(lr, background_regularization=True, weight_decay=0.1, **FIELDS, **fields)
+        params = {name: tree(0)[name] for name in sizes}
+        state = tx.init(params)
+        for t in range(3):
+            # Each step has a mixture of its own: a scale alone would change nothing.
+            g = {name: size * (tree(t + 1)[name] + t * share * tree(9)[name]) for name, size in sizes.items()}
+            updates, state = tx.update(g, state, params)
+            params = optax.apply_updates(params, updates)
+        return jax.tree.map(lambda w: jnp.sum(jnp.sin(w)), params)
+
+    backwards, forwards = jax.jit(jax.jacrev(after)), jax.jit(jax.jacfwd(after))
+
+    def both(**sizes: float) -> dict[str, tuple[float, float]]:
+        found, same = ({name: tuple(map(float, x)) for name, x in of((0.05, 0.7), sizes).items()} for of in (backwards, forwards))
+        for name, values in found.items():
+            assert values == pytest.approx(same[name], rel=1e-3, abs=1e-6), name
+        return found
+
+    alone = both(lora_a=1.0)["lora_a"]
+    assert abs(alone[1]) > 1e-8
+    one = both(lora_a=1.0, conv=0.0, bias=0.0)
+    assert one["lora_a"] == pytest.approx(alone, rel=1e-3)
+    # Weight decay alone moves the others.
+    assert one["conv"][1] == one["bias"][1] == 0
+    none = both(lora_a=0.0, conv=0.0, bias=0.0)
+    assert [x[1] for x in none.values()] == [0, 0, 0]
+    # The size of all gradients counts for nothing.
+    tiny, usual = (both(lora_a=size, conv=size, bias=size) for size in (1e-10, 1.0))
+    for name, values in usual.items():
+        assert tiny[name] == pytest.approx(values, rel=1e-3), name
+
+
 def in_float64(W: np.ndarray, g: np.ndarray) -> np.ndarray:
     values, Q = np.linalg.eigh(W @ W.T)
     weak = 1 / (1 + (values / values.mean()) ** 2)

@@ -280,6 +280,25 @@ def test_going_back_into_the_warm_up_by_the_flat_form_is_explained():
     assert same(optimizer.state_dict(), before)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_codes_that_a_distributed_checkpoint_casts_are_no_momentum(tmp_path):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model = torch.nn.Linear(32, 16)
+    optimizer, other = (AutomagicCameAMP8bit(model.parameters(), **SMALL | {"optim_bits": bits}) for bits in (8, 32))
+    set_gradients(list(model.parameters()), 1)
+    optimizer.step()
+    optimizer.zero_grad()
+    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=tmp_path, no_dist=True)
+    state = {"optimizer": get_optimizer_state_dict(model, other)}
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    for bits in (8, 32):  # 8 as saved, 32 as an error might tempt one to set
+        state["optimizer"]["param_groups"][0]["automagic_optim_bits"] = bits
+        with pytest.raises(ValueError, match="codes of 8 bits in place of its momentum"):
+            set_optimizer_state_dict(model, other, state["optimizer"])
+
+
 def test_the_distributed_checkpoint_api(tmp_path):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict

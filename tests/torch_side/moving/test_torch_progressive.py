@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,37 @@ def test_a_run_resumes_bit_for_bit_in_every_phase(saved_after: int, optimizer_fi
         p.data.copy_(weight)
     go_on(optimizer, quantization, range(saved_after, 20))
     assert same(snapshot(optimizer), snapshot(whole[0]))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("saved_after", [3, 12, 18])
+def test_a_run_resumes_through_a_distributed_checkpoint(saved_after: int, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model = torch.nn.ModuleList([torch.nn.Linear(80, 128), torch.nn.Linear(50, 50)])
+
+    def made() -> tuple[AutomagicCameAMP8bit, ProgressiveQuantization]:
+        optimizer = AutomagicCameAMP8bit(model.parameters(), **FIELDS)
+        return optimizer, ProgressiveQuantization(optimizer, 20)
+
+    optimizer, quantization = made()
+    for t in range(1, 1 + saved_after):
+        run(optimizer, range(t, t + 1))
+        quantization.step()
+    optimizer.zero_grad()
+    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=tmp_path, no_dist=True)
+    saved = quantization.state_dict()
+
+    other, resumed = made()
+    resumed.load_state_dict(saved)
+    state = {"optimizer": get_optimizer_state_dict(model, other)}
+    planner = dcp.DefaultLoadPlanner(allow_partial_load=True)  # after the warm-up without a process group
+    dcp.load(state, checkpoint_id=tmp_path, planner=planner, no_dist=True)
+    set_optimizer_state_dict(model, other, state["optimizer"])
+    assert same(other.state_dict(), optimizer.state_dict())
+    resumed.step()
+    assert same(other.state_dict(), optimizer.state_dict())
 
 
 def test_what_stays_out() -> None:

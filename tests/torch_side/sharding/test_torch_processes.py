@@ -10,7 +10,13 @@ import training_workers as train
 from torch import Tensor
 
 from tests.torch_side.processes import run_processes
-from tests.torch_side.sharded_workers import gathered_on_demand, gradient_in_one_process, refusals, steps_from_one_state
+from tests.torch_side.sharded_workers import (
+    damaged_in_one_process,
+    gathered_on_demand,
+    gradient_in_one_process,
+    refusals,
+    steps_from_one_state,
+)
 from tests.torch_side.torch_helpers import same
 
 SUMS = 1e-6
@@ -84,6 +90,13 @@ def short(rank: int, path: str) -> dict[str, Any]:
         "refusals": refusals(rank),
         "a gradient in one process only": gradient_in_one_process(rank),
     }
+
+
+def test_what_one_process_refuses_no_process_loads():
+    here, there = run_processes(damaged_in_one_process, 2)
+    assert here == ("another process refused the saved state; its error says why, and nothing was changed", 0)
+    assert "exp_avg_absmax with values from nan to nan" in there[0]
+    assert there[1] == 0
 
 
 def test_two_processes(tmp_path):
