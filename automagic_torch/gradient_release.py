@@ -46,7 +46,8 @@ def release_gradients(optimizer: AutomagicCameAMP8bit) -> GradientRelease:
     Nobody can see ``clip_grad_norm_`` between the two: it finds no gradients, returns 0 and clips nothing.
     docs/gradient_release.md says what works instead; the callbacks of `automagic_torch.integrations` refuse it.
     """
-    if not isinstance(optimizer, AutomagicCameAMP8bit):
+    # Lightning's wrapper has the class of what it wraps.
+    if not isinstance(optimizer, AutomagicCameAMP8bit) or own_optimizer(optimizer) is not optimizer:
         raise TypeError(
             f"gradients can be released for an AutomagicCameAMP8bit, not for {type(optimizer).__name__}; "
             "a wrapper's own optimizer is the one to give"
@@ -57,7 +58,7 @@ def release_gradients(optimizer: AutomagicCameAMP8bit) -> GradientRelease:
     release.watch()
     optimizer._gradient_release = release
     # A GradScaler shows itself to optimizers that say so.
-    optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = True
     return release
 
 

@@ -21,10 +21,11 @@ from automagic_torch.codec.stored import States
 from automagic_torch.moving.adam_states import AdamMoments, adam_moments
 from automagic_torch.moving.float_states import rounding, stored_values
 from automagic_torch.moving.fresh_states import background_of, note_fresh_states, with_fresh_states
-from automagic_torch.moving.taking_over import inner_optimizer, put_into
+from automagic_torch.moving.taking_over import put_into
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history
+from automagic_torch.watching.own_optimizer import own_optimizer
 
 
 def load_adam_state(
@@ -53,7 +54,7 @@ def load_adam_state(
         >>> optimizer = AutomagicCameAMP8bit(model.parameters(), lr=1e-4, warmup_steps=200)
         >>> told = load_adam_state(optimizer, adamw.state_dict())
     """
-    optimizer = inner_optimizer(optimizer)
+    optimizer = own_optimizer(optimizer)
     notes = Notes()
     saved_groups = _matching_groups(optimizer.param_groups, adam_state_dict)
     saved_states = adam_state_dict["state"]

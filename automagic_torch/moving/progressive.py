@@ -12,10 +12,10 @@ from automagic_core.arrays.state_forms import foreign_states, own_states
 from automagic_core.moving.progressive import progressive_min_8bit_size
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, plan_of
 from automagic_torch.moving.float_states import rounding, stored_values
-from automagic_torch.moving.taking_over import inner_optimizer
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.sharding.extent import whole_state
 from automagic_torch.sharding.extent_of import extent_of
+from automagic_torch.watching.own_optimizer import own_optimizer
 
 _BITS, _SIZE = map(group_key, ("optim_bits", "min_8bit_size"))
 
@@ -52,7 +52,7 @@ class ProgressiveQuantization:
     """
 
     def __init__(self, optimizer: AutomagicCameAMP8bit, total_steps: int) -> None:
-        self.optimizer = inner_optimizer(optimizer)
+        self.optimizer = own_optimizer(optimizer)
         self.total_steps = operator.index(total_steps)
         self.started_at = self._optimizer_steps()
         self.step()

@@ -25,11 +25,12 @@ from automagic_torch.moving.fresh_states import (
     note_fresh_states,
     with_fresh_states,
 )
-from automagic_torch.moving.taking_over import inner_optimizer, put_into
+from automagic_torch.moving.taking_over import put_into
 from automagic_torch.optimizer import AutomagicCameAMP8bit
 from automagic_torch.sharding.extent import whole_state
 from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history
+from automagic_torch.watching.own_optimizer import own_optimizer
 
 
 def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, Any]) -> list[str]:
@@ -54,7 +55,7 @@ def load_requantized(optimizer: AutomagicCameAMP8bit, state_dict: Mapping[str, A
     Example:
         >>> told = load_requantized(AutomagicCameAMP8bit(params, force_8bit=True), run_in_32_bits.state_dict())
     """
-    optimizer = inner_optimizer(optimizer)
+    optimizer = own_optimizer(optimizer)
     notes = Notes()
     saved_groups, saved_states = checked_state(optimizer.param_groups, state_dict, any_device=True)
     new_groups = []

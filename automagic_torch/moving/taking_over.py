@@ -1,4 +1,4 @@
-"""Finds the optimizer that takes a state over, and puts the state into it."""
+"""Puts a state that was taken over into an optimizer."""
 
 from __future__ import annotations
 
@@ -7,20 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from automagic_torch.optimizer import AutomagicCameAMP8bit
-from automagic_torch.watching.own_optimizer import is_own, own_optimizer
-
-
-def inner_optimizer(optimizer: Any) -> AutomagicCameAMP8bit:
-    """The `AutomagicCameAMP8bit` itself, out of every wrapper.
-
-    Raises:
-        TypeError: there is none.
-    """
-    found = own_optimizer(optimizer)
-    # Lightning's wrappers have the class of what they wrap, and would keep a new state to themselves.
-    while is_own(within := getattr(found, "_optimizer", None)):
-        found = within
-    return found  # type: ignore[no-any-return]
 
 
 def put_into(optimizer: AutomagicCameAMP8bit, states: Mapping[Any, Any], groups: list[dict[str, Any]]) -> None:

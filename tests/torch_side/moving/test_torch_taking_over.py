@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, load_adam_state, load_requantized
+from automagic_torch import (
+    AutomagicCameAMP8bit,
+    ProgressiveQuantization,
+    load_adam_state,
+    load_requantized,
+    release_gradients,
+)
 from tests.torch_side.torch_helpers import SMALL, parameters, run, same, snapshot
 
 TAKE = {"adam": load_adam_state, "own": load_requantized, "progressive": lambda o, _: ProgressiveQuantization(o, 10)}
@@ -69,3 +75,11 @@ def test_what_is_no_state_is_refused(kind: str) -> None:
     for name in ("state", "param_groups"):
         with pytest.raises(ValueError, match=f"state has a int as '{name}'; valid: what state_dict"):
             TAKE[kind](optimizer, saved_by(kind) | {name: 3})
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapper_releases_no_gradients(wrapper: Any) -> None:
+    optimizer = AutomagicCameAMP8bit(parameters(), **SMALL)
+    with pytest.raises(TypeError, match="a wrapper's own optimizer is the one to give"):
+        release_gradients(wrapper(optimizer))
+    assert optimizer._gradient_release is None
