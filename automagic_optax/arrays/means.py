@@ -115,6 +115,15 @@ def quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:
     return ratio(x, divisor, devices_of(x) > 1)
 
 
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """√x, whose derivative at 0 is 0."""
+    return jnp.sqrt(x)
+
+
+root.defjvps(lambda dx, found, x: jnp.where(x > 0, np.float32(0.5) / found, np.float32(0)) * dx)
+
+
 def accurate_mean(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     """The mean over some axes, formed like `accurate_sum`."""
     count = x.size if axes is None else math.prod(x.shape[axis] for axis in axes)

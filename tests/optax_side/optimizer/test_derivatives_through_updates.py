@@ -10,7 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from automagic_core import decay
 from automagic_optax import automagic_8bit
+from automagic_optax.cameamp import equations
+from automagic_optax.codec.stored import Statistics
 from automagic_optax.stages.encourage_low_rank import _encouraged
 
 pytestmark = pytest.mark.compiled_quickly
@@ -105,6 +108,17 @@ def test_where_gradients_are_zero_or_tiny(factored: str) -> None:
                 assert values[1] == 0
             else:  # neither their own size nor the other array counts
                 np.testing.assert_allclose(values, usual[name], rtol=2e-3)
+
+
+def test_of_a_row_of_zeros_beside_large_gradients() -> None:
+    def root(g: jax.Array) -> jax.Array:
+        q = jnp.square(g) + 1e-30
+        factors = Statistics(jnp.mean(q, 1, keepdims=True), jnp.mean(q, 0, keepdims=True))
+        return equations.root_of_factors(equations.root_factors(factors, decay(0.999), jnp.float32(1)))[1, 0]
+
+    slope = jax.grad(root)(1e12 * jnp.array([[0.0, 0.0], [1.0, 2.0]]))
+    assert jnp.isfinite(slope).all()
+    assert slope[1, 0] > 0
 
 
 def in_float64(W: np.ndarray, g: np.ndarray) -> np.ndarray:

@@ -52,8 +52,14 @@ def params_of(optimizer: AutomagicCameAMP8bit) -> list[torch.Tensor]:
 
 def assert_close(eager: AutomagicCameAMP8bit, compiled: AutomagicCameAMP8bit, codes_apart: float = 0.0) -> None:
     """Parity's bounds: 2e-6 of an array; the eager codec on a CPU rounds by bitsandbytes' grid."""
-    for p, q in zip(params_of(eager), params_of(compiled), strict=True):
-        torch.testing.assert_close(p.float(), q.float(), rtol=2e-6, atol=2e-6 * p.abs().max().item())
+    pairs = list(zip(params_of(eager), params_of(compiled), strict=True))
+    if pairs[0][0].dtype != torch.float32:
+        # Where a last bit of the update differs, a chance turns out otherwise, and the weight stays apart.
+        apart = torch.cat([(p != q).flatten() for p, q in pairs])
+        assert apart.float().mean() < 1e-3
+    for p, q in pairs:
+        unit = torch.finfo(p.dtype).eps if p.dtype != torch.float32 else 2e-6
+        torch.testing.assert_close(p.float(), q.float(), rtol=unit, atol=2e-6 * p.abs().max().item())
         assert eager.state[p].keys() == compiled.state[q].keys()
         for name, a in eager.state[p].items():
             b = compiled.state[q][name]
@@ -64,7 +70,9 @@ def assert_close(eager: AutomagicCameAMP8bit, compiled: AutomagicCameAMP8bit, co
             elif codes_apart:  # what codes that are one apart lead to
                 assert (a.double() - b.double()).norm() <= 0.02 * a.double().norm(), name
             else:
-                torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6 * max(1e-3, a.abs().max().item()))
+                # Of `s`: x / (|x| + 0.01) passes differences of a small x on a hundredfold.
+                least = 5e-6 if name == "s" else 2e-6 * max(1e-3, a.abs().max().item())
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=least)
 
 
 def compilations() -> int:
@@ -166,10 +174,7 @@ def test_every_form_of_state(factored: str, more: dict[str, Any], dtype: torch.d
     for number in range(1, 6):  # through the end of the warm-up
         for optimizer in (eager, compiled):
             run(optimizer, range(number, number + 1))
-        if dtype == torch.float32:
-            assert_close(eager, compiled)
-    # From the same states one step in 8 bits.
-    assert all(bool(torch.isfinite(p).all()) for p in params_of(compiled))
+        assert_close(eager, compiled)
 
 
 @pytest.mark.slow
