@@ -116,12 +116,12 @@ def quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def root(x: jax.Array) -> jax.Array:
+def square_root(x: jax.Array) -> jax.Array:
     """√x, whose derivative at 0 is 0."""
     return jnp.sqrt(x)
 
 
-root.defjvps(lambda dx, found, x: jnp.where(x > 0, np.float32(0.5) / found, np.float32(0)) * dx)
+square_root.defjvps(lambda dx, found, x: jnp.where(x > 0, np.float32(0.5) / found, np.float32(0)) * dx)
 
 
 def accurate_mean(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:

@@ -14,7 +14,7 @@ import numpy as np
 
 from automagic_core import Decay, StatePlan
 from automagic_core.config import constants
-from automagic_optax.arrays.means import accurate_mean, accurate_sum, ema, one_minus_power, quotient, ratio, root
+from automagic_optax.arrays.means import accurate_mean, accurate_sum, ema, one_minus_power, quotient, ratio, square_root
 from automagic_optax.codec.stored import Statistics
 
 f32 = np.float32
@@ -50,7 +50,7 @@ def root_factors(v: Statistics, decay: Decay, age: jax.Array) -> Statistics:
     assert v.row is not None
     assert v.column is not None
     # A row of zeros beside large gradients underflows to 0.
-    row = root(quotient(quotient(v.row, accurate_mean(v.row)), one_minus_power(decay, age)))
+    row = square_root(quotient(quotient(v.row, accurate_mean(v.row)), one_minus_power(decay, age)))
     return Statistics(row, jnp.sqrt(v.column))
 
 
@@ -174,14 +174,14 @@ def mean_root(v: Statistics, decay: Decay, age: jax.Array) -> jax.Array:
     return ratio(mean, jnp.sqrt(accurate_mean(v.row))) / jnp.sqrt(one_minus_power(decay, age))
 
 
-def background(of_values: jax.Array, mean: jax.Array) -> jax.Array:
+def background(root: jax.Array, mean: jax.Array) -> jax.Array:
     """b = 2 / (1 + exp(4z)) with z = √v̂ / mean(√v̂) − 1 (section 5.7).
 
     Args:
-        of_values: √v̂.
+        root: √v̂.
         mean: its mean, of this step or the one before; b is 1 where it is 0.
     """
-    z = quotient(of_values, jnp.where(mean > 0, mean, f32(1))) - 1
+    z = quotient(root, jnp.where(mean > 0, mean, f32(1))) - 1
     # An infinite exponential would give b = 0 and no derivative.
     b = f32(2) / (1 + jnp.exp(jnp.minimum(f32(constants.BACKGROUND_SLOPE) * z, f32(80))))
     return jnp.where(mean > 0, b, f32(1))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import optax
 
 from automagic_optax.arrays.containers import pure
+from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.cameamp.states import DROPPED, ScaleByCameampState
 
 Part = TypeVar("Part")
@@ -89,6 +91,16 @@ def refuse_several(counter: Any) -> None:
             f"the state is of several members, as jax.vmap makes them: its counter of steps has shape {shape}; "
             "give one, jax.tree.map(lambda x: x[i], opt_state), and its parameters"
         )
+
+
+def refuse_masked(params: Any, ages: Sequence[Any], where: str) -> None:
+    """Raises a ValueError that names the first parameter whose state a mask took out."""
+    for leaf, age in zip(leaves_of(params), ages, strict=True):
+        if isinstance(age, optax.MaskedNode):
+            raise ValueError(
+                f"{where} has no state of {leaf_name(leaf.path)}, which a mask or a partition took out: give that part "
+                "alone, its state and its tx, and params with optax.MaskedNode() in place of the others"
+            )
 
 
 def only_state(opt_state: Any, where: str) -> ScaleByCameampState:

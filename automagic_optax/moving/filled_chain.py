@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.containers import flatten_like, pure
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
-from automagic_optax.cameamp.find_states import map_states, only_state
+from automagic_optax.cameamp.find_states import map_states, only_state, refuse_masked
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
 from automagic_optax.cameamp.states import (
     WARM_UP_ONLY,
@@ -77,6 +77,7 @@ def arrays_of(state: ScaleByCameampState, params: Any, where: str) -> list[Array
         arrays = scatter_states(params, pure(state))
     except ValueError as error:
         raise ValueError(f"{where} has other arrays than params: {error}") from error
+    refuse_masked(params, [array.age for array in arrays], where)
     for leaf, array in zip(leaves_of(params), arrays, strict=True):
         shape = array.exp_avg.shape
         if shape != leaf.shape:

@@ -18,7 +18,7 @@ from automagic_core.moving.notes import Notes
 from automagic_optax.arrays.containers import flatten_like, pure, unflatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
-from automagic_optax.cameamp.find_states import only_state, parts_of, refuse_several
+from automagic_optax.cameamp.find_states import only_state, parts_of, refuse_masked, refuse_several
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
 from automagic_optax.cameamp.states import WARM_UP_ONLY as WARM_UP_FIELDS
 from automagic_optax.cameamp.states import (
@@ -139,7 +139,9 @@ def blocks_of(opt_state: Any) -> dict[str, int]:
 
 def flat_states(opt_state: Any, params: Any) -> list[dict[str, Any]]:
     """The states of each array by their flat names, with `edge_history`."""
-    found = [flat_fields(array) for array in scatter_states(params, pure(only_state(opt_state, "opt_state")))]
+    arrays = scatter_states(params, pure(only_state(opt_state, "opt_state")))
+    refuse_masked(params, [array.age for array in arrays], "opt_state")
+    found = [flat_fields(array) for array in arrays]
     for edges in parts_of(opt_state, SuppressEdgesState):
         for fields, history in zip(found, flatten_like(params, edges.edge_history), strict=True):
             if history is not None:

@@ -129,6 +129,31 @@ def test_a_state_of_several_members_is_refused_where_one_is_needed(tmp_path: Pat
     assert check_training_health(state, [1.0], config=config)["status"] == "healthy"
 
 
+@pytest.mark.parametrize("how", ["masked", "partition"])
+def test_parameters_that_a_mask_took_out_are_named(tmp_path: Path, how: str) -> None:
+    params, mask = {"w": jnp.ones((40, 32)), "b": jnp.ones(5)}, {"w": True, "b": False}
+    tx = automagic_8bit(1e-3, **FIELDS)
+    if how == "masked":
+        outer = optax.masked(tx, mask)
+        state, inner = outer.init(params), outer.init(params).inner_state
+    else:
+        outer = optax.partition({True: tx, False: optax.set_to_zero()}, mask)
+        state, inner = outer.init(params), outer.init(params).inner_states[True]
+    part = jax.tree.map(lambda x, here: x if here else optax.MaskedNode(), params, mask)
+    adam, config = optax.adam(1e-3), Config(lr=1e-3, **FIELDS)
+    calls = {
+        "requantized": lambda state, params, tx: requantized(state, params, tx),
+        "from_adam_state": lambda state, params, tx: from_adam_state(
+            adam.update(params, adam.init(params))[1], params, tx
+        ),
+        "save_state_file": lambda state, params, tx: save_state_file(tmp_path / "file", state, params, config),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match=r"has no state of b, which a mask .* optax\.MaskedNode\(\) in place"):
+            call(state, params, outer)
+        call(inner, part, tx)
+
+
 def test_a_config_may_hold_numbers_of_numpy_and_jax(tmp_path: Path) -> None:
     params = {"w": jnp.ones((64, 64))}
     config = Config(
