@@ -114,13 +114,9 @@ def _checked_forms(
     checked: dict[Tensor, _Checked] = {}
     for group_index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         for index, (p, key) in enumerate(zip(group["params"], saved["params"], strict=True)):
-            if saved_states.get(key) and p not in states and p not in checked:
+            if saved_states.get(key) and p not in checked:
                 name = parameter_name(group, group_index, index)
-                found = _checked_array(p, saved_states[key], saved, name, any_device)
-                if isinstance(found, _Checked):
-                    checked[p] = found
-                else:
-                    states[p] = found
+                checked[p] = _checked_array(p, saved_states[key], saved, name, any_device)
     return saved_groups, states, checked
 
 
