@@ -143,7 +143,7 @@ support: .venv/installed  ## which versions of Python and of libraries work; hal
 # Another machine's Python, which brings torch, jax and flax with CUDA; nothing is installed into it.
 GPU_PYTHON ?= python3
 
-gpu:  ## checks and timings on one NVIDIA GPU, 8 minutes, without network; writes out/gpu/results.json
+gpu:  ## checks and timings on one NVIDIA GPU, ten minutes, no network; take .whl along; writes out/gpu/results.json
 	$(GPU_PYTHON) -m benchmarks.gpu $(OPTIONS)
 
 gpu-wheels:  ## the optimizers that `make gpu` compares with, into .whl; needs a network

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from automagic_torch.arrays.dtensors import is_dtensor
+from automagic_torch.arrays.stacked import to_device
 from automagic_torch.cameamp.groups import parameter_name
 from automagic_torch.sharding.exchange import summed
 from automagic_torch.sharding.split import Split, split_of
@@ -36,7 +37,9 @@ def agree_on_presence(groups: Sequence[Mapping[str, Any]], agreed: Agreed) -> No
     for position, (split, held) in enumerate(_by_processes(groups)):
         present = [p.grad is not None for _, p in held]
         device = held[0][1].device
-        (total,) = summed([torch.tensor(present, dtype=torch.float32, device=device)], split)
+        # From memory that is not pinned the host would wait for the copy, and so for the device, in every step.
+        own = torch.tensor(present, dtype=torch.float32, pin_memory=device.type == "cuda")
+        (total,) = summed([to_device(own, device)], split)
         if device.type != "cpu" and agreed.get(position) == present:
             continue
         for ((group, index), _), count in zip(held, map(int, total.tolist()), strict=True):

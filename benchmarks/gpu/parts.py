@@ -1,6 +1,6 @@
 """What ``make gpu`` runs: parts in stages; the parts of one stage run side by side, stages one after the other.
 
-Timings stand in stages of their own.  Every part is a process with a limit of its own.
+Timings stand in stages of their own, but for those of `places`.  Every part is a process with a limit of its own.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ MOVED_TESTS = _files(
     "torch_marks",
 )
 """Tests that `benchmarks.gpu.on_cuda` moves to the device."""
+CODEC_TESTS = _files("optax_side", "codec_exact")
+"""JAX's compiled codes, which rest on how a device divides."""
 JAX_TESTS = _files(
     "optax_side",
-    *("oracle_single_features", "codec_exact", "codec_blocks", "random_bits_jax", "stages_oracle"),
+    *("oracle_single_features", "codec_blocks", "random_bits_jax", "stages_oracle"),
     *("stochastic_rounding", "optax_compiled", "quantize_state", "flax_nnx", "bad_gradients", "in_turn"),
 )
 _PYTEST = ("pytest", "-p", "no:cacheprovider", "-m", "not slow", "--tb=short", "-ra", "--junitxml={xml}")
@@ -104,23 +106,24 @@ def _tests(
 STAGES: tuple[tuple[Part, ...], ...] = (
     (_own("facts", 60),),
     (
-        _tests("cuda", CUDA_TESTS, 190, workers=4, only="cuda"),
+        _tests("cuda", CUDA_TESTS, 230, workers=4, only="cuda"),
+        _tests("JAX codec", CODEC_TESTS, 90, workers=2),
         _parity("codec", ("codec",), 130),
         *_shared_parity("teacher", 3, 190, "cpu"),
         *_compiling(9, 190),
     ),
     (_own("torch_speed", 115),),
     (_own("jax_speed", 85),),
-    (_own("places", 25),),
     (
-        _tests("JAX", JAX_TESTS, 180, workers=3),
+        _own("places", 120),
+        *_shared_parity("stages", 4, 150),
+        *_shared_parity("teacher", 3, 150),
         _tests("moved to the device", MOVED_TESTS, 150, workers=4, moved=True),
+        _tests("JAX", JAX_TESTS, 150, workers=3),
         _tests("of libraries", LIBRARY_TESTS, 120, workers=2),
-        *_shared_parity("stages", 3, 180, "cpu"),
-        *_shared_parity("stages", 4, 180),
     ),
     (
-        *_shared_parity("teacher", 3, 150),
+        *_shared_parity("stages", 3, 180, "cpu"),
         _parity("free", ("free",), 120),
         _parity("model", ("model",), 120),
         _parity("carried", ("carried",), 120),

@@ -57,7 +57,7 @@ def speeds(rows: list[dict[str, Any]]) -> list[str]:
             f"{rows[0]['framework']}, {case}: ms (least–most), ns/parameter, GB/s, peak MB, state MB, first s",
         ]
         for row in (row for row in rows if row["case"] == case):
-            if "ms" not in row:
+            if "ms" not in row or "error" in row:
                 lines.append(f"  {row['name']:28} {row.get('error', '')[:90]}")
                 continue
             seconds = row.get("compile_seconds", row.get("first_step_seconds", 0.0))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from automagic_torch import AutomagicCameAMP8bit
 from benchmarks.contestants.in_torch import PEERS, Make, ours
 from benchmarks.gpu import measuring, torch_timer
 from benchmarks.gpu.measuring import Clock, Record
@@ -79,6 +80,8 @@ def measure(make: Make, shapes: measuring.Shapes, lora: bool, device: str, round
     peak = torch_timer.peak_of(optimizer.step, device)
     if not all(bool(torch.isfinite(p).all()) for p in params):
         found["error"] = "parameters are not finite"
+    if isinstance(optimizer, AutomagicCameAMP8bit) and not _has_its_bits(optimizer):
+        found["error"] = "its states are in 32 bits"
     return {
         "parameters": count,
         **found,
@@ -87,6 +90,12 @@ def measure(make: Make, shapes: measuring.Shapes, lora: bool, device: str, round
         "peak_bytes": peak,
         "first_step_seconds": first,
     }
+
+
+def _has_its_bits(optimizer: AutomagicCameAMP8bit) -> bool:
+    """Whether a state has 8 bits, if states should; without bitsandbytes none has."""
+    tensors = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+    return any(x.dtype == torch.uint8 for x in tensors) or optimizer.param_groups[0]["optim_bits"] != 8
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Optimizers to compare with, as wheels for a machine without network: ``python -m benchmarks.gpu.wheels .whl``
 
-They are fetched where there is a network and installed beside the libraries of the other machine, without what they
-depend on.  Of bitsandbytes' libraries, one for each version of CUDA, only those for CUDA 13 and for the CPU are kept.
+They are fetched where there is a network, taken along in .whl, which git ignores, and installed beside the libraries of
+the other machine, without what they depend on.  Of bitsandbytes' libraries, one for each version of CUDA, only those
+for CUDA 13 and for the CPU are kept.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ def _digest(data: bytes) -> str:
 
 def install(folder: Path, target: Path) -> str:
     """Installs the wheels of a folder into another one, one by one and without network; returns what went wrong."""
-    errors = []
-    for wheel in sorted(folder.glob("*.whl")):
+    wheels = sorted(folder.glob("*.whl"))
+    errors = [] if wheels else [f"no wheels in {folder}"]
+    for wheel in wheels:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
         command += ["--no-cache-dir", "--disable-pip-version-check", "--upgrade", f"--target={target}", str(wheel)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

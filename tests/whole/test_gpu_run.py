@@ -6,17 +6,21 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from benchmarks.gpu import shown, wheels
+from benchmarks.contestants.in_torch import ours
+from benchmarks.gpu import __main__ as runner
+from benchmarks.gpu import jax_speed, measuring, shown, torch_speed, wheels
 from benchmarks.gpu.__main__ import Run, run_stage
-from benchmarks.gpu.parts import STAGES, Part, command, slug
+from benchmarks.gpu.parts import _PYTEST, STAGES, Part, command, slug
 
 
 def test_a_part_that_fails_or_hangs_changes_nothing_for_the_others(tmp_path):
@@ -38,9 +42,87 @@ def test_a_part_that_fails_or_hangs_changes_nothing_for_the_others(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", "log.txt"}
 
 
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["one process", "workers"]
+)
+def test_tests_that_are_out_of_time_keep_what_they_found(tmp_path, workers):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as the runner: ignored, it would be by the part too
+    file = tmp_path / "test_own.py"
+    good, bad = "def test_good(): pass\n", "def test_bad(): assert 1 == 2, 'the message'\n"
+    file.write_text(f"import time\n{good}{bad}def test_slow(): time.sleep(60)\n")
+    part = Part("tests", (*_PYTEST, *workers, str(file)), 12 if workers else 6)
+    run = Run(tmp_path / "out", "cpu")
+    options = argparse.Namespace(limit=60, only=None, device="cpu", small=False)
+    run_stage(run, (part,), options, tmp_path, tmp_path)
+    found = run.results["parts"]["tests"]
+    assert found["ended"] == "out of time"
+    ((name, message),) = found["tests"].pop("failures").items()
+    assert found["tests"] == {"passed": 1, "failed": 1, "skipped": 0}
+    assert name == "test_own.test_bad"
+    assert "the message" in message
+
+
+def test_a_test_that_was_interrupted_in_a_worker_does_not_count(tmp_path):
+    (tmp_path / "some.xml").write_text("<testsuite><testcase time='0.1'/><testcase name='a'/></testsuite>")
+    assert runner.tests(tmp_path / "some.xml") == {"passed": 1, "failed": 0, "skipped": 0, "failures": {}}
+
+
+def test_a_process_that_does_not_end_does_not_hold_the_runner():
+    class Stuck:
+        pid = -1
+
+        def wait(self, timeout):
+            raise subprocess.TimeoutExpired("stuck", timeout)
+
+    with mock.patch.object(runner.os, "killpg"):
+        runner._end(Stuck())
+
+
+def test_without_bitsandbytes_no_part_begins_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "PathFinder", mock.Mock(find_spec=lambda *_: None))
+    line = ["gpu", "--wheels", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit, match=r"bitsandbytes is missing.*`make gpu-wheels`.*\.whl along"):
+        runner.main()
+    parts = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]
+    assert [(name, part["ended"]) for name, part in parts.items()] == [("wheels", f"no wheels in {tmp_path / 'none'}")]
+
+
+def test_states_in_32_bits_do_not_count_as_ours():
+    make = ours("balanced", compiled=False, stochastic_rounding=False)
+    whole, short = (torch_speed.measure(make, [shape], False, "cpu", 1) for shape in ((256, 256), (8, 8)))
+    assert "error" not in whole
+    assert short["error"] == "its states are in 32 bits"
+    row = {"framework": "torch", "case": "64", "name": "ours", **short}
+    assert shown.speeds([row])[-1].endswith("its states are in 32 bits")
+    of_32 = torch_speed.measure(ours("balanced", compiled=False, optim_bits=32), [(8, 8)], False, "cpu", 1)
+    assert "error" not in of_32
+
+
+def test_a_slow_program_keeps_no_row_from_the_others(tmp_path, monkeypatch):
+    def lowered(entry, grads):
+        if "stages" in entry.name:
+            raise KeyboardInterrupt  # the end of its time
+        return mock.Mock()
+
+    monkeypatch.setattr(jax_speed.Entry, "lowered", lowered)
+    monkeypatch.setattr(jax_speed, "measure", lambda *_: {"ms": 1.0})
+    monkeypatch.setattr(measuring, "SMALL_CASES", {"64": [(8, 8)]})
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(sys, "argv", ["jax_speed", "--device", "cpu", "--small", "--out", str(out)])
+    with pytest.raises(KeyboardInterrupt):
+        jax_speed.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["name"] for row in rows if "ms" in row} >= {"optax.adamw", "ours, balanced", "quantize_state(adamw)"}
+
+
 def test_every_part_has_a_name_and_a_command_line_of_its_own(tmp_path):
     every = [part for stage in STAGES for part in stage]
     assert len({slug(part.name) for part in every}) == len(every)
+    files = [word for part in every for word in part.arguments if word.endswith(".py")]
+    assert len(set(files)) == len(files)
+    assert sum(max(part.seconds for part in stage) for stage in STAGES[:4]) < 500, "60 s are left for the others"
+    assert any(word.endswith("test_codec_exact.py") for part in STAGES[1] for word in part.arguments)
     for part in every:
         for small in (False, True):
             line = command(part, "python", tmp_path, "cuda", small, part.seconds)

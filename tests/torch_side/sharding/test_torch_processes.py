@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import training_workers as train
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from automagic_torch.cameamp import presence
 from tests.torch_side.processes import run_processes
 from tests.torch_side.sharded_workers import (
     damaged_in_one_process,
@@ -120,6 +124,35 @@ def test_two_processes(tmp_path):
         assert "valid: Shard(0) on one mesh dimension at most" in message
     message = "parameter 'b' has a gradient in 1 of the 2 processes that hold it: all of them must have one, or none"
     assert result["a gradient in one process only"] == (message, False)
+
+
+def test_the_host_does_not_wait_for_a_gpu_that_counts_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[dict[str, Any]] = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default:
+                copies.append(kwargs)
+            return func(*args, **(kwargs or {}))
+
+    pinned: list[bool] = []
+    make = torch.tensor
+
+    def tensor(values: list[bool], pin_memory: bool = False, **fields: Any) -> Tensor:
+        pinned.append(pin_memory)  # which needs a GPU
+        return make(values, **fields)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(presence, "summed", lambda parts, split: parts)
+    split, p = SimpleNamespace(count=2), SimpleNamespace(grad=None, device=torch.device("cuda:0"))
+    monkeypatch.setattr(presence, "_by_processes", lambda groups: [(split, [((0, 0), p)])])
+    with FakeTensorMode(), Copies():
+        presence.agree_on_presence([], {0: [False]})
+    assert pinned == [True]
+    assert [copy["non_blocking"] for copy in copies] == [True]
+    p.device = torch.device("cpu")
+    presence.agree_on_presence([], {})
+    assert pinned == [True, False]
 
 
 def runs(rank: int, way: str) -> list[dict[str, Any]]:
