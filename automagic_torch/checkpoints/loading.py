@@ -78,7 +78,15 @@ def checked_state(
 
 
 class _Checked(NamedTuple):
-    """The saved state of one array, of which all but the values has been checked."""
+    """The saved state of one array, of which all but the values has been checked.
+
+    Attributes:
+        name: of the parameter.
+        plan: of the array's states.
+        forms: those that `kept` has; empty where the array has no states yet.
+        kept: the states.
+        foreign: what others have put there.
+    """
 
     name: str
     plan: StatePlan
@@ -187,8 +195,7 @@ def _is_rate(lr: Any) -> bool:
     return isinstance(lr, numbers.Real) and not isinstance(lr, bool) and math.isfinite(lr)
 
 
-def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_device: bool) -> _Checked | States:
-    """Checks all but the values; of an array without states of this optimizer, what others have put there."""
+def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str, any_device: bool) -> _Checked:
     config = group_config(group)
     if not isinstance(saved, Mapping):
         raise ValueError(f"the saved state of {name} is a {type(saved).__name__}; valid: a dict")
@@ -199,9 +206,9 @@ def _checked_array(p: Tensor, saved: Mapping[str, Any], group: Group, name: str,
         key: value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else deepcopy(value)
         for key, value in foreign_states(saved).items()
     }
-    if not kept:
-        return foreign
     plan = plan_of(p, config, group[LAYOUT], eight_bit=can_store_8bit(p, config))
+    if not kept:
+        return _Checked(name, plan, {}, {}, foreign)
     marked_since = "exp_avg_absmax" in saved and config.stable_emb and is_embedding(p)
     if any_device:
         plan = as_held(plan, saved)

@@ -81,8 +81,10 @@ def verdicts(results: Results, jobs: Sequence[str]) -> Iterator[str]:
 
 
 def overfitting(results: Results, jobs: Sequence[str]) -> Iterator[str]:
-    """Last and best losses where AdamW or ours ends above its best; there, and where a start of ours ends too high, ours
-    with and without the search."""
+    """Last and best losses where AdamW or ours ends above its best.
+
+    There, and where a start of ours ends too high, ours with and without the search.
+    """
     methods = (ADAMW, CAUTIOUS, TUNED, OURS, *RIVALS)
     found = {job: {variant.name: _last_and_best(results, job, variant) for variant in methods} for job in jobs}
     ours = (ADAMW.name, TUNED.name, OURS.name)

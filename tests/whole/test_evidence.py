@@ -236,7 +236,8 @@ def test_a_job_that_overfits_or_ends_too_high_is_told_with_and_without_the_searc
     # AdamW's mean is 1.001: 1.05 is 4.9 % above it, 1.1 9.9 %, and 1 0.1 % below.
     assert sentence.startswith("On `bytes`")
     assert "without search +4.9;" in sentence
-    assert sentence.endswith(f"from the start 0.0001, where the search finds 0.01 to 0.03, {'+9.9' if high else '-0.1'}.")
+    found = "+9.9" if high else "-0.1"
+    assert sentence.endswith(f"from the start 0.0001, where the search finds 0.01 to 0.03, {found}.")
 
 
 def test_the_report_of_half_a_set_is_written(tmp_path):
