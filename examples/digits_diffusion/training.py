@@ -113,4 +113,5 @@ def fine_tune(
 def progress(name: str, steps: int) -> Any:
     # A log file keeps every refresh of the bar, so there a refresh is rare.
     seconds = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(range(steps), desc=f"{name:>16}", mininterval=seconds, maxinterval=seconds, unit="step")
+    said = "compiling the first step"
+    return tqdm(range(steps), desc=f"{name:>16}", mininterval=seconds, maxinterval=seconds, unit="step", postfix=said)
