@@ -66,8 +66,8 @@ def quantize_state(
 
     Inside `quantize_state` a clipping of updates, or a wrapper with branches (``optax.MultiSteps``,
     ``optax.apply_if_finite``), needs all float32 states in memory at once.  Put those around it.
-    ``optax.lookahead`` and ``optax.flatten`` belong around it too: inside, the wrapped transformation has other trees
-    than the parameters, and nothing gets 8 bits.
+    ``optax.lookahead``, ``optax.flatten`` and ``split_real_and_imaginary`` belong around it too: inside, the wrapped
+    transformation has other trees than the parameters, and nothing gets 8 bits.
 
     No derivative goes through states in 8 bits: they count as constants.
 
