@@ -98,7 +98,7 @@ def coded_shapes(plan: StatePlan) -> Mapping[str, Shape]:
     return {name: part.shape for moment in moments for name, part in plan.parts(moment).items() if part.coded}
 
 
-def as_held(plan: StatePlan, states: Mapping[str, np.ndarray]) -> StatePlan:
+def as_held(plan: StatePlan, states: Mapping[str, Any]) -> StatePlan:
     """The plan with the number of bits that the states have; it depends on the device that kept them."""
     return dataclasses.replace(plan, quantized="exp_avg_absmax" in states)
 

@@ -35,7 +35,7 @@ def on_host(x: Tensor) -> Tensor:
     """Copies x to the host's memory.  From CUDA the copy is pinned and complete only after `wait_for_copies`."""
     if x.device.type == "cpu":
         return x
-    kept = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+    kept = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=x.is_cuda)
     return kept.copy_(x, non_blocking=x.is_cuda)
 
 

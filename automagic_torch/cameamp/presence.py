@@ -38,7 +38,7 @@ def agree_on_presence(groups: Sequence[Mapping[str, Any]], agreed: Agreed) -> No
         present = [p.grad is not None for _, p in held]
         device = held[0][1].device
         # From memory that is not pinned the host would wait for the copy, and so for the device, in every step.
-        own = torch.tensor(present, dtype=torch.float32, pin_memory=device.type == "cuda")
+        own = torch.tensor(present, dtype=torch.float32, device="cpu", pin_memory=device.type == "cuda")
         (total,) = summed([to_device(own, device)], split)
         if device.type != "cpu" and agreed.get(position) == present:
             continue

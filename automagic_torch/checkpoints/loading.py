@@ -56,7 +56,7 @@ def checked_state(
         groups: the optimizer's groups.
         state_dict: the saved state of an optimizer.
         state_device: the device of the states; None for that of their parameter.
-        any_device: states keep their number of bits, whatever their fields, mark and device give them now.
+        any_device: the saved number of bits is accepted, even where fields, mark or device now ask for another.
 
     Raises:
         ValueError: something does not fit, here or in another process that holds pieces of the parameters; the message

@@ -41,11 +41,11 @@ def refuse_codes(exp_avg: Any, update_clip: float, name: str) -> None:
     ``torch.distributed.checkpoint.load`` casts what was saved to the dtype that is there, without a word.
 
     Args:
-        exp_avg: of one array; anything but a tensor is for others to check.
+        exp_avg: of one array; anything but a dense tensor of float32 is for others to check.
         update_clip: no momentum is larger.
         name: of the parameter.
     """
-    if not isinstance(exp_avg, Tensor):
+    if not isinstance(exp_avg, Tensor) or exp_avg.dtype != torch.float32 or exp_avg.layout != torch.strided:
         return
     part = exp_avg.to_local() if is_dtensor(exp_avg) else exp_avg
     if part.numel() == 0 or part.is_meta or not float(part.max()) > update_clip:

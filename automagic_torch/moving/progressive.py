@@ -127,14 +127,20 @@ class ProgressiveQuantization:
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"the saved state has {name} = {value!r}; valid: an integer ≥ {least}")
         groups = self.optimizer.param_groups
-        sizes = state_dict.get("min_8bit_sizes")  # earlier versions had none
-        if sizes is not None and (len(sizes) != len(groups) or not all(isinstance(x, int) and x > 0 for x in sizes)):
+        # Earlier versions had no sizes, and after the first step nothing needs them.
+        sizes = None if self._optimizer_steps() else state_dict.get("min_8bit_sizes")
+        if sizes is not None and not _are_sizes(sizes, len(groups)):
             raise ValueError(
                 f"the saved state has min_8bit_sizes = {sizes!r}; valid: {len(groups)} integers ≥ 1, one for each group"
             )
         self.total_steps, self.started_at = int(values["total_steps"] or 1), int(values["started_at"] or 0)
-        if self._optimizer_steps() or sizes is None:
+        if sizes is None:
             self.step()
             return
+        self.optimizer.defaults[_SIZE] = max(sizes, default=self.min_8bit_size)
         for group, size in zip(groups, sizes, strict=True):
             group[_SIZE] = size
+
+
+def _are_sizes(sizes: Any, count: int) -> bool:
+    return isinstance(sizes, (list, tuple)) and len(sizes) == count and all(isinstance(x, int) and x > 0 for x in sizes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.decay import decay
 from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, LOG_RATE_SCALE, PREFIX, SEARCH_KEYS, STEP, fields_of
 from automagic_core.arrays.parts import elements, in_parts, part_shapes, what_is_lost
-from automagic_core.arrays.state_forms import COMPANDED, coded_shapes, foreign_states, own_states
+from automagic_core.arrays.state_forms import COMPANDED, as_held, coded_shapes, foreign_states, own_states
 from automagic_core.moving.notes import Notes
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.cameamp.verbose import LOGGER
@@ -106,7 +105,7 @@ def _requantized(
     """One array's states in the form of its new group, and their plan."""
     old_config, config = group_config(saved), group_config(group)
     # Fields, mark and device may have changed since; the bits that are there decide.
-    old = replace(plan_of(p, old_config, saved[LAYOUT], eight_bit=True), quantized="exp_avg_absmax" in state)
+    old = as_held(plan_of(p, old_config, saved[LAYOUT], eight_bit=True), state)
     plan = plan_of(p, config, group[LAYOUT], eight_bit=can_store_8bit(p, config))
     age = int(state["age"])
     warming = group[STEP] < config.warmup_steps

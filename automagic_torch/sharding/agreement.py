@@ -16,15 +16,17 @@ def same_in_all_processes(params: Sequence[Tensor]) -> Iterator[None]:
     """Runs checks in which no process waits for another.  All processes that hold pieces of the parameters must enter.
 
     Raises:
-        ValueError: that of the checks, or one that says that the checks of another process raised one.
+        Exception: what the checks raise.
+        ValueError: the checks of another process raised something.
     """
     error = None
     try:
         yield
-    except ValueError as found:
+    except Exception as found:
         error = found
     refused = error is not None
-    for mesh in dict.fromkeys(p.device_mesh for p in params if is_dtensor(p)):
+    meshes = list(dict.fromkeys(p.device_mesh for p in params if is_dtensor(p)))
+    for mesh in meshes + meshes[-2::-1]:  # and back, for processes that share no mesh
         import torch.distributed as dist  # some builds of torch lack it
 
         flag = torch.tensor(int(refused), device=mesh.device_type)

@@ -29,7 +29,7 @@ def own_optimizer(optimizer: Any) -> Any:
         found = next((x for x in inner if x is not None and id(x) not in seen), None)
         if found is None:
             raise TypeError(f"optimizer is a {type(optimizer).__name__}; valid: an AutomagicCameAMP8bit")
-    # Lightning's wrappers have the class of what they wrap and its attributes as they once were.
-    while is_own(within := getattr(found, "_optimizer", None)):
+    # Some wrappers hand everything on, and those of Lightning have the class and the attributes of what they wrap.
+    while (within := next((x for name in _WRAPPED if is_own(x := getattr(found, name, None))), None)) is not None:
         found = within
     return found

@@ -58,7 +58,7 @@ def test_tests_that_are_out_of_time_keep_what_they_found(tmp_path, workers):
     assert found["ended"] == "out of time"
     ((name, message),) = found["tests"].pop("failures").items()
     assert found["tests"] == {"passed": 1, "failed": 1, "skipped": 0}
-    assert name == "test_own.test_bad"
+    assert name.endswith("test_own.test_bad")  # after folders, where these are below pytest's root
     assert "the message" in message
 
 

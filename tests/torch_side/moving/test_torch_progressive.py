@@ -141,6 +141,19 @@ def test_a_run_resumes_through_a_distributed_checkpoint(saved_after: int, tmp_pa
     assert same(other.state_dict(), optimizer.state_dict())
 
 
+@pytest.mark.parametrize("sizes", [3, [1024, 1024], [0], ["a"]])
+def test_saved_sizes_are_looked_at_where_they_count(sizes: Any) -> None:
+    optimizer = AutomagicCameAMP8bit(parameters(SIZES), **FIELDS)
+    quantization = ProgressiveQuantization(optimizer, 20)
+    saved = quantization.state_dict() | {"min_8bit_sizes": sizes}
+    before = optimizer.param_groups[0]["automagic_min_8bit_size"]
+    with pytest.raises(ValueError, match="has min_8bit_sizes = .* valid: 1 integers ≥ 1, one for each group"):
+        quantization.load_state_dict(saved)
+    assert optimizer.param_groups[0]["automagic_min_8bit_size"] == before
+    run(optimizer, range(1, 2))
+    quantization.load_state_dict(saved)  # the groups have their sizes by now
+
+
 def test_what_stays_out() -> None:
     table, dense, asked, late = parameters(((100, 100), (100, 100), (100, 100), (100, 100)))
     table._is_embedding = True  # type: ignore[attr-defined]
