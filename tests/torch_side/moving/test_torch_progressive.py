@@ -147,7 +147,7 @@ def test_saved_sizes_are_looked_at_where_they_count(sizes: Any) -> None:
     quantization = ProgressiveQuantization(optimizer, 20)
     saved = quantization.state_dict() | {"min_8bit_sizes": sizes}
     before = optimizer.param_groups[0]["automagic_min_8bit_size"]
-    with pytest.raises(ValueError, match="has min_8bit_sizes = .* valid: 1 integers ≥ 1, one for each group"):
+    with pytest.raises(ValueError, match=r"has min_8bit_sizes = .* valid: 1 integers ≥ 1, one for each group"):
         quantization.load_state_dict(saved)
     assert optimizer.param_groups[0]["automagic_min_8bit_size"] == before
     run(optimizer, range(1, 2))
