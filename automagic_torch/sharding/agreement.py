@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from automagic_torch.arrays.dtensors import is_dtensor
@@ -27,8 +28,6 @@ def same_in_all_processes(params: Sequence[Tensor]) -> Iterator[None]:
     refused = error is not None
     meshes = list(dict.fromkeys(p.device_mesh for p in params if is_dtensor(p)))
     for mesh in meshes + meshes[-2::-1]:  # and back, for processes that share no mesh
-        import torch.distributed as dist  # some builds of torch lack it
-
         flag = torch.tensor(int(refused), device=mesh.device_type)
         for group in mesh.get_all_groups():
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=group)

@@ -204,8 +204,8 @@ def test_the_rate_that_a_scheduler_has_set_goes_on(kind: str) -> None:
 
 def embedding(marked: bool, **fields: Any) -> tuple[Any, Any]:
     """A parameter, marked or not, and what makes optimizers of it that keep embeddings in 32 bits."""
-    (p,) = parameters([(64, 64)])
-    p._is_embedding = marked  # type: ignore[attr-defined]
+    p: Any = parameters([(64, 64)])[0]
+    p._is_embedding = marked
     return p, lambda: AutomagicCameAMP8bit([("e", p)], **FIELDS, stable_emb=True, **fields)
 
 

@@ -23,14 +23,14 @@ TAKE = {"adam": load_adam_state, "own": load_requantized, "progressive": lambda 
 class Lookahead:
     """Holds the groups of what it wraps, as timm's does."""
 
-    def __init__(self, optimizer: AutomagicCameAMP8bit) -> None:
+    def __init__(self, optimizer: Any) -> None:
         self._base_optimizer, self.param_groups = optimizer, optimizer.param_groups
 
 
 class Lightning:
     """Has the class of what it wraps, as those of Lightning and its Fabric have."""
 
-    def __init__(self, optimizer: AutomagicCameAMP8bit) -> None:
+    def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
         self.__class__ = type("Lightning", (type(self), type(optimizer)), {})
 
@@ -38,7 +38,7 @@ class Lightning:
         return getattr(self._optimizer, name)
 
 
-WRAPPERS = [Lookahead, Lightning, lambda o: SimpleNamespace(optimizer=o), lambda o: Lookahead(Lightning(o))]  # type: ignore[arg-type]
+WRAPPERS = [Lookahead, Lightning, lambda o: SimpleNamespace(optimizer=o), lambda o: Lookahead(Lightning(o))]
 
 
 def saved_by(kind: str) -> Any:
