@@ -113,8 +113,13 @@ def _by_tables(x: Tensor, signed: bool, width: int, key: int | Tensor | None) ->
 
 def _for_elements(of_blocks: Tensor, like: Tensor, width: int) -> Tensor:
     """A value of every block for each of its elements, in the shape of `like`."""
+    size = like[0].numel()
+    if like.device.type == "cpu" and size > width and size % width:
+        # Of a division Inductor makes loops over whole blocks on a CPU, and leaves the rest of the elements out.
+        block = torch.arange(size, device=like.device) >> (width.bit_length() - 1)
+        return of_blocks.reshape(len(like), -1)[:, block].view(like.shape)
     blocks = of_blocks.reshape(len(like), -1, 1).expand(-1, -1, width)
-    return blocks.reshape(len(like), -1)[:, : like[0].numel()].view(like.shape)
+    return blocks.reshape(len(like), -1)[:, :size].view(like.shape)
 
 
 def _by_bitsandbytes(

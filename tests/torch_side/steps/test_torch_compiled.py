@@ -15,7 +15,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from automagic_torch import AutomagicCameAMP8bit
-from automagic_torch.codec.nearest import codes_of, prepare_tables
+from automagic_torch.codec.nearest import prepare_tables
 from automagic_torch.steps import compiled as programs
 from automagic_torch.steps.held_stacks import HeldStacks
 from automagic_torch.steps.new_values import new_values
@@ -187,22 +187,18 @@ def test_states_in_8_bits(factored: str) -> None:
     assert_close(eager, compiled, codes_apart=0.03)
 
 
-def test_tables_give_the_nearest_code_at_every_border() -> None:
-    from automagic_core import codebook_midpoints, dynamic_codebook
-    from automagic_core.codec import numpy_codec
-
-    prepare_tables(torch.device("cpu"))
-    for signed in (True, False):
-        middle, values = (torch.from_numpy(f(signed).copy()) for f in (codebook_midpoints, dynamic_codebook))
-        borders = torch.cat([middle, values])
-        y = torch.cat([borders, *(torch.nextafter(borders, torch.full_like(borders, to)) for to in (-2.0, 2.0))])
-        y = torch.cat([y, torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 0.2])
-        y = y.clamp(-1.0 if signed else 0.0, 1.0)
-        assert torch.equal(codes_of(y, signed, None), torch.from_numpy(numpy_codec._nearest(y.numpy(), signed)).int())
-        r = torch.rand(len(y), generator=torch.Generator().manual_seed(1))
-        nearest = numpy_codec._nearest(y.numpy(), signed)
-        moved = numpy_codec._moved_to_neighbour(y.numpy(), nearest, signed, r.numpy())
-        assert torch.equal(codes_of(y, signed, r), torch.from_numpy(moved).int())
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(12, 384), (384, 12), (1030,)])
+@pytest.mark.parametrize("torque", [True, False])
+def test_one_array_whose_states_are_no_whole_blocks(shape: tuple[int, ...], torque: bool) -> None:
+    """Inductor left the elements of the last, shorter block out: parameters became what lay in memory."""
+    eager, compiled = both([shape], profile="balanced", optim_bits=8, warmup_steps=0, torque=torque)
+    (p,), (q,) = params_of(eager), params_of(compiled)
+    start = p.detach().clone()
+    for optimizer in (eager, compiled):
+        run(optimizer, range(1, 4))
+    # Codes that are one apart, as above, change an update a little.
+    assert (p - q).norm() <= 0.01 * (p - start).norm()
 
 
 def test_an_earlier_state_dict_keeps_its_values() -> None:
