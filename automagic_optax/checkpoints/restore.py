@@ -50,13 +50,18 @@ def restore(
             without such a state.
 
     Example:
-        >>> ocp.StandardCheckpointer().save(path, opt_state)
+        >>> checkpointer = ocp.StandardCheckpointer()
+        >>> checkpointer.save(path, opt_state)
+        >>> checkpointer.wait_until_finished()
         >>> opt_state = restore(path, tx, params)
     """
     import orbax.checkpoint as ocp
 
     if not Path(path).is_absolute() or not Path(path).is_dir():
-        raise ValueError(f"{path} is no absolute path of a directory that Orbax wrote")
+        raise ValueError(
+            f"{path} is no absolute path of a directory that Orbax wrote; Orbax writes in the background: wait for it "
+            "with the checkpointer's `wait_until_finished()`"
+        )
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(Path(path)).item_metadata
         saved = getattr(metadata, "tree", metadata)
