@@ -55,9 +55,9 @@ def quantize_state(
     - it is float32, bfloat16 or float16 and has at least `min_8bit_size` elements,
     - it begins at a constant.  An array that begins with the values of the parameters, such as the `z` of
       schedule-free, is a parameter itself, and 8 bits would move it by more than small steps do,
-    - its class is none of `moment_kinds.KEPT` (centered RMSprop, MADGRAD, COCOB, L-BFGS, line searches, the gradients
-      that ``optax.MultiSteps`` sums up), whose states are compared with each other, become parameters or
-      are no moments.
+    - `moment_kinds.is_kept` does not name it (the states of centered RMSprop, MADGRAD, COCOB, L-BFGS and line searches,
+      the momentum of MoMo, the gradients that ``optax.MultiSteps`` sums up).  Such states are compared with each other
+      or with exact averages, become parameters or are no moments.
 
     States that are never negative are stored as their square roots with the unsigned codebook, all others as they are
     with the signed one; of these roots none but 0 is stored as 0.  A block with a value that cannot be stored, such as
@@ -70,6 +70,9 @@ def quantize_state(
     transformation has other trees than the parameters, and nothing gets 8 bits.
 
     No derivative goes through states in 8 bits: they count as constants.
+
+    ``optax.tree.map_params`` cannot pair a state in 8 bits with another tree, such as one of specs; `state_specs` gives
+    the specs of a whole state.
 
     Args:
         tx: any transformation.
@@ -84,8 +87,8 @@ def quantize_state(
         A transformation with the arguments of `tx`.  Its state is a `QuantizedState`.
 
     Raises:
-        ValueError: an argument outside its range; a transformation whose update changes the structure of its state or
-            the shape of a state in 8 bits.
+        ValueError: an argument outside its range; an update that was given another state than a `QuantizedState`; a
+            transformation whose update changes the structure of its state or the shape of a state in 8 bits.
 
     References:
         Dettmers et al., *8-bit Optimizers via Block-wise Quantization*, arXiv 2110.02861.
@@ -93,10 +96,11 @@ def quantize_state(
     Example:
         >>> tx = quantize_state(optax.adamw(1e-3))
     """
-    if any(isinstance(x, jax.Array) for x in (min_8bit_size, block_size)):
+    if any(isinstance(x, jax.Array) for x in (min_8bit_size, block_size, nonnegative)):
         raise ValueError(
-            "min_8bit_size or block_size is a jax.Array, and both decide what is stored; give inject_hyperparams "
-            "static_args=('min_8bit_size', 'block_size'), or put it inside: quantize_state(inject_hyperparams(tx)(...))"
+            "min_8bit_size, block_size or nonnegative is a jax.Array, and they decide what is stored; give "
+            "inject_hyperparams static_args=('min_8bit_size', 'block_size', 'nonnegative'), or put it inside: "
+            "quantize_state(inject_hyperparams(tx)(...))"
         )
     fields = Config(min_8bit_size=min_8bit_size, block_size=block_size, stochastic_rounding=stochastic_rounding)
     min_8bit_size, block_size = fields.min_8bit_size, fields.block_size
@@ -115,7 +119,7 @@ def quantize_state(
             and str(array.dtype) in _DTYPES
             and array.shape == jnp.shape(place.parameter)
             and array.size >= min_8bit_size
-            and not is_kept(place.owner)
+            and not is_kept(place.owner, place.field)
         )
 
     def init(params: Any) -> QuantizedState:
@@ -142,6 +146,11 @@ def quantize_state(
     def update(
         updates: Any, state: QuantizedState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, QuantizedState]:
+        if not isinstance(state, QuantizedState):
+            raise ValueError(
+                f"the state given to quantize_state is a {type(state).__name__} and no QuantizedState: "
+                "begin with quantize_state(tx).init(params)"
+            )
         step = jnp.minimum(pure(state.step), MAX_STEP - 1) + 1
         structure: Any
         leaves, structure = jax.tree.flatten(state.inner_state, is_leaf=_is_stored)

@@ -279,10 +279,12 @@ class AutomagicCameAMP8bit(Optimizer):
         self._refuse_open_step("no state can be saved")
         self._owned.clear()
         self._stacks.separate()
-        saved = super().state_dict()
-        # A schedule computed with numpy writes numbers that `torch.load` refuses to read as weights alone.
-        saved["param_groups"] = [{key: as_number(value) for key, value in g.items()} for g in saved["param_groups"]]
-        return with_placeholders(saved, self.param_groups, self.state_device)
+        # Before the hooks of others, which may return another form.
+        first = self.register_state_dict_post_hook(_as_saved, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            first.remove()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over hyperparameters, step counters and states, in the dtypes that were saved.
@@ -395,3 +397,10 @@ class AutomagicCameAMP8bit(Optimizer):
         if what not in self._told:
             self._told.add(what)
             warnings.warn(message, stacklevel=2)
+
+
+def _as_saved(optimizer: Any, saved: dict[str, Any]) -> dict[str, Any]:
+    """What torch has put together, as it can be saved and loaded."""
+    # A schedule computed with numpy writes numbers that `torch.load` refuses to read as weights alone.
+    saved["param_groups"] = [{key: as_number(value) for key, value in g.items()} for g in saved["param_groups"]]
+    return with_placeholders(saved, optimizer.param_groups, optimizer.state_device)

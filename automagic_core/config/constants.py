@@ -42,6 +42,8 @@ ROW_LIMIT = 1.0986122886681098
 """log 3: a row's rate lies between a third of its array's and three times it."""
 SPATIAL_DECAY = 0.99
 SPATIAL_FLOOR = 1e-30
+SPATIAL_NOISE = 1e-12
+"""A mean of `spatial_variance` up to this is rounding, for d is of order 1: κ is then 1."""
 SPATIAL_LIMITS = (0.5, 2.0)
 BACKGROUND_SLOPE = 4.0
 NARROW = 64

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from automagic_core.config.config import Config
-from automagic_core.config.constants import SEARCH_START, SPATIAL_FLOOR, SPATIAL_LIMITS
+from automagic_core.config.constants import SEARCH_START, SPATIAL_FLOOR, SPATIAL_LIMITS, SPATIAL_NOISE
 
 STAGES = ("clip_by_percentile", "suppress_edges", "suppress_high_frequencies", "encourage_low_rank")
 """The gradient stages in their order (section 4)."""
@@ -134,7 +134,7 @@ def row_rates(array: ArrayFacts, at: NextStep) -> np.ndarray:
 def spatial_factors(variance: np.ndarray) -> np.ndarray:
     """κᵢ from `spatial_variance` (section 5.5)."""
     mean = variance.mean() if variance.size else 0.0
-    if mean == 0:
+    if mean <= SPATIAL_NOISE:
         return np.ones_like(variance)
     factors: np.ndarray = np.clip(np.sqrt(mean / np.maximum(variance, SPATIAL_FLOOR)), *SPATIAL_LIMITS)
     return factors

@@ -134,16 +134,17 @@ def torque(
 
 
 def spatial_factor(spatial_variance: jax.Array) -> jax.Array:
-    """κ from the row variances before this step (section 5.5); 1 where their mean is 0, and so at the first step."""
+    """κ from the row variances before this step (section 5.5); 1 where they are rounding, or 0 as at the first step."""
     mean = accurate_mean(spatial_variance)
     low, high = constants.SPATIAL_LIMITS
+    noise = mean <= f32(constants.SPATIAL_NOISE)
     # For derivatives κ is a constant where it is at its limit, and where the variances are rounding errors.
-    steep = (spatial_variance * f32(16) < mean) | (mean < f32(1e-14))
+    steep = (spatial_variance * f32(16) < mean) | noise
     mean, spatial_variance = jax.tree.map(
         lambda x: jnp.where(steep, jax.lax.stop_gradient(x), x), (mean, spatial_variance)
     )
-    ratio = jnp.sqrt(jnp.where(mean == 0, f32(1), mean) / jnp.maximum(spatial_variance, f32(constants.SPATIAL_FLOOR)))
-    return jnp.where(mean == 0, f32(1), jnp.clip(ratio, f32(low), f32(high)))
+    ratio = jnp.sqrt(jnp.where(noise, f32(1), mean) / jnp.maximum(spatial_variance, f32(constants.SPATIAL_FLOOR)))
+    return jnp.where(noise, f32(1), jnp.clip(ratio, f32(low), f32(high)))
 
 
 class Spread(NamedTuple):

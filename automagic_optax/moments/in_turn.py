@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 from jax.extend.core import ClosedJaxpr, Literal, Var
 
-from automagic_optax.moments.units import Unit, find_unit
+from automagic_optax.moments.units import Recorded, Unit, find_unit
 
 
 class States(Protocol):
@@ -85,7 +85,8 @@ class _Parts:
         self.jaxpr, self.states = closed.jaxpr, states
         self.values: dict[Var, Any] = dict(zip(self.jaxpr.constvars, closed.consts, strict=True))
         self.position = {v: i for i, v in enumerate(self.jaxpr.invars)}
-        self.producer = {v: i for i, equation in enumerate(self.jaxpr.eqns) for v in equation.outvars}
+        self.recorded = Recorded(self.jaxpr)
+        self.producer = self.recorded.producer
         self.read: list[int] = []
         self.done: set[int] = set()
         self.targets = self.jaxpr.outvars[len(self.jaxpr.outvars) - len(self.position) :]
@@ -133,7 +134,7 @@ class _Parts:
         by_form: dict[Hashable, list[Unit]] = {}
         taken: set[int] = set()
         for target in targets:
-            unit = find_unit(self.jaxpr, target, self.values, self.position, self.targets)
+            unit = find_unit(self.recorded, target, self.values, self.position, self.targets)
             if unit is not None and not taken & {*unit.states}:
                 taken |= {*unit.states}
                 by_form.setdefault(unit.form(self.position), []).append(unit)

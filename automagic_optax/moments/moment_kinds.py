@@ -41,10 +41,14 @@ KEPT = frozenset(
 )
 """Classes of states that stay as they are: an error of 8 bits in them does more than add noise to an update."""
 
+# MoMo's rate is a small difference of <exp_avg, params> and exact averages: with 8 bits in it many rates are 0.
+_ALSO_KEPT = {("MomoState", "exp_avg"), ("MomoAdamState", "exp_avg")}
 
-def is_kept(owner: type | None) -> bool:
-    """Whether a state's class is one of `KEPT`."""
-    return getattr(owner, "__name__", "") in KEPT
+
+def is_kept(owner: type | None, field: str) -> bool:
+    """Whether a state stays as it is, by its name and the class that holds it."""
+    name = getattr(owner, "__name__", "")
+    return name in KEPT or (name, field) in _ALSO_KEPT
 
 
 def is_nonnegative(owner: type | None, field: str) -> bool:

@@ -105,18 +105,38 @@ class Unit(NamedTuple):
             return (names.setdefault(atom, len(names)), str(atom.aval), atom in positions)
 
         written = [
-            (e.primitive.name, str(e.params), *map(name, e.invars), "to", *map(name, e.outvars)) for e in self.equations
+            (e.primitive.name, str(e.params), str(e.ctx), *map(name, e.invars), "to", *map(name, e.outvars))
+            for e in self.equations
         ]
         return (self.shape, tuple(written), name(self.target), tuple(map(name, self.outputs)))
 
 
+class Recorded:
+    """A recorded computation.
+
+    Attributes:
+        jaxpr: the computation.
+        producer: who makes each variable, the position of an equation.
+        users: who uses it.
+    """
+
+    def __init__(self, jaxpr: Jaxpr) -> None:
+        self.jaxpr = jaxpr
+        self.producer = {v: i for i, equation in enumerate(jaxpr.eqns) for v in equation.outvars}
+        self.users: dict[Var, list[int]] = {}
+        for i, equation in enumerate(jaxpr.eqns):
+            for v in equation.invars:
+                if not isinstance(v, Literal):
+                    self.users.setdefault(v, []).append(i)
+
+
 def find_unit(
-    jaxpr: Jaxpr, target: Any, known: Mapping[Var, Any], states: Mapping[Var, int], new: Sequence[Any]
+    recorded: Recorded, target: Any, known: Mapping[Var, Any], states: Mapping[Var, int], new: Sequence[Any]
 ) -> Unit | None:
     """The unit that gives `target`; None where something in it is not elementwise.
 
     Args:
-        jaxpr: the recorded computation.
+        recorded: the computation.
         target: one of its results.
         known: the variables whose values are known.
         states: the variables of the states' values, and their positions.
@@ -125,7 +145,7 @@ def find_unit(
     if isinstance(target, Literal) or target in known or target in states:
         return None
     shape = _shape(target)
-    producer = _producers(jaxpr)
+    jaxpr, producer = recorded.jaxpr, recorded.producer
     read: list[int] = []
     found: set[int] = set()
     pending: list[Any] = [target]
@@ -169,7 +189,8 @@ def find_unit(
     results = {jaxpr.outvars.index(target), *(split + i for i in read)}
     if any(v in own for i, v in enumerate(jaxpr.outvars) if i not in results and not isinstance(v, Literal)):
         return None
-    elsewhere = {v for i in _users(jaxpr, own) - inside for v in jaxpr.eqns[i].invars if not isinstance(v, Literal)}
+    users = {i for v in own for i in recorded.users.get(v, ())}
+    elsewhere = {v for i in users - inside for v in jaxpr.eqns[i].invars if not isinstance(v, Literal)}
     if elsewhere & own:
         return None
     used = dict.fromkeys(v for e in equations for v in e.invars if not isinstance(v, Literal) and v not in made)
@@ -180,30 +201,6 @@ def find_unit(
 def _shape(atom: Any) -> tuple[int, ...]:
     shape: tuple[int, ...] = atom.aval.shape
     return shape
-
-
-_LAST: list[Any] = [None, None, None]
-"""The computation asked for last, who makes each of its variables, and who uses it."""
-
-
-def _tables(jaxpr: Jaxpr) -> tuple[dict[Var, int], dict[Var, list[int]]]:
-    if _LAST[0] is not jaxpr:
-        users: dict[Var, list[int]] = {}
-        for i, equation in enumerate(jaxpr.eqns):
-            for v in equation.invars:
-                if not isinstance(v, Literal):
-                    users.setdefault(v, []).append(i)
-        _LAST[:] = [jaxpr, {v: i for i, e in enumerate(jaxpr.eqns) for v in e.outvars}, users]
-    return _LAST[1], _LAST[2]
-
-
-def _producers(jaxpr: Jaxpr) -> dict[Var, int]:
-    return _tables(jaxpr)[0]
-
-
-def _users(jaxpr: Jaxpr, made: set[Var]) -> set[int]:
-    users = _tables(jaxpr)[1]
-    return {i for v in made for i in users.get(v, ())}
 
 
 def _is_elementwise(equation: JaxprEqn, shape: tuple[int, ...]) -> bool:
@@ -230,17 +227,21 @@ def _is_scalar(equation: JaxprEqn) -> bool:
 def evaluated(equations: Sequence[JaxprEqn], values: dict[Any, Any], shape: tuple[int, ...]) -> None:
     """Carries out elementwise equations on arrays of another shape, and adds their results to `values`."""
     for equation in equations:
-        given = [v.val if isinstance(v, Literal) else values[v] for v in equation.invars]
-        name = equation.primitive.name
-        if name == "broadcast_in_dim":
-            results = [jnp.broadcast_to(given[0], shape)]
-        elif name in _CALLS:
-            inner = equation.params["jaxpr"].jaxpr
-            inside = dict(zip(inner.invars, given, strict=True))
-            evaluated(inner.eqns, inside, shape)
-            results = [v.val if isinstance(v, Literal) else inside[v] for v in inner.outvars]
-            results = [jnp.broadcast_to(x, shape) if not jnp.shape(x) else x for x in results]
-        else:
-            found = equation.primitive.bind(*given, **equation.params)
-            results = list(found) if equation.primitive.multiple_results else [found]
+        with equation.ctx.manager:  # where it is computed, and what else was in force when it was recorded
+            results = _results(equation, values, shape)
         values |= zip(equation.outvars, results, strict=True)
+
+
+def _results(equation: JaxprEqn, values: Mapping[Any, Any], shape: tuple[int, ...]) -> list[Any]:
+    given = [v.val if isinstance(v, Literal) else values[v] for v in equation.invars]
+    name = equation.primitive.name
+    if name == "broadcast_in_dim":
+        return [jnp.broadcast_to(given[0], shape)]
+    if name in _CALLS:
+        inner = equation.params["jaxpr"].jaxpr
+        inside = dict(zip(inner.invars, given, strict=True))
+        evaluated(inner.eqns, inside, shape)
+        results = [v.val if isinstance(v, Literal) else inside[v] for v in inner.outvars]
+        return [jnp.broadcast_to(x, shape) if not jnp.shape(x) else x for x in results]
+    found = equation.primitive.bind(*given, **equation.params)
+    return list(found) if equation.primitive.multiple_results else [found]

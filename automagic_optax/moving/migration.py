@@ -20,8 +20,8 @@ from automagic_optax.cameamp.states import ArrayState, Search
 from automagic_optax.cameamp.verbose import LOGGER
 from automagic_optax.codec.stored import StoredMoment, Writer, moment_from, tensors_of
 from automagic_optax.moments.quantized_moment import QuantizedMoment
+from automagic_optax.moving.edge_histories import ESTIMATED, estimated
 from automagic_optax.moving.filled_chain import Template, match
-from automagic_optax.stages.suppress_edges import SuppressEdgesState
 
 f32 = np.float32
 
@@ -46,9 +46,9 @@ def from_adam_state(
         exp_avg_res ← 1 − β₃ᵃ                                             reads as r̂ = 1: no confidence yet
         age         ← a
 
-    `background_scale` gets the mean of √v̂.  All else begins as in a new run, also
-    the stages and whatever is chained with `tx`.  States are rounded with the random bits of the new state's step.
-    Call it outside ``jax.jit``.
+    `background_scale` gets the mean of √v̂, and `edge_history` is estimated from v̂.  All else begins as in a new run,
+    also the other stages and whatever is chained with `tx`.  States are rounded with the random bits of the new state's
+    step.  Call it outside ``jax.jit``.
 
     Args:
         opt_state: holds one ``optax.ScaleByAdamState``, however it is wrapped, such as the state of ``optax.adamw``.
@@ -106,7 +106,13 @@ def from_adam_state(
     search = Search.of(template.state)
     # In mid-run the climb counts as over.
     search = search if restart_warmup else search._replace(peak_agreement=jnp.full_like(search.peak_agreement, -1))
-    filled = template.filled(step, search, arrays, template.state.learning_rate)
+    histories = [
+        like
+        if like.history is None
+        else estimated(v.astype(jnp.float32) / f32(weight_seen(b2, age)), like.history, age)
+        for v, like in zip(nu, template.histories, strict=True)
+    ]
+    filled = template.filled(step, search, arrays, histories, template.state.learning_rate)
     _note_new_states(template, restart_warmup, notes)
     return held_like(template.fresh, filled), notes.tell(LOGGER)
 
@@ -138,12 +144,12 @@ def _note_new_states(template: Template, restart_warmup: bool, notes: Notes) -> 
         "lr_mask": "lr_mask begins at zero, as in a new run",
         "spatial_variance": "spatial_variance begins at zero, as in a new run",
     }
-    for name, array in zip(template.names, template.arrays, strict=True):
+    for name, array, edges in zip(template.names, template.arrays, template.histories, strict=True):
+        if edges.history is not None:
+            notes.changed(ESTIMATED, name)
         for state, sentence in how.items():
             if getattr(array, state) is not None:
                 notes.changed(sentence, name)
-    if parts_of(template.opt_state, SuppressEdgesState):
-        notes.changed("edge_history begins anew, with an age of its own")
     notes.changed(
         "Adam's hyperparameters, and states of transformations around it, are not taken over: those of tx hold"
     )

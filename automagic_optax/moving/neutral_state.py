@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automagic_core import Layout, check_layout, state_plan
+from automagic_core import Config, Layout, check_layout, state_plan
 from automagic_core.arrays.axes import inverse_axes, transposed_shape
 from automagic_core.arrays.state_forms import SEARCH_SCALARS, WARM_UP_ONLY
 from automagic_core.moving.neutral import Axes, NeutralArray, NeutralGroup, axes_of, check_group, in_layout
 from automagic_core.moving.notes import Notes
-from automagic_optax.arrays.containers import flatten_like, pure, unflatten_like
+from automagic_optax.arrays.containers import pure, unflatten_like
 from automagic_optax.arrays.leaves import leaf_name, leaves_of
 from automagic_optax.arrays.marks import Mark, resolve_mark
-from automagic_optax.cameamp.find_states import only_state, parts_of, refuse_masked, refuse_several
+from automagic_optax.cameamp.find_states import only_state, refuse_masked, refuse_several
 from automagic_optax.cameamp.round_to_parameters import RoundToParametersState
 from automagic_optax.cameamp.states import WARM_UP_ONLY as WARM_UP_FIELDS
 from automagic_optax.cameamp.states import (
@@ -32,6 +32,8 @@ from automagic_optax.cameamp.states import (
     scatter_states,
 )
 from automagic_optax.codec.quantized_array import QuantizedArray
+from automagic_optax.moving.edge_histories import edge_histories, of_the_array
+from automagic_optax.moving.filled_chain import Stage, own_stages
 from automagic_optax.moving.torch_names import Names, torch_indices
 from automagic_optax.optimizer import automagic_8bit
 from automagic_optax.stages.clip_by_percentile import ClipByPercentileState
@@ -108,10 +110,12 @@ def group_of(
             is_lora,
             {name: np.asarray(value) for name, value in states.items() if warming or name not in WARM_UP_ONLY},
         )
-        for leaf, (is_embedding, is_lora), states in zip(leaves, marks, flat_states(opt_state, params), strict=True)
+        for leaf, (is_embedding, is_lora), states in zip(
+            leaves, marks, flat_states(opt_state, params, fields["betas"]), strict=True
+        )
     ]
     shared = {name: getattr(state, name) for name in SEARCH_SCALARS}
-    for clipped in map(pure, parts_of(opt_state, ClipByPercentileState)):
+    if (clipped := _own_stage(opt_state, ClipByPercentileState)) is not None:
         shared |= {name: getattr(clipped, name) for name in RINGS}
     return NeutralGroup(
         fields=fields,
@@ -137,16 +141,24 @@ def blocks_of(opt_state: Any) -> dict[str, int]:
     return {"block_size": blocks.pop()} if blocks else {}
 
 
-def flat_states(opt_state: Any, params: Any) -> list[dict[str, Any]]:
-    """The states of each array by their flat names, with `edge_history`."""
+def flat_states(opt_state: Any, params: Any, betas: Sequence[float] = Config.betas) -> list[dict[str, Any]]:
+    """The states of each array by their flat names, with `edge_history` as the array's age has it."""
     arrays = scatter_states(params, pure(only_state(opt_state, "opt_state")))
     refuse_masked(params, [array.age for array in arrays], "opt_state")
     found = [flat_fields(array) for array in arrays]
-    for edges in parts_of(opt_state, SuppressEdgesState):
-        for fields, history in zip(found, flatten_like(params, edges.edge_history), strict=True):
-            if history is not None:
-                fields["edge_history"] = history
+    edges = edge_histories(params, _own_stage(opt_state, SuppressEdgesState))
+    for fields, array, held in zip(found, arrays, edges, strict=True):
+        if held.history is not None:
+            fields["edge_history"] = of_the_array(held, int(array.age), array.exp_avg_sq, betas[1])
     return found
+
+
+def _own_stage(opt_state: Any, kind: type[Stage]) -> Stage | None:
+    """The state of the optimizer's own stage, or None.  Raises a ValueError if a chain by hand has several."""
+    found = own_stages(pure(opt_state), kind)
+    if len(found) > 1:
+        raise ValueError(f"opt_state has {len(found)} {kind.__name__} before ScaleByCameampState; valid: one")
+    return found[0] if found else None
 
 
 def _matched(

@@ -13,8 +13,7 @@ import numpy as np
 import optax
 
 from automagic_core import Config, Slot
-from automagic_core.arrays.bias import weight_seen
-from automagic_core.arrays.parts import elements, in_parts, what_is_lost
+from automagic_core.arrays.parts import in_parts, what_is_lost
 from automagic_core.arrays.state_forms import WARM_UP_ONLY
 from automagic_core.config.constants import SQUARE_FLOOR
 from automagic_core.moving.notes import Notes
@@ -33,7 +32,8 @@ from automagic_optax.codec.stored import (
     read_signed,
     tensors_of,
 )
-from automagic_optax.moving.filled_chain import Template, arrays_of, take_over_other_states
+from automagic_optax.moving.edge_histories import ESTIMATED, EdgeHistory, edge_histories, estimated, v_hat_of
+from automagic_optax.moving.filled_chain import Template, arrays_of, own_edges, take_over_other_states
 
 f32 = np.float32
 _ROW_STATES = ("lr_mask", "spatial_variance")
@@ -47,8 +47,8 @@ def requantized(
     The number of bits, the block size and `factored` may differ.  Single values become row and column means; back from
     these they are a product, an approximation.  A state that keeps its form keeps every bit.  A state that goes to 8
     bits is rounded with the random bits of the run's last step.  Step, the search, δ, ages and counters stay, and so do
-    states of stages and of other transformations in the chain if both sides have them.  Both sides must have the same
-    `betas`.  Call it outside ``jax.jit``.
+    states of stages and of other transformations in the chain if both sides have them.  An `edge_history` that the run
+    lacks is estimated from v̂.  Both sides must have the same `betas`.  Call it outside ``jax.jit``.
 
     Args:
         opt_state: state of ``automagic_8bit``, alone or in a chain.
@@ -81,7 +81,12 @@ def requantized(
         _requantized(old, like, writer, config, name, notes)
         for name, old, like in zip(template.names, arrays, template.arrays, strict=True)
     ]
-    filled = template.filled(source.step, Search.of(source), new, source.learning_rate)
+    known = edge_histories(template.tree, own_edges(pure(opt_state)))
+    histories = [
+        _history(old, like, array, config, name, notes)
+        for old, like, array, name in zip(known, template.histories, arrays, template.names, strict=True)
+    ]
+    filled = template.filled(source.step, Search.of(source), new, histories, source.learning_rate)
     whole = take_over_other_states(filled, opt_state, notes)
     return held_like(template.fresh, whole), notes.tell(LOGGER)
 
@@ -112,8 +117,7 @@ def _requantized(
         ),
     )
     if like.background_scale is not None and old.background_scale is None and int(old.age) > 0:
-        values = {part: read_root(x) for part, x in tensors_of(old.exp_avg_sq, "exp_avg_sq").items()}
-        v_hat = elements(values, "exp_avg_sq") / f32(weight_seen(config.betas[1], int(old.age)))
+        v_hat = v_hat_of(old.exp_avg_sq, config.betas[1], int(old.age))
         new = new._replace(background_scale=jnp.mean(jnp.sqrt(jnp.maximum(v_hat, f32(SQUARE_FLOOR)))))
     for field in (*_ROW_STATES, "s", "walk", "background_scale"):
         was, wanted = getattr(new, field), getattr(like, field)
@@ -130,6 +134,20 @@ def _requantized(
     if new.s is not None and like.s is not None:
         new = new._replace(s=_signed(new.s, like.s, writer, Slot.s))
     return new
+
+
+def _history(
+    old: EdgeHistory, like: EdgeHistory, array: ArrayState, config: Config, name: str, notes: Notes
+) -> EdgeHistory:
+    if like.history is None:
+        return like
+    if old.history is not None and old.history.shape == like.history.shape:
+        return old
+    age = int(array.age)
+    if age == 0:
+        return like
+    notes.changed(ESTIMATED, name)
+    return estimated(v_hat_of(array.exp_avg_sq, config.betas[1], age), like.history, age)
 
 
 def _signed(old: Stored, like: Stored, writer: Writer, slot: Slot) -> Stored:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from torch import Tensor
 
@@ -11,8 +11,22 @@ if TYPE_CHECKING:
 
 
 def whole(x: Tensor) -> Tensor:
-    """Gathers a DTensor, which all its processes must do at once; other tensors are returned as they are."""
-    return x.full_tensor() if is_dtensor(x) else x
+    """Gathers a DTensor on its device, which all its processes must do at once; other tensors are returned as is."""
+    return for_exchange(x).full_tensor().to(x.device) if is_dtensor(x) else x
+
+
+def for_exchange(x: DTensor) -> DTensor:
+    """x, or a copy of what the host keeps on the mesh's device: a group of nccl alone exchanges nothing else."""
+    there = x.device_mesh.device_type
+    return cast("DTensor", x.to(there)) if x.device.type == "cpu" != there else x
+
+
+def with_local(x: DTensor, local: Tensor) -> DTensor:
+    """A DTensor like x of which this process holds `local`, wherever that is."""
+    # `from_local` would move a tensor on the host to the mesh's device.
+    make: Any = type(x)
+    made: DTensor = make(local, x._spec, requires_grad=False)
+    return made
 
 
 def is_dtensor(x: Tensor) -> TypeGuard[DTensor]:

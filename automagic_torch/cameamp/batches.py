@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from automagic_torch.arrays.marks import is_embedding, is_lora
 from automagic_torch.cameamp.call import Batch, Call
 from automagic_torch.cameamp.groups import can_store_8bit, plan_of
 from automagic_torch.codec.stored import States, state_forms
+from automagic_torch.sharding.extent import Extent
 from automagic_torch.sharding.extent_of import extent_of
 from automagic_torch.stages.chain import StageArrays
 
@@ -86,6 +88,7 @@ def new_batches(
     """Empty batches for arrays of one kind, and the arrays of each.
 
     All but the last have equally many, since a compiled function computes as many at a time as its first batch has.
+    Arrays that share memory, as after ``b.data = a.data``, go into different batches.
 
     Args:
         call: of their group.
@@ -101,7 +104,32 @@ def new_batches(
     arrays = StageArrays(plan, call.config, layout, is_embedding(p), is_lora(p))
     forms = state_forms(plan, call.warming)
     most = arrays_in_batch(extent.elements_computed(arrays), p.device)
-    return [(Batch(call, extent, forms, arrays), part) for part in evenly(alike, most)]
+    several = [alike] if min(most, len(alike)) == 1 else _without_shared_memory(alike, extent)
+    return [(Batch(call, extent, forms, arrays), part) for some in several for part in evenly(some, most)]
+
+
+def _without_shared_memory(alike: Sequence[Place], extent: Extent) -> Sequence[Sequence[Place]]:
+    """Lists of the arrays in which no two share memory: a batch reads all of its arrays before it writes one."""
+    if extent.spread:  # all processes must form the same batches, and each knows of its own memory only
+        return [alike]
+    pieces = extent.here([p for p, _ in alike])
+    if pieces[0].untyped_storage().device.type == "meta":  # so has a fake tensor, whose address one must not ask for
+        return [alike]
+    nbytes = pieces[0].nbytes
+    starts = [x.data_ptr() for x in pieces]
+    in_order = sorted(starts)
+    if min(map(operator.sub, in_order[1:], in_order), default=nbytes) >= nbytes:
+        return [alike]
+    ends: list[int] = []  # of the memory in each list so far
+    lists: list[list[int]] = []
+    for start, number in sorted(zip(starts, range(len(starts)), strict=True)):
+        which = next((k for k, end in enumerate(ends) if end <= start), len(ends))
+        if which == len(ends):
+            ends.append(0)
+            lists.append([])
+        ends[which] = start and start + nbytes  # 0 where a class of tensors has no memory of its own
+        lists[which].append(number)
+    return [[alike[number] for number in sorted(numbers)] for numbers in lists]
 
 
 def of_this_group(state: States, batch: Batch, device: torch.device) -> States:

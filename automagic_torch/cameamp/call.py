@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from automagic_core import MAX_STEP, Config, Slot, StatePlan, rounding_key
 from automagic_core.arrays.group_keys import AGREEMENT, EFFECTIVE_LR, LOG_RATE_SCALE, SEARCH_KEYS, STEP
 from automagic_core.arrays.state_forms import SLOTS, coded_shapes, moment_of
-from automagic_torch.arrays.dtensors import is_dtensor, whole
+from automagic_torch.arrays.dtensors import is_dtensor, whole, with_local
 from automagic_torch.arrays.stacked import square_norm, to_device
 from automagic_torch.arrays.usable import are_usable, gradients, raw_gradients
 from automagic_torch.cameamp.groups import group_config, group_device
@@ -69,7 +70,8 @@ class Call:
     @property
     def counts(self) -> bool:
         """Whether this is a step of the group: its first one is that of its first gradient (section 1.5)."""
-        holds_nothing = not any(p.numel() for p in self.group["params"])  # here; another process may hold its arrays
+        # Here; another process may hold its arrays.
+        holds_nothing = not any(is_lazy(p) or p.numel() for p in self.group["params"])
         return self.group[STEP] > 0 or bool(self.batches) or holds_nothing
 
     @property
@@ -134,9 +136,10 @@ class Call:
 
     def kept_of(self, walk: Tensor) -> Tensor:
         """What is kept of a `walk`, in memory of its own."""
-        kept = walk.clone().pin_memory() if walk.is_pinned() else walk.clone()
-        (kept.to_local() if is_dtensor(kept) else kept).mul_(self.kept(walk.device))
-        return kept
+        local = walk.to_local() if is_dtensor(walk) else walk  # a DTensor cannot be pinned
+        kept = local.clone().pin_memory() if local.is_pinned() else local.clone()
+        kept.mul_(self.kept(walk.device))
+        return with_local(walk, kept) if is_dtensor(walk) else kept
 
     def search(self, absent: Iterable[Tensor]) -> None:
         """Moves what the search holds, by the ballots of this step (section 5.8).

@@ -17,6 +17,7 @@ from automagic_core.config.constants import (
     SPATIAL_DECAY,
     SPATIAL_FLOOR,
     SPATIAL_LIMITS,
+    SPATIAL_NOISE,
     SQUARE_FLOOR,
     TORQUE_MEAN_FLOOR,
     TORQUE_SOFTNESS,
@@ -176,7 +177,7 @@ def spatial_factor(d: Tensor, old: States, means: Means) -> tuple[Tensor, States
     variance = old["spatial_variance"]
     (mean,) = means.of_rows(spatial_variance=variance)
     kappa = (mean / variance.clamp(min=SPATIAL_FLOOR)).sqrt_().clamp_(*SPATIAL_LIMITS)
-    kappa.masked_fill_(mean == 0, 1.0)
+    kappa.masked_fill_(mean <= SPATIAL_NOISE, 1.0)
     return kappa, {"spatial_variance": ema(decay(SPATIAL_DECAY), variance, means.row_variances(d))}
 
 

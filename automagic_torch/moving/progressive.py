@@ -83,8 +83,10 @@ class ProgressiveQuantization:
         config = group_config(group)
         for p in group["params"]:
             state = own_states(states.get(p, {}))
+            if not state or "exp_avg_absmax" in state:
+                continue
             plan = plan_of(p, config, group[LAYOUT], eight_bit=can_store_8bit(p, config))
-            if state and plan.quantized and "exp_avg_absmax" not in state:
+            if plan.quantized:
                 # A new dict, since an earlier state_dict may hold the old one.
                 values = stored_values(whole_state(state, p.device), plan, rounding(config, group[STEP]))
                 adopted = extent_of(p, plan, self.optimizer.state_device).adopted(values, p.device)

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from automagic_core import StatePlan
 from automagic_core.arrays.state_forms import coded_shapes
-from automagic_torch.arrays.dtensors import whole
+from automagic_torch.arrays.dtensors import for_exchange, whole
 from automagic_torch.codec.stored import Key, States
 from automagic_torch.sharding.blocks import ShardBlocks, encoded_pieces
 from automagic_torch.sharding.extent import Extent
@@ -54,7 +54,9 @@ class ShardedExtent(Extent):
     def placed(self, name: str, value: Tensor, device: torch.device) -> Tensor:
         state = self._splits[name]
         if isinstance(value, DTensor) and value.device_mesh == self.split.mesh:
-            local = value.redistribute(self.split.mesh, state_placements(state, self.split)).to_local()
+            placements = state_placements(state, self.split)
+            value = value if value.placements == placements else for_exchange(value)
+            local = value.redistribute(self.split.mesh, placements).to_local()
         else:
             local = local_piece(whole(value), state, self.split)
         return as_dtensor(self._copied(local, device), state, self.split)

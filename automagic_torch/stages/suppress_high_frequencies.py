@@ -61,8 +61,8 @@ def _in_strips(g: Tensor, penalty: float, out: Tensor) -> Tensor:
         torch.split(torch.arange(kept, device=g.device), width),
         strict=True,
     ):
-        is_high = frequencies > last_kept[:, None]
-        strip.copy_(torch.fft.ifft(torch.fft.fft(strip, dim=-2).mul_(penalty * is_high), dim=-2))
+        factors = _damped(frequencies > last_kept[:, None], penalty)
+        strip.copy_(torch.fft.ifft(torch.fft.fft(strip, dim=-2).mul_(factors), dim=-2))
     for strip, before, after in zip(
         *(torch.split(x, max(1, STRIP // n2), -2) for x in (spectrum, g, out)), strict=True
     ):
@@ -78,7 +78,12 @@ def _factors(n1: int, n2: int, penalty: float, device: torch.device) -> Tensor:
 
 
 def _new_factors(n1: int, n2: int, penalty: float, device: torch.device) -> Tensor:
-    is_high = torch.arange(n2 // 2 + 1, device=device) > _last_kept(n1, n2, device)[:, None]
+    return _damped(torch.arange(n2 // 2 + 1, device=device) > _last_kept(n1, n2, device)[:, None], penalty)
+
+
+def _damped(is_high: Tensor, penalty: float) -> Tensor:
+    """μ where `is_high`, else 0."""
+    # A number times a bool would be of torch's default dtype.
     return penalty * is_high.view(torch.uint8).float()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from automagic_core.arrays.group_keys import group_key
@@ -46,7 +47,7 @@ def benchmark_optimizer(model: torch.nn.Module, optimizer: Optimizer, num_steps:
         raise ValueError(f"num_steps = {num_steps!r} is not valid; valid: an integer ≥ 1")
     of_model = {id(p) for p in model.parameters()}
     held = list(dict.fromkeys(p for group in optimizer.param_groups for p in group["params"]))
-    chosen = [p for p in held if id(p) in of_model and p.requires_grad]
+    chosen = [p for p in held if id(p) in of_model and p.requires_grad and not is_lazy(p)]
     if not chosen:
         raise ValueError("the optimizer holds no parameter of the model that needs a gradient")
     devices = sorted({p.device for p in chosen if p.is_cuda}, key=str)

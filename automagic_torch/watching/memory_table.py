@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
 from automagic_core.arrays.group_keys import OWN_KEYS
 from automagic_core.arrays.state_forms import SHARED_STATES, moment_of, own_states
 from automagic_core.watching.memory import ArrayMemory, memory_report
@@ -46,11 +49,11 @@ def held_states(optimizer: Any) -> HeldStates:
         for p in dict.fromkeys(group["params"]):
             state = own_states(optimizer.state.get(p, {}))
             if not state:
-                without += p.numel()
+                without += _size(p)
             elif "exp_avg_absmax" in state:
-                eight += p.numel()
+                eight += _size(p)
             else:
-                thirty_two += p.numel()
+                thirty_two += _size(p)
             for name, tensor in state.items():
                 by_name[moment_of(name)] += tensor.nbytes
     return HeldStates(eight, thirty_two, without, dict(by_name), _kept_in_32(optimizer))
@@ -61,13 +64,18 @@ def efficiency_report(optimizer: Any) -> dict[str, Any]:
     everything = dict.fromkeys(p for group in optimizer.param_groups for p in group["params"])
     held = {p: own_states(optimizer.state.get(p, {})) for p in everything}
     memory = [
-        ArrayMemory(p.numel(), "exp_avg_absmax" in state, sum(tensor.nbytes for tensor in state.values()))
+        ArrayMemory(_size(p), "exp_avg_absmax" in state, sum(tensor.nbytes for tensor in state.values()))
         for p, state in held.items()
         if p.requires_grad or state
     ]
     keys = [OWN_KEYS[name] for name in SHARED_STATES]
     shared = sum(group[key].nbytes for group in optimizer.param_groups for key in keys if key in group)
     return memory_report(memory, shared) | {"bitsandbytes_available": quantized_tensor.BITSANDBYTES_AVAILABLE}
+
+
+def _size(p: Tensor) -> int:
+    """The number of elements; 0 for a parameter of a lazy module that was not called yet."""
+    return 0 if is_lazy(p) else p.numel()
 
 
 def _kept_in_32(optimizer: Any) -> str | None:

@@ -22,6 +22,13 @@ def fuzz_torch(count: int, number: int) -> dict[str, Any]:
     return _fuzz(count, number, cases(shapes(), DTYPES), TorchRunner, refuses)
 
 
+def fuzz_torch_compiled(count: int, number: int) -> dict[str, Any]:
+    """A record of `count` runs of compiled steps in PyTorch; `number` is their seed."""
+    from benchmarks.soak.fuzz_torch import DTYPES, CompiledRunner, refuses
+
+    return _fuzz(count, number, cases(shapes(), DTYPES), CompiledRunner, refuses)
+
+
 def fuzz_jax(count: int, number: int, x64: bool = False) -> dict[str, Any]:
     """A record of `count` runs in JAX, with or without 64-bit numbers; `number` is their seed."""
     import jax

@@ -1,17 +1,23 @@
-"""A random run in PyTorch."""
+"""A random run in PyTorch, eager or compiled."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
 
+from automagic_core.arrays.state_forms import COMPANDED, moment_of
+from automagic_core.codec.numpy_codec import decode
 from automagic_torch import AutomagicCameAMP8bit
-from benchmarks.soak.fuzz_cases import Case
+from benchmarks.soak.fuzz_cases import Case, as_float
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+NEAR = 0.02
+"""‖compiled − eager‖ / ‖eager − before‖ of a parameter's step, and that of a state.  On a CPU the eager codec is
+bitsandbytes', which rounds by a grid, so codes of small values are one apart (section 3.8)."""
 
 
 class TorchRunner:
@@ -52,6 +58,58 @@ class TorchRunner:
     def states(self, i: int) -> dict[str, np.ndarray]:
         """As `Runner.states`."""
         return {name: x.numpy().copy() for name, x in self.optimizer.state.get(self.params[i], {}).items()}
+
+
+class CompiledRunner(TorchRunner):
+    """Compiled steps, each beside an eager one from the same parameters and states."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.optimizer.compiled = True
+        self.eager = TorchRunner(case)
+
+    def step(self, gradients: list[Any]) -> list[np.ndarray | None]:
+        """As `Runner.step`.
+
+        Raises:
+            AssertionError: the two steps differ.
+        """
+        eager, before = self.eager, self.weights()
+        with torch.no_grad():
+            for p, q in zip(eager.params, self.params, strict=True):
+                p.copy_(q)
+        eager.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        expected = eager.step(gradients)
+        updates = super().step(gradients)
+        for i, (x, y) in enumerate(zip(eager.weights(), self.weights(), strict=True)):
+            _assert_near(as_float(y), as_float(x), as_float(before[i]), f"array {i}: the compiled step")
+            # What cancels: signed sums of the update, variances of constants, and votes.
+            walked = 0.0 if (update := expected[i]) is None else float(np.linalg.norm(update))
+            least = {"walk": NEAR * walked, "spatial_variance": 1e-9, "exp_avg_res": 1e-9, "lr_mask": 1e-6}
+            states, others = (self._decoded(run.states(i)) for run in (eager, self))
+            assert states.keys() == others.keys(), f"array {i}: the compiled step has other states"
+            for name, value in states.items():
+                what = f"array {i}: {name} of the compiled step"
+                _assert_near(others[name], value, 0.0, what, least.get(moment_of(name), 0.0))
+        return updates
+
+    def _decoded(self, states: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """States as numbers; of companded ones the square roots."""
+        block_size = self.optimizer.config.block_size if self.optimizer.config.block_wise else None
+        return {
+            name: as_float(
+                decode(value, states[f"{name}_absmax"], moment_of(name) not in COMPANDED, block_size)
+                if f"{name}_absmax" in states
+                else value
+            )
+            for name, value in states.items()
+        }
+
+
+def _assert_near(found: np.ndarray, expected: np.ndarray, origin: Any, what: str, least: float = 0.0) -> None:
+    allowed = least + float(NEAR * np.linalg.norm(expected - origin) + 1e-6 * np.linalg.norm(expected))
+    apart = float(np.linalg.norm(found - expected))
+    assert apart <= allowed, f"{what} is {apart:.2g} from the eager one, more than {allowed:.2g}"
 
 
 def make(fields: dict[str, Any], params: Any, layout: str = "torch") -> AutomagicCameAMP8bit:

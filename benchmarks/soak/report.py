@@ -141,8 +141,9 @@ def _fuzz(records: Records) -> Iterable[str]:
         "zeros, so a subnormal parameter becomes a zero there even when the update is zero. Runs with 32-bit states "
         "and ordinary float32 values, without the spatial factor, are held against the float64 oracle: their "
         f"updates must be within {ORACLE_TOLERANCE:g} of it. A configuration with one value that is not valid must be "
-        "refused by name and value. In JAX steps are taken operation by operation, on arrays of nine shapes, and "
-        "compiled under three configurations."
+        "refused by name and value. In PyTorch steps are eager, and in some of the runs compiled: each is then held "
+        "against an eager one from the same states. In JAX steps are taken operation by operation, on arrays of nine "
+        "shapes, and compiled under three configurations."
     )
     rows = []
     for side, title in (("torch", "PyTorch"), ("jax", "JAX")):

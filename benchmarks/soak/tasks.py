@@ -12,6 +12,7 @@ from benchmarks.soak.endurance import STEPS
 from benchmarks.soak.kills import KILLS
 
 FUZZ_TORCH, FUZZ_TORCH_CASES = 5, 1_000
+FUZZ_TORCH_COMPILED_CASES = 100
 FUZZ_JAX, FUZZ_JAX_CASES = 3, 100
 FUZZ_X64_CASES = 40
 FUZZ_COMPILED_CASES = 200
@@ -60,10 +61,10 @@ def _fuzz(side: str, count: int, number: int, x64: bool = False) -> dict[str, An
     return fuzz_torch(count, number) if side == "torch" else fuzz_jax(count, number, x64)
 
 
-def _fuzz_compiled(count: int) -> dict[str, Any]:
-    from benchmarks.soak.fuzz import fuzz_compiled
+def _fuzz_compiled(side: str, count: int) -> dict[str, Any]:
+    from benchmarks.soak.fuzz import fuzz_compiled, fuzz_torch_compiled
 
-    return fuzz_compiled(count, 1)
+    return fuzz_torch_compiled(count, 1) if side == "torch" else fuzz_compiled(count, 1)
 
 
 def _kills(side: str) -> dict[str, Any]:
@@ -92,12 +93,17 @@ TASKS: dict[str, Task] = {
         f"fuzz-torch-{i}": Task("fuzz", "torch", "random cases", partial(_fuzz, "torch", FUZZ_TORCH_CASES, i))
         for i in range(1, FUZZ_TORCH + 1)
     },
+    "fuzz-torch-compiled": Task(
+        "fuzz", "torch", "random cases, compiled", partial(_fuzz_compiled, "torch", FUZZ_TORCH_COMPILED_CASES)
+    ),
     **{
         f"fuzz-jax-{i}": Task("fuzz", "jax", "random cases", partial(_fuzz, "jax", FUZZ_JAX_CASES, i))
         for i in range(1, FUZZ_JAX + 1)
     },
     "fuzz-jax-x64": Task("fuzz", "jax", "random cases, 64-bit numbers", partial(_fuzz, "jax", FUZZ_X64_CASES, 9, True)),
-    "fuzz-jax-compiled": Task("fuzz", "jax", "random cases, compiled", partial(_fuzz_compiled, FUZZ_COMPILED_CASES)),
+    "fuzz-jax-compiled": Task(
+        "fuzz", "jax", "random cases, compiled", partial(_fuzz_compiled, "jax", FUZZ_COMPILED_CASES)
+    ),
     "kills-torch": Task("kills", "torch", "PyTorch, one file by `torch.save`", partial(_kills, "torch")),
     "kills-jax": Task("kills", "jax", "JAX, Orbax `CheckpointManager`", partial(_kills, "jax")),
     "endurance-torch-8bit": Task("endurance", "torch", "PyTorch, 8-bit states", partial(_endurance, "torch", 8)),

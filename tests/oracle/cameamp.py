@@ -245,6 +245,6 @@ class CameampOracle(RateSearch):
             return 1.0
         variance = self._row_mean(i, (d - self._row_mean(i, d)) ** 2)
         state["spatial_variance"] = 0.99 * last + 0.01 * variance
-        if state["age"] == 1 or last.mean() == 0:
+        if state["age"] == 1 or last.mean() <= 1e-12:  # which is rounding
             return 1.0
         return np.clip(np.sqrt(last.mean() / np.maximum(last, EPS)), 0.5, 2.0)

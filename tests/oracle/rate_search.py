@@ -87,7 +87,8 @@ class RateSearch:
         calm = 1.0 if elements == 0 else self._calm(math.sqrt(sum(float((g**2).sum()) for g in taking_part.values())))
         array_rate, _ = self._rates({"lr_mask": None}, base_lr, 1.0)
         kept, energy = self._kept(), float(array_rate) ** 2 * elements
-        self.walk_energy = kept * self.walk_energy + energy
+        if len(self.absent) < len(self.state):
+            self.walk_energy = kept * self.walk_energy + energy
         # An array that is not here today has travelled all the same.
         walks = [state["walk"] if i in taking_part else kept * state["walk"] for i, state in enumerate(self.state)]
         for i in self.absent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,9 +13,16 @@ import pytest
 import torch
 
 from automagic_core import Config
-from automagic_optax import automagic_8bit, from_adam_state, from_torch_state, progressive_quantization
+from automagic_optax import (
+    automagic_8bit,
+    from_adam_state,
+    from_torch_state,
+    progressive_quantization,
+    requantized,
+)
+from automagic_optax.moving.filled_chain import own_stages
 from automagic_optax.stages.suppress_edges import SuppressEdgesState
-from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, load_adam_state
+from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, load_adam_state, load_requantized
 from automagic_torch.codec import quantized_tensor as codec
 from tests.optax_side.small import find_state
 
@@ -38,7 +46,7 @@ def assert_states_agree(ours: Any, theirs: Any) -> None:
 @pytest.mark.skipif(not codec.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")
 def test_both_read_adam_alike() -> None:
     rng = np.random.default_rng(0)
-    shapes = {"weight": (64, 80), "bias": (6,)}
+    shapes = {"weight": (64, 80), "conv": (8, 4, 3, 5), "bias": (6,)}
     params = {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
     mu = {name: jnp.asarray(0.1 * rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
     nu = {name: jnp.asarray(rng.random(shape), jnp.float32) for name, shape in shapes.items()}
@@ -59,7 +67,32 @@ def test_both_read_adam_alike() -> None:
     # PyTorch's optimizer drops what the warm-up needs once it is over.
     theirs_state = theirs_state._replace(s=None, walk=None)
     assert_states_agree(find_state(ours), theirs_state)
-    assert any(isinstance(part, SuppressEdgesState) for part in theirs)
+    assert_edges_agree(ours, theirs, ("conv",))
+
+
+def assert_edges_agree(ours: Any, theirs: Any, having: Sequence[Any]) -> None:
+    (a,), (b,) = (own_stages(state, SuppressEdgesState) for state in (ours, theirs))
+    assert_states_agree(a.edge_history, b.edge_history)
+    assert all(np.asarray(a.edge_history[key]).any() and a.age[key] == b.age[key] > 0 for key in having)
+
+
+def test_both_begin_stage_2_in_mid_run_alike() -> None:
+    fields = FIELDS | {"optim_bits": 32, "spatial_scope": "all"}
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((8, 4, 3, 5), (12, 9), (6,))]
+    without = AutomagicCameAMP8bit(weights, lr=1e-3, **fields, edge_suppression=False)
+    for _ in range(3):
+        for w in weights:
+            w.grad = torch.randn(w.shape, generator=generator)
+        without.step()
+    params = [jnp.asarray(w.detach().numpy()) for w in weights]
+    old = from_torch_state(without.state_dict(), params)
+    optimizer = AutomagicCameAMP8bit(weights, lr=1e-3, **fields)
+    load_requantized(optimizer, without.state_dict())
+    tx = automagic_8bit(1e-3, layout="torch", **fields)
+    theirs, told = requantized(old, params, tx, config=Config(**fields))
+    assert told == ["edge_history is estimated from the second moments (0, 1)"]
+    assert_edges_agree(from_torch_state(optimizer.state_dict(), params), theirs, (0, 1))
 
 
 @pytest.mark.skipif(not codec.BITSANDBYTES_AVAILABLE, reason="8 bits need bitsandbytes")

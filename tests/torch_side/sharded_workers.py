@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
+from automagic_core import Config
+from automagic_core.arrays.group_keys import SEARCH_KEYS
 from automagic_torch import AutomagicCameAMP8bit, ProgressiveQuantization, load_adam_state, load_requantized
+from automagic_torch.cameamp.call import Call
 from tests.torch_side.torch_helpers import SMALL, parameters
 
 SHAPES = ((3,), (1000,), (2048,), (8, 6), (8, 6), (7, 256), (33, 48), (2, 5), (5, 2, 3), (6, 4, 5, 5), (5, 3, 4, 6))
@@ -171,3 +175,24 @@ def damaged_in_one_process(rank: int) -> tuple[str, int]:
     except ValueError as error:
         return str(error), len(made[1].state)
     return "no error", len(made[1].state)
+
+
+def kept_of_pinned(rank: int) -> tuple[Tensor, Tensor, list[str]]:
+    """A walk that is pinned, what is kept of it, and of what types the tensors were that were pinned."""
+    mesh, placements = meshes(2, hybrid=False)
+    walk = distribute_tensor(gradient(torch.Size((5, 6)), 0, 0), mesh, placements)
+    pinned: list[str] = []
+
+    def pin_memory(x: Tensor) -> Tensor:
+        pinned.append(type(x).__name__)
+        return x
+
+    with patch.object(Tensor, "is_pinned", lambda x: True), patch.object(Tensor, "pin_memory", pin_memory):
+        group = {key: torch.zeros(()) for key in SEARCH_KEYS}
+        call = Call(group, Config(warmup_steps=10), 5)
+        with patch.object(Call, "kept", lambda self, device: 0.5):
+            kept = call.kept_of(walk)
+    assert isinstance(kept, DTensor)
+    assert (kept.device_mesh, kept.placements, kept.shape) == (mesh, walk.placements, walk.shape)
+    assert kept.to_local().data_ptr() != walk.to_local().data_ptr()
+    return walk.full_tensor(), kept.full_tensor(), pinned

@@ -15,12 +15,13 @@ from benchmarks.soak import endurance, fuzz, large
 from benchmarks.soak.__main__ import main
 from benchmarks.soak.fuzz_cases import ArrayCase, Case
 from benchmarks.soak.fuzz_judge import Tally, check_case
-from benchmarks.soak.fuzz_torch import TorchRunner
+from benchmarks.soak.fuzz_torch import CompiledRunner, TorchRunner
 from benchmarks.soak.kills import kill_again_and_again
 from benchmarks.soak.kills_torch import NAME, TorchTraining
 from benchmarks.soak.memory import Sample, drift
 from benchmarks.soak.report import write_report
 from benchmarks.soak.tasks import TASKS
+from tests.torch_side.torch_helpers import TOO_OLD_TO_COMPILE
 
 MIB = 2**20
 
@@ -158,6 +159,22 @@ class TestFuzz:
             check_case(self._with(kind), TorchRunner(self._with(kind)), tally)
         assert (tally.counts["compared with the oracle"], tally.counts["skipped"]) == (1, 1)
         assert tally.largest_distance > 0
+
+    @pytest.mark.skipif(TOO_OLD_TO_COMPILE, reason="the step is eager before torch 2.9")
+    def test_a_compiled_step_that_differs_from_the_eager_one_is_noticed(self) -> None:
+        case = self._with("normal")
+        runner = CompiledRunner(case)
+        check_case(case, runner, Tally())
+        step = runner.eager.step
+
+        def spoilt(gradients: list[Any]) -> Any:
+            updates = step(gradients)
+            runner.eager.params[0].data.mul_(1.01)
+            return updates
+
+        runner.eager.step = spoilt  # type: ignore[method-assign]
+        with pytest.raises(AssertionError, match="array 0: the compiled step is"):
+            runner.step(case.gradients(1))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("x64", [False, True])

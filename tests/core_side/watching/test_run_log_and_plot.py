@@ -32,6 +32,8 @@ def test_rates_by_hand() -> None:
     assert found["rate/mean"] == pytest.approx(np.mean(rates), rel=1e-5)
     assert (found["rate/min"], found["rate/max"]) == pytest.approx((min(rates), max(rates)), rel=1e-5)
     assert found["rate_factor/max"] == pytest.approx(12)
+    rounding = metrics([array(spatial_variance=1e-15 * variance)], {}, {}, 0)
+    assert rounding["rate/min"] == rounding["rate/max"]
     # The rate that was asked for is neither lifted to min_lr nor lowered to max_lr; a rate of 0 stays 0.
     for at, rate in (
         (NextStep(2e-7, 1, 4, 1e-7, 1e-2), 0.5e-7),

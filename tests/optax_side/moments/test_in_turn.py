@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from automagic_optax import quantize_state
 from automagic_optax.moments.in_turn import in_turn
@@ -185,3 +186,22 @@ def test_a_moment_that_is_a_result_too_takes_one_step(shapes: list[tuple[int, in
         updates, state = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), state, params)
         for u in jax.tree.leaves(updates):
             np.testing.assert_allclose(u, expected, rtol=1e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU computes states in chunks")
+@pytest.mark.parametrize("shape", [(1024, 1024), (16, 256)], ids=["in chunks", "in a batch"])
+def test_what_was_in_force_around_an_operation_stays_so(shape: tuple[int, int]) -> None:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        new = {}
+        for name, g in updates.items():
+            with set_xla_metadata(kind=name[0]):
+                new[name] = 0.5 * state[name] + g
+        return new, new
+
+    plain = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+    # Eight of each kind are two batches, since operations of unlike kinds are not the same.
+    params = {f"{kind}{i}": jnp.zeros(shape) for kind in "ab" for i in range(1 if shape[0] > 16 else 8)}
+    tx = quantize_state(plain)
+    text = jax.jit(tx.update).lower(params, tx.init(params), params).as_text()
+    for kind in "ab":
+        assert f'kind = "{kind}"' in text

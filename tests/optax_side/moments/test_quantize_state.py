@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,8 @@ FOUND: dict[str, tuple[Any, dict[str, str]]] = {
     "centered rmsprop": (optax.rmsprop(1e-3, centered=True), {}),  # it takes the root of nu − mu²
     "lbfgs": (optax.scale_by_lbfgs(), {}),
     "madgrad": (c.madgrad(1e-3), {}),  # the parameters are x0 − s / ∛n
+    "momo": (c.momo(1.0), {}),  # its rate is a small difference of an average and of <exp_avg, params>
+    "momo_adam": (c.momo_adam(1e-2), {"exp_avg_sq": "√"}),
     "sm3": (optax.sm3(1e-3), {"nu": "+"}),  # its momentum
     # A sum of gradients would be rounded anew at each addition.
     "multi_steps": (optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation(), {"mu": "+", "nu": "√"}),
@@ -230,9 +233,28 @@ def test_wrong_arguments_are_named() -> None:
             quantize_state(optax.adam(1e-3), **arguments)
     with pytest.raises(ValueError, match="static_args="):
         optax.inject_hyperparams(quantize_state)(optax.adam(1e-3)).init(params())
+    inject = optax.inject_hyperparams(quantize_state, static_args=("min_8bit_size", "block_size"))
+    called_as_a_schedule = inject(optax.adam(1e-3), nonnegative=lambda *args: jnp.float32(0))
+    with pytest.raises(ValueError, match=r"static_args=.*'nonnegative'"):
+        called_as_a_schedule.init(params())
     changing = optax.GradientTransformation(
         lambda p: jax.tree.map(jnp.zeros_like, p), lambda u, s, p=None: (u, {"else": s})
     )
     tx = quantize_state(changing)
     with pytest.raises(ValueError, match="changed the structure of its state"):
         tx.update(grads(), tx.init(params()))
+
+
+@pytest.mark.parametrize("name", ["adamw", "schedule_free_adamw"])
+def test_a_plain_state_is_refused_and_goes_on_as_the_page_says(name: str) -> None:
+    tx, weights = FOUND[name][0], params()
+    _, old = tx.update(grads(), tx.init(weights), weights)
+    with pytest.raises(ValueError, match=r"is a .* and no QuantizedState: begin with quantize_state"):
+        quantize_state(tx).update(grads(1), old, weights)
+    page = Path(__file__).parents[3] / "docs/memory.md"
+    known = {"tx": tx, "old": old, "params": weights, "jax": jax, "jnp": jnp, "quantize_state": quantize_state}
+    exec(page.read_text().split("```python")[1].split("```")[0], known)
+    state: Any = known["opt_state"]
+    assert list(stored(state)) == list(stored(quantize_state(tx).init(weights)))
+    updates, _ = quantize_state(tx).update(grads(1), state, weights)
+    assert_nearly_same(updates, tx.update(grads(1), old, weights)[0], 0.05)

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from automagic_core.arrays.group_keys import FIRST_NORM, GRADIENT_NORM
 from automagic_torch import AutomagicCameAMP8bit
+from automagic_torch import optimizer as optimizer_module
 from automagic_torch.cameamp import batches
 from tests.torch_side.stages.test_torch_stage_chain import ON, stages
 from tests.torch_side.torch_helpers import SMALL, run, same, set_gradients, snapshot
@@ -170,11 +171,43 @@ def test_the_number_of_operations_does_not_grow_with_the_arrays_of_a_batch():
     assert many["host"] == 0
 
 
+SHARED = {"all": (0, 0, 20, [2, 1]), "a part": (6, 0, 20, [2, 1]), "none": (0, 8, 16, [3])}
+"""First rows of three arrays of 8 rows, and the sizes of their batches."""
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_arrays_that_share_memory_take_a_step_each(monkeypatch, case):
+    *rows, sizes = SHARED[case]
+    ran, step_of = [], optimizer_module.update_batch
+    bases = [torch.ones(28, 6), torch.ones(28, 6)]
+    made = [
+        AutomagicCameAMP8bit([torch.nn.Parameter(base[row : row + 8]) for row in rows], **SMALL | stages())
+        for base in bases
+    ]
+
+    def counted(batch, *given, **fields):
+        ran.append(len(batch.params))
+        step_of(batch, *given, **fields)
+
+    monkeypatch.setattr(optimizer_module, "update_batch", counted)
+    for step in (1, 2, 3):
+        for optimizer in made:
+            ran.clear()
+            set_gradients(optimizer.param_groups[0]["params"], step)
+            with monkeypatch.context() as patch:
+                if optimizer is made[1]:
+                    patch.setattr(batches, "ARRAY_LIMIT", ALONE)
+                optimizer.step()
+            assert sorted(ran, reverse=True) == (sizes if optimizer is made[0] else [1, 1, 1])
+        assert relative(bases[0] - 1, bases[1] - 1) < 1e-4  # where both arrays of one memory have moved it
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_default_dtype_makes_no_difference(dtype):
-    fields = SMALL | stages(*ON) | {"factored": "all"}
+    fields = SMALL | stages(*ON) | {"factored": "all", "spatial_scope": "all", "frequency_penalty": 0.3}
     before = torch.get_default_dtype()
-    plain, other = arrays(MIXED), arrays(MIXED)
+    shapes = (*MIXED, (300, 300))  # one on which stage 3 works in strips
+    plain, other = arrays(shapes), arrays(shapes)
     expected = AutomagicCameAMP8bit(plain, **fields)
     try:
         torch.set_default_dtype(dtype)

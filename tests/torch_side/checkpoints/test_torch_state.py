@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -246,6 +247,22 @@ def test_hooks_of_saving_and_loading_run():
     optimizer.state_dict()
     assert calls == ["before", 3, "saved"]
     assert state_dict["param_groups"][0]["automagic_step"] == 2
+
+
+@pytest.mark.parametrize("prepend", [False, True])
+def test_a_hook_may_save_another_form(prepend):
+    optimizer, other = make(), make()
+    run(optimizer, range(1, 3))
+    optimizer.param_groups[0]["lr"] = np.float64(2e-3)
+    plain = optimizer.state_dict()
+    optimizer.register_state_dict_post_hook(lambda o, saved: {"inner": saved}, prepend=prepend)
+    other.register_load_state_dict_pre_hook(lambda o, loaded: loaded["inner"])
+    for _ in range(2):  # the second has no more hooks than the first
+        wrapped = optimizer.state_dict()
+        assert same(wrapped, {"inner": plain})
+    assert type(wrapped["inner"]["param_groups"][0]["lr"]) is float
+    other.load_state_dict(wrapped)
+    assert same(other.state_dict(), plain)
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])

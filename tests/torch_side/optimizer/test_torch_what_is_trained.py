@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from automagic_torch import AutomagicCameAMP8bit, mark_lora, release_gradients
+from automagic_torch import (
+    AutomagicCameAMP8bit,
+    ProgressiveQuantization,
+    analyze_memory_usage,
+    benchmark_optimizer,
+    mark_lora,
+    release_gradients,
+)
 from tests.torch_side.timm_parts import part_of_timm
 from tests.torch_side.torch_helpers import same
 
@@ -163,6 +170,34 @@ def test_parameters_on_the_meta_device_are_materialized_later() -> None:
     expected = trained(of_early, list(early.parameters()), range(6))
     assert same(trained(of_late, list(late.parameters()), range(6)), expected)
     assert same(of_late.state_dict(), of_early.state_dict())
+
+
+def test_a_layer_that_was_not_called_yet_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "automagic_torch")
+    later, model = nn.LazyLinear(3), nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 1))
+    both = nn.ModuleList([later, model])
+    optimizer = AutomagicCameAMP8bit(both.parameters(), verbose=True, **FIELDS)
+    alone = AutomagicCameAMP8bit([*both[0].parameters()], **FIELDS)
+    alone.step()
+    assert alone.param_groups[0]["automagic_step"] == 0  # its search begins with its first gradient
+    assert "57" not in analyze_memory_usage(optimizer)
+    quantization = ProgressiveQuantization(optimizer, total_steps=4)
+    for _ in range(3):
+        model(torch.ones(4, 5)).square().mean().backward()
+        before = model[1].weight.detach().clone()
+        optimizer.step()
+        quantization.step()
+        assert not torch.equal(model[1].weight, before)
+        optimizer.zero_grad()
+    assert optimizer.get_memory_efficiency_report()["total_parameters"] == 57
+    assert "57" in analyze_memory_usage(optimizer)
+    assert "57 parameters" in caplog.text
+    assert optimizer.metrics()
+    assert benchmark_optimizer(both, optimizer, 1)["parameters"] == 57
+    optimizer.load_state_dict(optimizer.state_dict())
+    later(torch.ones(4, 2)).sum().backward()
+    optimizer.step()
+    assert optimizer.get_memory_efficiency_report()["total_parameters"] == 57 + 9
 
 
 def test_a_group_whose_first_parameter_stays_on_the_meta_device_trains() -> None:

@@ -12,12 +12,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from automagic_torch.arrays.dtensors import whole
 from automagic_torch.cameamp import presence
 from tests.torch_side.processes import run_processes
 from tests.torch_side.sharded_workers import (
     damaged_in_one_process,
     gathered_on_demand,
     gradient_in_one_process,
+    kept_of_pinned,
     refusals,
     steps_from_one_state,
 )
@@ -93,6 +95,7 @@ def short(rank: int, path: str) -> dict[str, Any]:
         "asked": train.asked_for_states(rank, "fsdp"),
         "refusals": refusals(rank),
         "a gradient in one process only": gradient_in_one_process(rank),
+        "pinned": kept_of_pinned(rank),
     }
 
 
@@ -124,6 +127,29 @@ def test_two_processes(tmp_path):
         assert "valid: Shard(0) on one mesh dimension at most" in message
     message = "parameter 'b' has a gradient in 1 of the 2 processes that hold it: all of them must have one, or none"
     assert result["a gradient in one process only"] == (message, False)
+    walk, kept, pinned = result["pinned"]
+    assert torch.equal(kept, 0.5 * walk)
+    assert pinned == ["Tensor"]
+
+
+def test_what_the_host_keeps_is_gathered_where_the_mesh_is() -> None:
+    class Piece:
+        """A DTensor, of which this notes where it was gathered."""
+
+        def __init__(self, device: str, mesh: str) -> None:
+            self.device, self.device_mesh = torch.device(device), SimpleNamespace(device_type=mesh)
+
+        def to(self, device: str) -> Any:
+            return Piece(device, self.device_mesh.device_type)
+
+        def full_tensor(self) -> Any:
+            gathered.append(self.device.type)
+            return SimpleNamespace(to=str)
+
+    gathered: list[str] = []
+    for device, mesh in (("cpu", "cuda"), ("cpu", "cpu"), ("cuda", "cuda"), ("meta", "cpu")):
+        assert str(whole(Piece(device, mesh))) == device  # type: ignore[arg-type]
+    assert gathered == ["cuda", "cpu", "cuda", "meta"]
 
 
 def test_the_host_does_not_wait_for_a_gpu_that_counts_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
