@@ -46,7 +46,7 @@ def automagic_8bit(
         learning_rate: where the rate search begins: a number in [min_lr, max_lr], a traced scalar or a schedule of the
             step; or a `Config`, as for `config`.  `learning_rate` the function gives the rate that the search found.
         weight_decay: decoupled and multiplied by the learning rate; a number ≥ 0 or a traced scalar.
-        profile: ``"memory_optimized"`` (13 % of Adam's state), ``"balanced"`` (25 %) or ``"quality_optimized"`` (38 %).
+        profile: ``"memory_optimized"`` (13 % of Adam's state), ``"balanced"`` (26 %) or ``"quality_optimized"`` (38 %).
         lr: another name of `learning_rate`.
         config: hyperparameters by `Config`; arguments given beside it win over it.
         layout: what the parameters' axes mean: ``"flax"`` (..., in, out) or ``"torch"`` (out, in, ...).

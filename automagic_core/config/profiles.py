@@ -17,7 +17,7 @@ class OptimizationProfiles:
 
     @staticmethod
     def balanced(**fields: Any) -> Config:
-        """About 25 % of Adam's state: a factored second moment, and no part that costs time and helps nowhere."""
+        """About 26 % of Adam's state: a factored second moment, and no part that costs time and helps nowhere."""
         return Config(profile="balanced", **fields)
 
     @staticmethod
