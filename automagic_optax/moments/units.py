@@ -105,10 +105,16 @@ class Unit(NamedTuple):
             return (names.setdefault(atom, len(names)), str(atom.aval), atom in positions)
 
         written = [
-            (e.primitive.name, str(e.params), str(e.ctx), *map(name, e.invars), "to", *map(name, e.outvars))
+            (e.primitive.name, str(e.params), _contexts(e), *map(name, e.invars), "to", *map(name, e.outvars))
             for e in self.equations
         ]
         return (self.shape, tuple(written), name(self.target), tuple(map(name, self.outputs)))
+
+
+def _contexts(equation: JaxprEqn) -> Hashable:
+    """What was in force when an equation was recorded, and when those that it calls were."""
+    inner = equation.params["jaxpr"].jaxpr.eqns if equation.primitive.name in _CALLS else ()
+    return (str(equation.ctx), *map(_contexts, inner))
 
 
 class Recorded:

@@ -47,12 +47,15 @@ def own_edges(opt_state: Any) -> SuppressEdgesState | None:
 def _parts(opt_state: Any) -> list[tuple[Any, bool]]:
     """All states, and whether each is one of the optimizer's own stages.
 
-    These come before its state in the innermost tuple that holds that, which `automagic_8bit` or a chain by hand made.
-    What a user chained around that tuple belongs to another transformation.
+    These come before its state in the tuple that `automagic_8bit` made, which also rounds to parameters.  What a user
+    chained around that tuple belongs to another transformation.  In a chain by hand they come anywhere before its
+    state.
     """
     found = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_ours)
     position, path = next((i, path) for i, (path, x) in enumerate(found) if isinstance(x, ScaleByCameampState))
     depth = max((i for i, key in enumerate(path) if isinstance(key, jax.tree_util.SequenceKey)), default=0)
+    if not any(isinstance(x, RoundToParametersState) and other[:depth] == path[:depth] for other, x in found):
+        depth = 0
     return [
         (part, i < position and isinstance(part, _STAGES) and other[:depth] == path[:depth])
         for i, (other, part) in enumerate(found)

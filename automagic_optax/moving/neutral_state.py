@@ -157,7 +157,9 @@ def _own_stage(opt_state: Any, kind: type[Stage]) -> Stage | None:
     """The state of the optimizer's own stage, or None.  Raises a ValueError if a chain by hand has several."""
     found = own_stages(pure(opt_state), kind)
     if len(found) > 1:
-        raise ValueError(f"opt_state has {len(found)} {kind.__name__} before ScaleByCameampState; valid: one")
+        raise ValueError(
+            f"opt_state has {len(found)} {kind.__name__} before ScaleByCameampState; only one of them can be carried"
+        )
     return found[0] if found else None
 
 

@@ -138,11 +138,9 @@ def one_at_a_time(one: Any, many: Any, x: jax.Array) -> Any:
 
     On a CPU jaxlib's functions of several matrices occupy a thread of XLA's pool while they wait for other threads of
     the pool, so as many such calls as there are threads block each other for ever.  One matrix at a time needs no
-    other thread, and takes no longer.
+    other thread, and takes no longer.  The default backend does not say where the arrays are.
     """
-    if jax.default_backend() == "cpu":
-        return lax.map(one, x)
-    return many(x)
+    return lax.platform_dependent(x, cpu=lambda x: lax.map(one, x), default=many)
 
 
 def power_of_two_above(x: jax.Array) -> jax.Array:

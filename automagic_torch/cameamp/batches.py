@@ -88,7 +88,7 @@ def new_batches(
     """Empty batches for arrays of one kind, and the arrays of each.
 
     All but the last have equally many, since a compiled function computes as many at a time as its first batch has.
-    Arrays that share memory, as after ``b.data = a.data``, go into different batches.
+    Arrays whose memory overlaps or interleaves, as after ``b.data = a.data``, go into different batches.
 
     Args:
         call: of their group.
@@ -109,13 +109,13 @@ def new_batches(
 
 
 def _without_shared_memory(alike: Sequence[Place], extent: Extent) -> Sequence[Sequence[Place]]:
-    """Lists of the arrays in which no two share memory: a batch reads all of its arrays before it writes one."""
+    """Lists of the arrays in which no two overlap: a batch reads all of its arrays before it writes one."""
     if extent.spread:  # all processes must form the same batches, and each knows of its own memory only
         return [alike]
     pieces = extent.here([p for p, _ in alike])
     if pieces[0].untyped_storage().device.type == "meta":  # so has a fake tensor, whose address one must not ask for
         return [alike]
-    nbytes = pieces[0].nbytes
+    nbytes = max(map(_stretch, pieces))
     starts = [x.data_ptr() for x in pieces]
     in_order = sorted(starts)
     if min(map(operator.sub, in_order[1:], in_order), default=nbytes) >= nbytes:
@@ -130,6 +130,13 @@ def _without_shared_memory(alike: Sequence[Place], extent: Extent) -> Sequence[S
         ends[which] = start and start + nbytes  # 0 where a class of tensors has no memory of its own
         lists[which].append(number)
     return [[alike[number] for number in sorted(numbers)] for numbers in lists]
+
+
+def _stretch(x: Tensor) -> int:
+    """The bytes from the first element to the end of the last."""
+    if x.is_contiguous():
+        return x.nbytes
+    return x.element_size() * (1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)))
 
 
 def of_this_group(state: States, batch: Batch, device: torch.device) -> States:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from automagic_core import FIELD_NAMES, PROFILES, Config, StatePlan, check_layout, state_plan
 from automagic_core.arrays.group_keys import LAYOUT, OWN_KEYS, PLAIN, PREFIX, ParameterGroup, fields_of
@@ -180,7 +181,9 @@ def parameter_name(group: Mapping[str, Any], group_index: int, index: int) -> st
     names = group.get("param_names", ())
     if len(names) == len(group["params"]):  # else somebody put a parameter into the group
         return f"parameter {names[index]!r}"
-    return f"parameter {index} of group {group_index} (shape {tuple(group['params'][index].shape)})"
+    p = group["params"][index]
+    shape = "that is not initialized yet" if is_lazy(p) else f"(shape {tuple(p.shape)})"
+    return f"parameter {index} of group {group_index} {shape}"
 
 
 def refuse_dtypes(group: Mapping[str, Any], group_index: int) -> None:

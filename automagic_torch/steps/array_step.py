@@ -141,11 +141,12 @@ def _in_place(batch: Batch, way: Way, given: Given, run: Callable[[Way, Given], 
         given = given._replace(before=given.before.clone())
     new = run(way, given)
     for name, value in new.stored.items():
-        if not here or (alone and not batch.in_place):
+        # Somebody's state that is not contiguous was copied, too.
+        if not here or (alone and not (batch.in_place and _is_view(value, [batch.states[0][name]]))):
             batch.extent.replace(batch.states, name, value)
     return new
 
 
-def _is_view(before: Tensor, params: Sequence[Tensor]) -> bool:
-    """Whether stacked parameters share memory with the one parameter that was stacked."""
-    return len(params) == 1 and before.data_ptr() == params[0].data_ptr()
+def _is_view(stack: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Whether what was stacked shares memory with the one tensor of which it was."""
+    return len(tensors) == 1 and stack.data_ptr() == tensors[0].data_ptr()

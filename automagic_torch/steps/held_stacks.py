@@ -6,6 +6,7 @@ step's time (docs/performance.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import is_
 from typing import NamedTuple
 
@@ -40,6 +41,9 @@ class HeldStacks:
         for name, parts in stack.parts.items():
             if not all(map(is_, parts, [state[name] for state in batch.states])):
                 return None
+        # Whoever moves states to another device and back by `x.data = ...` moves this one too.
+        if not all(_lie_in(stack.whole["exp_avg"], stack.parts["exp_avg"])):
+            return None
         self._used.add(_key(batch))
         return stack.whole
 
@@ -74,13 +78,21 @@ def _separate(stack: Stack) -> None:
     for name, parts in stack.parts.items():
         still = [
             (state, i)
-            for i, (state, part) in enumerate(zip(stack.states, parts, strict=True))
-            if state.get(name) is part
+            for i, (state, part, here) in enumerate(
+                zip(stack.states, parts, _lie_in(stack.whole[name], parts), strict=True)
+            )
+            if here and state.get(name) is part
         ]
         if still:
             own = separate(stack.whole[name])
             for state, i in still:
                 state[name] = own[i]
+
+
+def _lie_in(whole: Tensor, parts: Sequence[Tensor]) -> list[bool]:
+    """Which parts of a stack are where they were: ``part.data = x`` puts another memory under a tensor."""
+    start, step = whole.data_ptr(), whole[0].nbytes
+    return [part.data_ptr() == start + i * step for i, part in enumerate(parts)]
 
 
 def _key(batch: Batch) -> tuple[int, ...]:

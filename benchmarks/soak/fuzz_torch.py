@@ -78,7 +78,7 @@ class CompiledRunner(TorchRunner):
         with torch.no_grad():
             for p, q in zip(eager.params, self.params, strict=True):
                 p.copy_(q)
-        eager.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        eager.optimizer.load_state_dict(self._copied_state())
         expected = eager.step(gradients)
         updates = super().step(gradients)
         for i, (x, y) in enumerate(zip(eager.weights(), self.weights(), strict=True)):
@@ -92,6 +92,12 @@ class CompiledRunner(TorchRunner):
                 what = f"array {i}: {name} of the compiled step"
                 _assert_near(others[name], value, 0.0, what, least.get(moment_of(name), 0.0))
         return updates
+
+    def _copied_state(self) -> dict[str, Any]:
+        """What `state_dict` gives, which would give each state memory of its own: then no step had them stacked."""
+        (group,) = self.optimizer.param_groups
+        held = {i: self.optimizer.state[p] for i, p in enumerate(self.params) if p in self.optimizer.state}
+        return copy.deepcopy({"state": held, "param_groups": [{**group, "params": list(range(len(self.params)))}]})
 
     def _decoded(self, states: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """States as numbers; of companded ones the square roots."""

@@ -141,8 +141,9 @@ def test_a_chain_made_by_hand_has_one_of_each_stage() -> None:
     def chain(*before: Any) -> Any:
         return optax.chain(*before, scale_by_cameamp(config=CONFIG), suppress_edges(0.1))
 
-    found = flat_states(after(chain(suppress_edges(0.1)), 2), PARAMS)
-    assert "edge_history" in found[1]
+    nested = optax.chain(suppress_edges(0.1), optax.chain(scale_by_cameamp(config=CONFIG), optax.scale(1.0)))
+    for tx in (chain(suppress_edges(0.1)), nested):
+        assert "edge_history" in flat_states(after(tx, 2), PARAMS)[1]
     assert "edge_history" not in flat_states(after(chain(), 2), PARAMS)[1]
-    with pytest.raises(ValueError, match="opt_state has 2 SuppressEdgesState before ScaleByCameampState; valid: one"):
+    with pytest.raises(ValueError, match="opt_state has 2 SuppressEdgesState before ScaleByCameampState; only one"):
         flat_states(after(chain(suppress_edges(0.1), suppress_edges(0.2)), 2), PARAMS)

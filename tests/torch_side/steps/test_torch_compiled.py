@@ -236,6 +236,9 @@ def test_stacks_that_stay_are_those_of_the_states(monkeypatch: pytest.MonkeyPatc
             run(optimizer, range(5, 7))
             optimizer.state[params[2]]["exp_avg"] = torch.ones(4, 16)  # somebody else's
             run(optimizer, range(7, 9))
+            optimizer.state[params[0]]["exp_avg"].data = torch.ones(4, 16)  # as who moves states to a device and back
+            run(optimizer, range(9, 11))
+            assert same(optimizer.state[params[0]]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
             found.append((snapshot(optimizer), optimizer.state[params[0]]))
     (left, states), (right, _) = found
     assert same(left[0], right[0])

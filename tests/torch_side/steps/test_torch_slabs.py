@@ -137,6 +137,21 @@ def test_a_parameter_may_begin_anywhere_in_memory(dtype: torch.dtype, first: int
     assert (p < 0).all()
 
 
+def test_a_state_that_is_not_contiguous_is_written_too() -> None:
+    found = []
+    for transposed in (False, True):
+        p = torch.nn.Parameter(torch.zeros(1024, 1024))
+        optimizer = AutomagicCameAMP8bit([p], warmup_steps=0, optim_bits=32)
+        for number in range(3):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
+            optimizer.step()
+            if transposed:
+                optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"].t().contiguous().t()
+        found.append((p.detach(), optimizer.state[p]["exp_avg"]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_the_last_slab_may_begin_at_an_odd_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slabs, "SLAB", dict.fromkeys(slabs.SLAB, 2049 * 256))
     p = torch.nn.Parameter(torch.zeros(5 * 2049 + 2048, 256))
