@@ -56,8 +56,8 @@ def quantize_state(
     - it begins at a constant.  An array that begins with the values of the parameters, such as the `z` of
       schedule-free, is a parameter itself, and 8 bits would move it by more than small steps do,
     - `moment_kinds.is_kept` does not name it (the states of centered RMSprop, MADGRAD, COCOB, L-BFGS and line searches,
-      the momentum of MoMo, the gradients that ``optax.MultiSteps`` sums up).  Such states are compared with each other
-      or with exact averages, become parameters or are no moments.
+      GaLore's projector, the momentum of MoMo, the gradients that ``optax.MultiSteps`` sums up).  Such states are
+      compared with each other or with exact averages, become parameters or are no moments.
 
     States that are never negative are stored as their square roots with the unsigned codebook, all others as they are
     with the signed one; of these roots none but 0 is stored as 0.  A block with a value that cannot be stored, such as

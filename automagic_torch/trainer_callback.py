@@ -24,7 +24,7 @@ class TrainerRateCallback(TrainerCallback):
     Marks: `mark_lora` and `mark_embeddings` are called when the Trainer is made, so that a checkpoint loads with them,
     and again when training begins.  Earlier marks stay.  A Trainer that makes its model anew (``model_init``) loads a
     checkpoint in between: `put_first` marks every model that it makes, and without it `model_init` must mark it.
-    Give the callback in ``callbacks=`` or by `put_first`: behind ``add_callback``, and under FSDP2, which makes new
+    Give the callback in ``callbacks=`` or by `put_first`: given by ``add_callback``, and under FSDP2, which makes new
     parameters, a checkpoint is loaded before the marks are there, so with `stable_emb` it does not load.
 
     Example:

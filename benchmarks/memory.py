@@ -56,7 +56,13 @@ def adapters(rank: int, width: int = ADAPTED) -> dict[str, tuple[int, int]]:
 def models() -> dict[str, Shapes]:
     """The shapes of every model."""
     lora = {f"adapters of rank {rank}, width {ADAPTED}": adapters(rank) for rank in RANKS}
-    return {"transformer": transformer(), **lora}
+    # What adapters take at worst: that of the widest matrix of a layer, and arrays too small for 8 bits.
+    worst = {
+        f"an adapter of rank 4, {ADAPTED} × {4 * ADAPTED}": {"a": (4, ADAPTED), "b": (4 * ADAPTED, 4)},
+        f"an adapter of rank 1, {ADAPTED} × {ADAPTED}": {"a": (1, ADAPTED), "b": (ADAPTED, 1)},
+        "an adapter of rank 4, 128 × 128": {"a": (4, 128), "b": (128, 4)},
+    }
+    return {"transformer": transformer(), **lora, **worst}
 
 
 def share(report: dict[str, Any]) -> float:

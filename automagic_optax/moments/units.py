@@ -122,8 +122,8 @@ class Recorded:
 
     Attributes:
         jaxpr: the computation.
-        producer: who makes each variable, the position of an equation.
-        users: who uses it.
+        producer: of each variable the position of the equation that makes it.
+        users: of each variable the positions of the equations that use it.
     """
 
     def __init__(self, jaxpr: Jaxpr) -> None:

@@ -27,7 +27,7 @@ _SQUARES_OF_LAPLACIAN = 20
 """The sum of the squared weights of the Laplacian: 4² for the element and 1 for each of four neighbours."""
 
 _ROWS: Sequence[tuple[Layout, bool]] = (("flax", False), ("torch", False), ("flax", True))
-"""Layouts and marks of an embedding with rows of their own."""
+"""Layouts, and whether an array is an embedding: all pairs that give different rows."""
 
 
 class EdgeHistory(NamedTuple):

@@ -138,7 +138,8 @@ def one_at_a_time(one: Any, many: Any, x: jax.Array) -> Any:
 
     On a CPU jaxlib's functions of several matrices occupy a thread of XLA's pool while they wait for other threads of
     the pool, so as many such calls as there are threads block each other for ever.  One matrix at a time needs no
-    other thread, and takes no longer.  The default backend does not say where the arrays are.
+    other thread, and takes no longer.  `platform_dependent` asks where the arrays are, which the default backend does
+    not tell.
     """
     return lax.platform_dependent(x, cpu=lambda x: lax.map(one, x), default=many)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def whole(x: Tensor) -> Tensor:
-    """Gathers a DTensor on its device, which all its processes must do at once; other tensors are returned as is."""
+    """The whole of a DTensor, on its piece's device; all processes must ask at once.  Other tensors as they are."""
     return for_exchange(x).full_tensor().to(x.device) if is_dtensor(x) else x
 
 

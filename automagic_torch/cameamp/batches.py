@@ -87,8 +87,8 @@ def new_batches(
 ) -> list[tuple[Batch, Sequence[Place]]]:
     """Empty batches for arrays of one kind, and the arrays of each.
 
-    All but the last have equally many, since a compiled function computes as many at a time as its first batch has.
-    Arrays whose memory overlaps or interleaves, as after ``b.data = a.data``, go into different batches.
+    Arrays whose memory overlaps or interleaves, as after ``b.data = a.data``, go into different batches.  Otherwise all
+    but the last have equally many, since a compiled function computes as many at a time as its first batch has.
 
     Args:
         call: of their group.

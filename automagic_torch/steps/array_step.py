@@ -141,12 +141,12 @@ def _in_place(batch: Batch, way: Way, given: Given, run: Callable[[Way, Given], 
         given = given._replace(before=given.before.clone())
     new = run(way, given)
     for name, value in new.stored.items():
-        # Somebody's state that is not contiguous was copied, too.
+        # Stacking copies a state of somebody's that is not contiguous, and the copy was written.
         if not here or (alone and not (batch.in_place and _is_view(value, [batch.states[0][name]]))):
             batch.extent.replace(batch.states, name, value)
     return new
 
 
 def _is_view(stack: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Whether what was stacked shares memory with the one tensor of which it was."""
+    """Whether a stack is the memory of the one tensor in it, and no copy."""
     return len(tensors) == 1 and stack.data_ptr() == tensors[0].data_ptr()
