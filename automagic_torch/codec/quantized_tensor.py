@@ -115,7 +115,7 @@ def _for_elements(of_blocks: Tensor, like: Tensor, width: int) -> Tensor:
     """A value of every block for each of its elements, in the shape of `like`."""
     size = like[0].numel()
     if like.device.type == "cpu" and size > width and size % width:
-        # On a CPU Inductor makes of an index that is divided a loop over whole blocks, and leaves out the elements after
+        # On a CPU Inductor makes of an index that is divided a loop over whole blocks, and leaves out what comes after
         # the last one.  It does not do so with a shift.
         block = torch.arange(size, device=like.device) >> (width.bit_length() - 1)
         return of_blocks.reshape(len(like), -1)[:, block].view(like.shape)

@@ -16,8 +16,8 @@ from benchmarks.soak.fuzz_cases import Case, as_float
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 NEAR = 0.02
-"""The most that ‖compiled − eager‖ may be: of a parameter by ‖eager − before‖, of a state by ‖eager‖.  On a CPU the eager
-codec is bitsandbytes', which rounds by a grid, so codes of small values are one apart (section 3.8)."""
+"""The most that ‖compiled − eager‖ may be: of a parameter by ‖eager − before‖, of a state by ‖eager‖.  On a CPU the
+eager codec is bitsandbytes', which rounds by a grid, so codes of small values are one apart (section 3.8)."""
 
 
 class TorchRunner:
