@@ -28,7 +28,6 @@ from automagic_torch.cameamp.call import Batch, Call, OpenStep
 from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
 from automagic_torch.cameamp.groups import (
     as_group,
-    as_number,
     default_fields,
     group_config,
     group_device,
@@ -45,7 +44,7 @@ from automagic_torch.cameamp.verbose import tell_step
 from automagic_torch.cameamp.warm_up_states import drop_warm_up_states, travelled_of_absent
 from automagic_torch.checkpoints.earlier import add_forms, add_search
 from automagic_torch.checkpoints.loading import checked_state
-from automagic_torch.checkpoints.placeholders import with_placeholders
+from automagic_torch.checkpoints.placeholders import as_saved
 from automagic_torch.stages.norm_history import HISTORY, POSITION, add_norm_history, has_norm_history
 from automagic_torch.steps.array_step import update_batch
 from automagic_torch.steps.compiled import checked_compiled, missing_compiler
@@ -280,7 +279,7 @@ class AutomagicCameAMP8bit(Optimizer):
         self._owned.clear()
         self._stacks.separate()
         # Before the hooks of others, which may return another form.
-        first = self.register_state_dict_post_hook(_as_saved, prepend=True)
+        first = self.register_state_dict_post_hook(as_saved, prepend=True)
         try:
             return super().state_dict()
         finally:
@@ -397,10 +396,3 @@ class AutomagicCameAMP8bit(Optimizer):
         if what not in self._told:
             self._told.add(what)
             warnings.warn(message, stacklevel=2)
-
-
-def _as_saved(optimizer: Any, saved: dict[str, Any]) -> dict[str, Any]:
-    """What torch has put together, as it can be saved and loaded."""
-    # A schedule computed with numpy writes numbers that `torch.load` refuses to read as weights alone.
-    saved["param_groups"] = [{key: as_number(value) for key, value in g.items()} for g in saved["param_groups"]]
-    return with_placeholders(saved, optimizer.param_groups, optimizer.state_device)

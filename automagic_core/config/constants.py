@@ -53,6 +53,8 @@ MIN_ABSMAX = 2.0**-120
 NORM_HISTORY = 100
 """How many values of n² the ring of `clip_by_percentile` holds."""
 EDGE_DECAY = 0.9
+SQUARES_OF_LAPLACIAN = 20
+"""The sum of the squared weights of the Laplacian: 4² for the element and 1 for each of four neighbours."""
 LOW_RANK_FLOOR = 1e-2
 """δ² relative to the largest eigenvalue (section 4.4)."""
 LARGEST_SQUARINGS = 14

@@ -13,7 +13,7 @@ import numpy as np
 from automagic_core import Layout, picture_axes, row_shape
 from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.parts import elements
-from automagic_core.config.constants import EDGE_DECAY
+from automagic_core.config.constants import EDGE_DECAY, SQUARES_OF_LAPLACIAN
 from automagic_optax.arrays.containers import flatten_like
 from automagic_optax.arrays.means import accurate_mean
 from automagic_optax.codec.stored import StoredMoment, read_root, tensors_of
@@ -22,9 +22,6 @@ from automagic_optax.stages.suppress_edges import SuppressEdgesState, laplacian
 f32 = np.float32
 
 ESTIMATED = "edge_history is estimated from the second moments"
-
-_SQUARES_OF_LAPLACIAN = 20
-"""The sum of the squared weights of the Laplacian: 4² for the element and 1 for each of four neighbours."""
 
 _ROWS: Sequence[tuple[Layout, bool]] = (("flax", False), ("torch", False), ("flax", True))
 """Layouts, and whether an array is an embedding: all pairs that give different rows."""
@@ -58,7 +55,7 @@ def estimated(v_hat: jax.Array, like: jax.Array, age: int) -> EdgeHistory:
     shape = v_hat.shape
     layouts = (layout for layout, mark in _ROWS if row_shape(shape, layout, mark) == like.shape)
     axes = next(found for layout in layouts if (found := picture_axes(shape, layout)) is not None)
-    variance = laplacian(v_hat, axes) + f32(_SQUARES_OF_LAPLACIAN) * v_hat
+    variance = laplacian(v_hat, axes) + f32(SQUARES_OF_LAPLACIAN) * v_hat
     # E |x| of a normal variable is √(2/π) σ.
     usual = jnp.sqrt(jnp.maximum(variance, f32(0))) * f32(math.sqrt(2 / math.pi))
     mean = accurate_mean(usual, [axis for axis in range(len(shape)) if like.shape[axis] == 1])

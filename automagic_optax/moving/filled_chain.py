@@ -144,12 +144,13 @@ def take_over_other_states(filled: Any, source: Any, notes: Notes) -> Any:
     transformations are taken over if this holds for all of them.  All other states begin anew.
     """
     source = pure(source)
-    ours = [(type(part), own) for part, own in _parts(filled)]
+    parts = _parts(filled)
+    ours = [(type(part), own) for part, own in parts]
     theirs: dict[tuple[type, bool], list[Any]] = {}
     for part, own in _parts(source):
         if isinstance(part, _STAGES):
             theirs.setdefault((type(part), own), []).append(part)
-    pairs = {key: iter(parts) for key, parts in theirs.items() if len(parts) == ours.count(key)}
+    pairs = {key: iter(found) for key, found in theirs.items() if len(found) == ours.count(key)}
     edges = own_edges(filled)
 
     def taken_over(part: Any, own: bool) -> Any:
@@ -163,7 +164,7 @@ def take_over_other_states(filled: Any, source: Any, notes: Notes) -> Any:
         return part
 
     structure: Any = jax.tree.structure(filled, is_leaf=_is_ours)
-    leaves = [taken_over(*x) for x in _parts(filled)]
+    leaves = [taken_over(*x) for x in parts]
     for kind, own in theirs:
         if (kind, own) not in ours:
             notes.lost(f"{kind.__name__} is dropped: tx has no such stage")

@@ -86,9 +86,10 @@ def from_adam_state(
     step = jnp.asarray(0 if restart_warmup else age, jnp.int32)
     writer = Writer(step, config.stochastic_rounding)
 
-    def one(m: jax.Array, v: jax.Array, like: ArrayState) -> ArrayState:
+    v_hats = [v.astype(jnp.float32) / f32(weight_seen(b2, age)) for v in nu]
+
+    def one(m: jax.Array, v_hat: jax.Array, like: ArrayState) -> ArrayState:
         m_hat = m.astype(jnp.float32) / f32(weight_seen(b1, age))
-        v_hat = v.astype(jnp.float32) / f32(weight_seen(b2, age))
         root = jnp.sqrt(jnp.maximum(v_hat, f32(SQUARE_FLOOR)))
         # Adam's eps held some elements back.  Without it they would jump.
         u = jnp.clip(m_hat / (root + f32(eps)), -f32(config.update_clip), f32(config.update_clip))
@@ -102,15 +103,13 @@ def from_adam_state(
             exp_avg_res=in_form(confidence, like.exp_avg_res, writer, Slot.exp_avg_res),
         )
 
-    arrays = [one(m, v, like) if m.size else like for m, v, like in zip(mu, nu, template.arrays, strict=True)]
+    arrays = [one(m, v, like) if m.size else like for m, v, like in zip(mu, v_hats, template.arrays, strict=True)]
     search = Search.of(template.state)
     # In mid-run the climb counts as over.
     search = search if restart_warmup else search._replace(peak_agreement=jnp.full_like(search.peak_agreement, -1))
     histories = [
-        like
-        if like.history is None
-        else estimated(v.astype(jnp.float32) / f32(weight_seen(b2, age)), like.history, age)
-        for v, like in zip(nu, template.histories, strict=True)
+        like if like.history is None else estimated(v_hat, like.history, age)
+        for v_hat, like in zip(v_hats, template.histories, strict=True)
     ]
     filled = template.filled(step, search, arrays, histories, template.state.learning_rate)
     _note_new_states(template, restart_warmup, notes)

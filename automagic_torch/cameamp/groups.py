@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -282,11 +281,6 @@ def _warn_if_nearly_a_field(key: Any) -> None:
     near = difflib.get_close_matches(str(key), FIELD_NAMES, n=1, cutoff=_NEARLY_THE_NAME)
     if near and key not in ("params", "param_names") and near[0].count("_") == key.count("_"):
         warnings.warn(f"a parameter group has {key!r}, which is no field; did you mean {near[0]!r}?", stacklevel=4)
-
-
-def as_number(value: Any) -> Any:
-    """The Python number for one of numpy's, an array of no dimensions included; anything else as it is."""
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

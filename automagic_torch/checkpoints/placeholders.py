@@ -1,4 +1,4 @@
-"""Adds zeros for the warm-up's states to a distributed checkpoint (docs/algorithm.md, section 6.3).
+"""A state dict as it is saved; a distributed one has zeros for the warm-up (docs/algorithm.md, section 6.3).
 
 `torch.distributed.checkpoint` reads into the states of a fresh optimizer, and refuses a checkpoint that lacks one of
 them.  A fresh optimizer has the states of the warm-up.  Loading drops them again.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -19,7 +20,19 @@ from automagic_torch.codec.stored import state_forms
 from automagic_torch.sharding.extent_of import extent_of
 
 
-def with_placeholders(
+def as_saved(optimizer: Any, saved: dict[str, Any]) -> dict[str, Any]:
+    """What torch has put together, as it can be saved and loaded; a hook of torch's `state_dict`."""
+    # A schedule computed with numpy writes numbers that `torch.load` refuses to read as weights alone.
+    saved["param_groups"] = [{key: _as_number(value) for key, value in g.items()} for g in saved["param_groups"]]
+    return _with_placeholders(saved, optimizer.param_groups, optimizer.state_device)
+
+
+def _as_number(value: Any) -> Any:
+    """The Python number for one of numpy's, an array of no dimensions included; anything else as it is."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+
+
+def _with_placeholders(
     state_dict: dict[str, Any], groups: Sequence[Mapping[str, Any]], state_device: torch.device | None
 ) -> dict[str, Any]:
     """The state dict with zeros for the states of the warm-up, where the warm-up is over.

@@ -11,14 +11,11 @@ from torch import Tensor
 from automagic_core import StatePlan
 from automagic_core.arrays.bias import weight_seen
 from automagic_core.arrays.state_forms import coded_shapes
-from automagic_core.config.constants import EDGE_DECAY, SQUARE_FLOOR
+from automagic_core.config.constants import EDGE_DECAY, SQUARE_FLOOR, SQUARES_OF_LAPLACIAN
 from automagic_core.moving.notes import Notes
 from automagic_torch.arrays.means import Means
 from automagic_torch.codec.stored import States, state_forms
 from automagic_torch.stages.suppress_edges import laplacian
-
-_SQUARES_OF_LAPLACIAN = 20
-"""The sum of the squared weights of the Laplacian: 4² for the element and 1 for each of four neighbours."""
 
 
 def edge_history_of(v_hat: Tensor, plan: StatePlan, age: int) -> Tensor:
@@ -27,7 +24,7 @@ def edge_history_of(v_hat: Tensor, plan: StatePlan, age: int) -> Tensor:
     Real gradients are smoother, so stage 2 will smooth the next steps too little.  With zeros it would smooth too much.
     """
     assert plan.spatial_axes is not None, "only arrays with spatial axes have a history"
-    variance = laplacian(v_hat, plan.spatial_axes) + _SQUARES_OF_LAPLACIAN * v_hat
+    variance = laplacian(v_hat, plan.spatial_axes) + SQUARES_OF_LAPLACIAN * v_hat
     # E |x| of a normal variable is √(2/π) σ.
     usual = Means(plan).rows((variance.clamp(min=0).sqrt() * math.sqrt(2 / math.pi))[None])[0]
     return usual * weight_seen(EDGE_DECAY, age)
