@@ -34,6 +34,8 @@ from automagic_optax import (
     suppress_high_frequencies,
 )
 from automagic_optax.arrays.containers import content, held_like, is_container, pure
+from automagic_optax.codec.quantized_array import QuantizedArray
+from automagic_optax.moments.quantized_moment import QuantizedMoment
 from tests.optax_side.small import assert_same_bits
 
 pytestmark = pytest.mark.compiled_quickly
@@ -51,13 +53,18 @@ class Named:
     dtype = property(lambda self: self.array.dtype)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["held"], meta_fields=["names"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["held"], meta_fields=["names", "kind"])
 @dataclasses.dataclass(frozen=True)
 class OwnBox(meta.AxisMetadata):
-    """A box of somebody's own, whose array is not called `value`."""
+    """A box of somebody's own, whose array is not called `value`.
+
+    Structures of two registered dataclasses with the same metadata are equal for JAX; then, where their hashes happen
+    to be alike, jax.jit returns one class for the other.  `kind` tells it from `Named`.
+    """
 
     held: Any
     names: tuple[str, ...]
+    kind: str = "box"
 
     def unbox(self) -> Any:
         raise AssertionError("may constrain how the array is split")
@@ -150,6 +157,13 @@ def test_a_stage_alone_leaves_containers_to_what_comes_after_it(stage: str, cont
     updates, state = tx.update(wrapped(numbers(1), container), tx.init(weights), weights)
     assert jax.tree.structure(updates) == jax.tree.structure(weights)
     assert_same_bits((pure(updates), pure(state)), bare)
+
+
+def test_jax_tells_registered_classes_apart() -> None:
+    ours = QuantizedArray(0, 0, True, 256), QuantizedMoment(0, 0, True, 256)
+    theirs = Named(0, ("mlp",)), OwnBox(0, ("mlp",))
+    for one, other in (ours, theirs):
+        assert jax.tree.structure(one) != jax.tree.structure(other)
 
 
 def test_what_a_variable_holds_is_read_past_its_hooks() -> None:
