@@ -23,6 +23,7 @@ from automagic_torch.cameamp.batches import (
     kind,
     new_batches,
     of_this_group,
+    refuse_replaced,
 )
 from automagic_torch.cameamp.call import Batch, Call, OpenStep
 from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
@@ -113,7 +114,6 @@ class AutomagicCameAMP8bit(Optimizer):
     ) -> None:
         self.compiled = checked_compiled(compiled)
         self._owned: dict[Tensor, Any] = {}
-        self._forms: dict[Tensor, Any] = {}
         self._stacks = HeldStacks()
         self.state_device = checked_state_device(state_device)
         self._told: set[str] = set()
@@ -207,7 +207,6 @@ class AutomagicCameAMP8bit(Optimizer):
                 update_batch(batch, opened.energy, self._on_update, self._stacks, compiled=compiles)
                 if not batch.in_place:
                     self._owned.update(zip(batch.params, batch.states, strict=True))
-                self._forms.update(dict.fromkeys(batch.params, batch.forms))
             call.search(travelled_of_absent(call, self.state, self._owned))
             call.end()
             drop_warm_up_states(call, self.state, self._owned)
@@ -217,7 +216,6 @@ class AutomagicCameAMP8bit(Optimizer):
         self._stage_energy = opened.energy.totals()
         # What somebody took out of the optimizer is let go.
         self._owned = {p: state for p, state in self._owned.items() if self.state.get(p) is state}
-        self._forms = {p: self._forms[p] for p in self._owned}
         self._stacks.drop_unused()
         self._open_step = None
         if self._gradient_release is not None:
@@ -247,6 +245,9 @@ class AutomagicCameAMP8bit(Optimizer):
             call.batches.append(batch)
             for p, index in places:
                 self._add_to(batch, p, group_index, index)
+            batch.stack = self._stacks.of(batch)
+            if batch.stack is None:
+                refuse_replaced(batch, group_index, [index for _, index in places])
 
     def _add_to(self, batch: Batch, p: Tensor, group_index: int, index: int) -> None:
         """Adds an array to a batch."""
@@ -264,9 +265,7 @@ class AutomagicCameAMP8bit(Optimizer):
             if (fitting := of_this_group(state, batch, p.device)) is not state:
                 batch.in_place = False
                 self.state[p] = state = fitting
-            # Where nothing changed since its last step, the shapes of its states need no look.
-            seen = self._owned.get(p) is state and self._forms.get(p) is batch.forms
-            refuse_misfit(state, p, batch.forms, call.group, group_index, index, shapes=not seen)
+            refuse_misfit(state, p, batch.names, call.group, group_index, index)
             near = batch.extent.beside(state, p.device)
             if near is not state:
                 self.state[p] = state = near
@@ -368,7 +367,7 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__dict__.setdefault("_gradients_agreed", {})
         self.__dict__.setdefault("state_device", None)
         self.__dict__.setdefault("compiled", None)
-        self._owned, self._forms = {}, {}
+        self._owned = {}
         self._stacks = HeldStacks()
         self.__dict__.setdefault("_stage_energy", {})
 

@@ -35,13 +35,14 @@ class TrainerRateCallback(TrainerCallback):
     def put_first(self, trainer: Any) -> None:
         """Makes this the first callback of a Trainer, so that its reporters show the rate too.
 
-        The models that ``trainer.model_init`` makes are marked from now on.
+        The models that the Trainer makes by its ``model_init`` are marked from now on.
         """
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(callback for callback in callbacks if callback is not self)]
         _mark(trainer.model)
         if trainer.model_init is not None:
-            trainer.model_init = _marking(trainer.model_init)
+            # Not `model_init`, whose arguments the Trainer counts.
+            trainer.call_model_init = _marking(trainer.call_model_init)
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the model, if there is one yet."""
@@ -63,10 +64,10 @@ class TrainerRateCallback(TrainerCallback):
             state.log_history[-1].update(rates)
 
 
-def _marking(model_init: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(model_init)  # the Trainer counts its arguments
-    def marked(*args: Any) -> Any:
-        model = model_init(*args)
+def _marking(make: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(make)
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        model = make(*args, **kwargs)
         _mark(model)
         return model
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from automagic_core.config.constants import SEARCH_START, SHORT_SEARCH
 from automagic_core.config.not_here import INSTEAD
-from automagic_core.config.ranges import RANGES, is_checkable, known, known_integer
+from automagic_core.config.ranges import RANGES, is_checkable, is_sequence, known, known_integer
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "memory_optimized": {
@@ -112,8 +112,8 @@ class Config:
 
     def __setattr__(self, name: str, value: Any) -> None:
         default = getattr(type(self), name, None)
-        if name == "betas" and type(value) in (tuple, list):
-            value = type(value)(map(known, value))
+        if name == "betas" and is_sequence(value):
+            value = tuple(map(known, value))
         elif isinstance(default, float) and (name not in _CHANGING or isinstance(value, np.ndarray)):
             value = known(value)
         elif isinstance(default, int):  # or a boolean

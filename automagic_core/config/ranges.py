@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,8 +95,13 @@ _LIMIT = _real(lambda x: float(np.float32(x)) > 0, "0 < min_lr ≤ max_lr in flo
 _BETA = _real(lambda x: 0 <= x < 1, "[0, 1)", from_array=False)
 
 
+def is_sequence(value: Any) -> bool:
+    """Whether `value` holds several values in order: a tuple, an array with one axis, a list of OmegaConf's."""
+    return (isinstance(value, Sequence) and not isinstance(value, str)) or len(getattr(value, "shape", ())) == 1
+
+
 def _are_betas(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 3 and all(map(_BETA.accepts, value))
+    return is_sequence(value) and len(value) == 3 and all(map(_BETA.accepts, value))
 
 
 RANGES: dict[str, Range] = {

@@ -50,8 +50,13 @@ def root_factors(v: Statistics, decay: Decay, age: jax.Array) -> Statistics:
     assert v.row is not None
     assert v.column is not None
     # A row of zeros beside large gradients underflows to 0.
-    row = square_root(quotient(quotient(v.row, accurate_mean(v.row)), one_minus_power(decay, age)))
+    row = square_root(quotient(quotient(v.row, mean_of_rows(v.row)), one_minus_power(decay, age)))
     return Statistics(row, jnp.sqrt(v.column))
+
+
+def mean_of_rows(R: jax.Array) -> jax.Array:
+    """The mean of R, not 0: it begins below the normal numbers of float32 where β₂ is at least 1 − 10⁻⁸."""
+    return jnp.maximum(accurate_mean(R), f32(np.finfo(np.float32).tiny))
 
 
 def root_of_factors(factors: Statistics) -> jax.Array:
@@ -172,7 +177,7 @@ def mean_root(v: Statistics, decay: Decay, age: jax.Array) -> jax.Array:
     assert v.row is not None
     assert v.column is not None
     mean = accurate_mean(jnp.sqrt(v.row)) * accurate_mean(jnp.sqrt(v.column))
-    return ratio(mean, jnp.sqrt(accurate_mean(v.row))) / jnp.sqrt(one_minus_power(decay, age))
+    return ratio(mean, jnp.sqrt(mean_of_rows(v.row))) / jnp.sqrt(one_minus_power(decay, age))
 
 
 def background(root: jax.Array, mean: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from automagic_core import MAX_STEP, Config, StatePlan, decay
 from automagic_core.config import constants
-from automagic_optax.arrays.means import accurate_mean, accurate_sum, ema
+from automagic_optax.arrays.means import accurate_sum, ema
 from automagic_optax.cameamp import equations
 from automagic_optax.cameamp.learning_rate import Rates
 from automagic_optax.cameamp.states import ArrayState
@@ -142,7 +142,7 @@ def known(old: ArrayState, seen: Looked, plan: StatePlan, shared: Shared) -> Kno
         assert seen.row is not None
         v = equations.averaged(beta2, before, seen.row, seen.column, plan)
         assert v.row is not None
-        mean_square, mean = accurate_sum(seen.row) / f32(plan.size), accurate_mean(v.row)
+        mean_square, mean = accurate_sum(seen.row) / f32(plan.size), equations.mean_of_rows(v.row)
         root = equations.root_factors(v, beta2, t)
         background = equations.mean_root(v, beta2, t) if config.background_regularization else None
     else:

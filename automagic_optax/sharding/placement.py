@@ -1,6 +1,7 @@
 """Finds out how arrays are split over a mesh, and makes states that are split alike.
 
-The mesh of an array is always known.  How the array is split is known outside ``jax.jit``.  Inside, it is known only
+Outside ``jax.jit`` the mesh of an array and how it is split over it are known.  Inside, the mesh is known if the array
+was on it before, or from ``jax.set_mesh``; of ``in_shardings`` types say nothing.  How the array is split is known only
 over Explicit axes; over Auto axes the compiler decides it later.
 """
 
@@ -24,12 +25,29 @@ def devices_of(x: Any) -> int:
 
 def varies(x: jax.Array) -> bool:
     """Whether the array may differ from device to device, inside ``jax.shard_map``."""
-    return bool(getattr(getattr(jax.typeof(x), "manual_axis_type", None), "varying", None))
+    return bool(varying_axes(x))
+
+
+def varying_axes(tree: Any) -> frozenset[Any]:
+    """The axes over which any array of the tree may differ from device to device, inside ``jax.shard_map``."""
+    types = [jax.typeof(x) for x in jax.tree.leaves(tree) if isinstance(x, jax.core.Tracer)]
+    found = [getattr(getattr(kind, "manual_axis_type", None), "varying", ()) for kind in types]
+    return frozenset().union(*found)
+
+
+def varying_over(axes: frozenset[Any], x: Any) -> Any:
+    """The array, with a type that says that it may differ along these axes too."""
+    missing = sorted(axes - varying_axes(x), key=str)
+    return jax.lax.pcast(x, tuple(missing), to="varying") if missing and isinstance(x, jax.Array) else x
 
 
 def _mesh_of(x: Any) -> Mesh | AbstractMesh | None:
     sharding = getattr(x, "sharding", None) if isinstance(x, jax.ShapeDtypeStruct) else _sharding_type(x)
     mesh: Mesh | AbstractMesh | None = getattr(sharding, "mesh", None)
+    if (mesh is None or mesh.empty) and isinstance(x, jax.core.Tracer):
+        # An array that comes to ``jax.jit`` without a mesh: ``jax.set_mesh`` puts it on its own.
+        context = jax.sharding.get_abstract_mesh()
+        mesh = context if {*context.axis_types} == {AxisType.Auto} else None
     return None if mesh is None or mesh.empty else mesh
 
 

@@ -1,8 +1,8 @@
 """Finds and marks the adapters and embeddings of a module (docs/algorithm.md, section 1.4).
 
 A mark is an attribute of a parameter, ``p._is_lora_layer`` or ``p._is_embedding``.  ``model.to(...)`` and
-``model.half()`` keep it, but ``copy.deepcopy`` and ``fully_shard`` make parameters without it: mark the model that will
-be trained, after ``fully_shard``.
+``model.half()`` keep it.  ``copy.deepcopy``, ``fully_shard`` and ``torch.utils.swap_tensors`` lose it, and so does
+``model.to(...)`` after ``set_swap_module_params_on_conversion(True)``: mark the model that will be trained, after them.
 """
 
 from __future__ import annotations

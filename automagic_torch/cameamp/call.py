@@ -70,9 +70,10 @@ class Call:
     @property
     def counts(self) -> bool:
         """Whether this is a step of the group: its first one is that of its first gradient (section 1.5)."""
-        # Here; another process may hold its arrays.
-        holds_nothing = not any(is_lazy(p) or p.numel() for p in self.group["params"])
-        return self.group[STEP] > 0 or bool(self.batches) or holds_nothing
+        # Another process may hold the elements of its arrays.  A group without arrays waits for its first.
+        params = self.group["params"]
+        elsewhere = bool(params) and not any(is_lazy(p) or p.numel() for p in params)
+        return self.group[STEP] > 0 or bool(self.batches) or elsewhere
 
     @property
     def warming(self) -> bool:
@@ -130,7 +131,9 @@ class Call:
         return Search(*(self.group[key] for key in SEARCH_KEYS))
 
     def kept(self, device: torch.device) -> Tensor | float:
-        """What is kept of every walk in this step."""
+        """What is kept of every walk in this step.  A group's first step keeps nothing: an array may have moved in."""
+        if self.step == 1:
+            return 0.0
         kept = self.held.kept(self.config)
         return to_device(kept, device) if isinstance(kept, Tensor) else kept
 
@@ -199,6 +202,8 @@ class Batch:
     states: list[States] = field(default_factory=list)
     in_place: bool = True
     """Nobody else holds the tensors in `states`."""
+    stack: States | None = None
+    """Their states as the last step left them, stacked."""
     _usable: Tensor | None = None
     _square_norm: Tensor | None = None
 

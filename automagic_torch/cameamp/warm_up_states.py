@@ -28,7 +28,7 @@ def travelled_of_absent(call: Call, states: dict[Tensor, Any], owned: Mapping[Te
         if p in present or "walk" not in state:
             continue
         walk = state["walk"]
-        if call.config.climbs:
+        if call.config.climbs or call.step == 1:
             walk = call.kept_of(walk)
             if owned.get(p) is state:
                 state["walk"] = walk

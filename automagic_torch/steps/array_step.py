@@ -38,7 +38,9 @@ def update_batch(
     compiled = compiled and type(extent) is Extent
     params = list(extent.here(batch.params))
     before = stacked(params)
-    stack = held.of(batch) if compiled and can_hold(batch) else None
+    stack = batch.stack if compiled and can_hold(batch) else None
+    if stack is not None:
+        held.keep(batch)
     stored = stack or {
         name: stacked(extent.states_here([state[name] for state in batch.states], before.device))
         for name in sorted(batch.names)  # in one order in every process, for caches of compilers

@@ -44,8 +44,11 @@ class HeldStacks:
         # Whoever moves states to another device and back by `x.data = ...` moves this one too.
         if not all(_lie_in(stack.whole["exp_avg"], stack.parts["exp_avg"])):
             return None
-        self._used.add(_key(batch))
         return stack.whole
+
+    def keep(self, batch: Batch) -> None:
+        """Keeps the stack of a batch for the next step."""
+        self._used.add(_key(batch))
 
     def hold(self, batch: Batch, whole: States) -> None:
         """Makes the states of a batch views of `whole`, which nobody else holds."""
@@ -54,7 +57,7 @@ class HeldStacks:
             for state, tensor in zip(batch.states, tensors, strict=True):
                 state[name] = tensor
         self._stacks[_key(batch)] = Stack(whole, parts, batch.states)
-        self._used.add(_key(batch))
+        self.keep(batch)
 
     def drop_unused(self) -> None:
         """At the end of a step: stacks of batches that were not formed again are let go."""

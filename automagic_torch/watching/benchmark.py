@@ -91,7 +91,7 @@ def _on_copies(optimizer: Optimizer, chosen: list[Tensor]) -> Iterator[list[Tens
         for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
             setattr(optimizer, hooks, OrderedDict())
         # What an optimizer knows of its arrays by itself is that of the originals.
-        for name, fresh in (("_owned", dict), ("_forms", dict), ("_stacks", HeldStacks), ("_gradients_agreed", dict)):
+        for name, fresh in (("_owned", dict), ("_stacks", HeldStacks), ("_gradients_agreed", dict)):
             if hasattr(optimizer, name):
                 setattr(optimizer, name, fresh())
         # The gradients to step with are there already, so nothing is released.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,21 +97,26 @@ def test_the_callback_marks_logs_and_resumes(tmp_path: Path) -> None:
     assert logged_again == logged
 
 
-@pytest.mark.parametrize("takes_trial", [False, True])
-def test_models_that_the_trainer_makes_are_marked_before_a_checkpoint_is_loaded(
-    tmp_path: Path, takes_trial: bool
-) -> None:
+@pytest.mark.parametrize("way", ["no argument", "trial", "bound"])
+def test_models_that_the_trainer_makes_are_marked_before_a_checkpoint_is_loaded(tmp_path: Path, way: str) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.LlamaConfig(vocab_size=32, **sizes)
     fields = {"max_steps": 4, "save_steps": 2, "report_to": [], "use_cpu": True, "disable_tqdm": True}
 
-    def made(trial: Any = None) -> Any:
+    def made(trial: Any = None, config: Any = config) -> Any:
         return transformers.LlamaForCausalLM(config)
+
+    # The Trainer looks at the arguments.
+    model_init = {
+        "no argument": lambda: made(),
+        "trial": lambda trial: made(trial),
+        "bound": partial(made, config=config),
+    }
 
     def run(folder: Path, checkpoint: Path | None = None) -> AutomagicCameAMP8bit:
         trainer = transformers.Trainer(
             args=transformers.TrainingArguments(str(folder), **fields),
-            model_init=made if takes_trial else lambda: made(),  # the Trainer looks at the arguments
+            model_init=model_init[way],
             train_dataset=tokens(),
             optimizer_cls_and_kwargs=(AutomagicCameAMP8bit, FIELDS | {"stable_emb": True}),
         )

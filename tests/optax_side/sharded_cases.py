@@ -116,6 +116,19 @@ def collectives(described: Any, shape: tuple[int, ...], way: str, **fields: Any)
     return {"moved": moved_bytes(text), "report": sharding_report(params, state)}
 
 
+def bare_collectives() -> dict[str, list[int]]:
+    """What a step moves that is compiled for bare shapes, with the shardings beside them and the mesh set."""
+    mesh, tx = mesh_of((8,)), quantize_state(optax.adam(1e-3))
+    # Of two chunks, if a device computed all of it.
+    params = {"w": jax.device_put(np.ones((1024, 512), np.float32), NamedSharding(mesh, P("data")))}
+    with jax.set_mesh(mesh):
+        arguments = (params, jax.jit(tx.init)(params), params)
+        shardings = jax.tree.map(lambda x: x.sharding, arguments)
+        bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+        lowered = jax.jit(tx.update, in_shardings=shardings, out_shardings=shardings[:2]).lower(*bare)
+    return moved_bytes(lowered.compile().as_text())
+
+
 def types(described: Any, shape: tuple[int, ...], way: str, **fields: Any) -> dict[str, Any]:
     """Types of states and updates before and after, and the update against that on a mesh with Auto axes."""
     mesh, auto = mesh_of(shape, AxisType.Explicit), mesh_of(shape)
@@ -216,6 +229,7 @@ CASES: dict[str, Callable[..., Any]] = {
     "layer": lambda: {
         **steps_alike({k: LAYER[k] for k in ("up", "rows")}, (4, 2), "full", **STAGES_OFF),
         "collectives": collectives({"up": LAYER["up"]}, (4, 2), "tensor", **STAGES_OFF),
+        "bare": bare_collectives(),
         "signs": all(signs_alike(*LAYER[name][:2]) for name in ("up", "rows")),
     },
     "steps": lambda shape, way: steps_alike(ALL, shape, way, percentile_clipping=60),

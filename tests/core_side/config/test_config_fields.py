@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from collections import UserList
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,16 @@ INVALID: dict[str, tuple[list[Any], str]] = {
     "weight_decay": ([-1e-9, NAN, INF, np.float16(INF), "0", None, True], "≥ 0"),
     "warmup_steps": ([-1, 1.5, 500.0, 2**31 - 1, None, True, NAN], "[0, 2147483646]"),
     "betas": (
-        [(0.9, 0.99), (0.9, 0.99, 1.0), (-0.1, 0.99, 0.999), (0.9, 0.99, NAN), 0.9, None, "abc", (0.9,) * 4],
+        [
+            (0.9, 0.99),
+            (0.9, 0.99, 1.0),
+            (-0.1, 0.99, 0.999),
+            (0.9, 0.99, NAN),
+            0.9,
+            None,
+            "abc",
+            (0.9,) * 4,
+        ],
         "each in [0, 1)",
     ),
     "update_clip": ([0, 1e-60, -3.0, NAN, INF, 3.5e38, 10**400, None, True], "> 0"),
@@ -102,7 +112,13 @@ VALID: dict[str, list[Any]] = {
     "max_lr": [1e-6, 1.0, 10],
     "weight_decay": [0, 0.0, 1.0],
     "warmup_steps": [0, 1, 2**31 - 2, np.int64(7)],
-    "betas": [(0.0, 0.0, 0.0), [0.9, 0.99, 0.999], (0.999999, 0.5, 1 - 1e-16)],
+    "betas": [
+        (0.0, 0.0, 0.0),
+        [0.9, 0.99, 0.999],
+        (0.999999, 0.5, 1 - 1e-16),
+        UserList([0.9, 0.99, 0.999]),  # no list, as that of OmegaConf
+        np.array([0.9, 0.99, 0.999]),
+    ],
     "update_clip": [1e-3, 100],
     "confidence_floor": [1e-9, 5],
     "factored": ["none", "second_moment", "all"],
@@ -155,7 +171,7 @@ def test_invalid_value_is_refused_by_name_value_and_range(name: str, value: Any,
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("name", "value"), VALID_CASES)
 def test_valid_value_is_kept(name: str, value: Any) -> None:
-    assert getattr(Config(**{name: value}), name) == value
+    assert getattr(Config(**{name: value}), name) == (value if name != "betas" else tuple(value))
 
 
 @pytest.mark.parametrize("name", [name for name, value in DEFAULTS.items() if isinstance(value, bool)])
@@ -241,7 +257,7 @@ def test_tensors_and_jax_arrays_with_values_count_as_their_values() -> None:
                 Config(**fields)
     for make in (torch.tensor, jax.numpy.float32):
         config = Config(search_gain=make(0.0), agreement_floor=make(-1.0), betas=[make(0.9), 0.99, 0.999])
-        assert (config.searches, config.agreement_floor, config.betas) == (False, -1.0, [0.9, 0.99, 0.999])
+        assert (config.searches, config.agreement_floor, config.betas) == (False, -1.0, (0.9, 0.99, 0.999))
         lr = make(1e-4)
         assert Config(lr=lr, weight_decay=lr).__dict__ == Config().__dict__ | {"lr": lr, "weight_decay": lr}
     # While a derivative is formed an array has a value, and more than that.

@@ -196,3 +196,15 @@ def test_the_count_of_skipped_steps_saturates(count: int) -> None:
     )
     _, after = jax.jit(tx.update)(bad, state, weights)
     assert [int(x) for x in find_state(after).skipped_steps] == [2**31 - 1] * count
+
+
+@pytest.mark.parametrize("factored", ["second_moment", "all"])
+def test_an_array_whose_first_gradients_are_zero_moves_later(factored: str) -> None:
+    """With a β₂ so close to 1 that R then begins below the normal numbers of float32, which XLA takes for 0."""
+    betas = (0.9, 1 - 1e-8, 0.999)
+    tx = automagic_8bit(1e-3, betas=betas, factored=factored, search_gain=0, warmup_steps=0, weight_decay=0)
+    weights = jnp.ones((64, 64))
+    state = tx.init(weights)
+    for size in (0, 0, 1):
+        update, state = tx.update(size * jnp.ones((64, 64)), state, weights)
+    assert jnp.abs(update).min() > 1e-4

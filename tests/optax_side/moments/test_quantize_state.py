@@ -222,6 +222,17 @@ def test_a_state_that_is_passed_on_keeps_its_codes() -> None:
     assert (kept[7].codes != kept[3].codes).any() or (kept[7].absmax != kept[3].absmax).any()
 
 
+@pytest.mark.parametrize(("decay", "share"), [(0.9, 0.94), (0.99, 0.59)])
+def test_a_steady_negative_gradient_is_averaged_as_far_as_the_page_says(decay: float, share: float) -> None:
+    tx = quantize_state(optax.trace(decay), min_8bit_size=256)
+    update, weights = jax.jit(tx.update), jnp.zeros(256)
+    for sign, expected in ((1, 1.0), (-1, share)):
+        state = tx.init(weights)
+        for _ in range(round(12 / (1 - decay))):
+            updates, state = update(jnp.full(256, float(sign)), state, weights)
+        np.testing.assert_allclose(updates * (1 - decay), sign * expected, rtol=0.01)
+
+
 def test_wrong_arguments_are_named() -> None:
     for arguments, words in (
         ({"block_size": 100}, "block_size = 100 is not valid; valid: a power of two"),

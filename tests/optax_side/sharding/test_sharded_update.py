@@ -41,6 +41,7 @@ def test_a_layer_on_a_mesh() -> None:
     # Row, column and block statistics of (256, 1024) have at most 1024 float32 values.
     check_moved(found["collectives"], 4 * 1024)
     assert found["collectives"]["report"]["cut_blocks"] == {}
+    assert found["bare"] == {}
 
 
 @pytest.mark.slow

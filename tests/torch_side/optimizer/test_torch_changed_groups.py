@@ -54,6 +54,40 @@ def test_a_parameter_in_another_group_goes_on_with_its_moments(compiled, decay):
     assert optimizer.state[second].keys() == optimizer.state[first].keys()
 
 
+def test_an_empty_group_begins_with_its_first_array():
+    first, second, third = parameters([(8, 6), (8, 6), (8, 6)])
+    optimizer = AutomagicCameAMP8bit([{"params": [first]}, {"params": []}], **SMALL)
+    run(optimizer, range(1, 7))
+    optimizer.param_groups[1]["params"].append(second)
+    run(optimizer, range(7, 9))  # in the midst of its search
+    assert [group["automagic_step"] for group in optimizer.param_groups] == [8, 2]
+    optimizer.add_param_group({"params": [third]})
+    run(optimizer, range(9, 10))
+    # An array whose search is over goes into a group that searches, and walks from where it is.
+    optimizer.param_groups[2]["params"].append(optimizer.param_groups[0]["params"].pop())
+    run(optimizer, range(10, 11))
+    assert optimizer.state[first].keys() == optimizer.state[third].keys() > {"walk"}
+    assert int(optimizer.state[first]["age"]) == 10
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_new_group_does_not_count_the_way_of_an_earlier_one(gradient):
+    """Without the climb too, which forgets every walk."""
+    moved, other = parameters([(8, 6), (8, 6)])
+    optimizer = AutomagicCameAMP8bit([moved, other], **SMALL | {"agreement_floor": -1.0, "warmup_steps": 50})
+    run(optimizer, range(1, 20))
+    travelled = optimizer.state[moved]["walk"].abs().sum()
+    optimizer.param_groups.clear()
+    optimizer.add_param_group({"params": [moved, other]})
+    for p in (moved, other):
+        p.grad = torch.ones_like(p)
+    if not gradient:
+        moved.grad = None
+    optimizer.step()
+    assert optimizer.state[moved]["walk"].abs().sum() < travelled / 5
+    assert gradient or not optimizer.state[moved]["walk"].any()
+
+
 def test_other_states_than_those_of_the_search_do_not_fit_another_group():
     (p,) = parameters([(8, 6)])
     optimizer = AutomagicCameAMP8bit([p], **SMALL)
@@ -82,10 +116,33 @@ def test_fields_that_give_states_other_shapes_cannot_change(fields, key, value):
     run(optimizer, range(1, 3))
     optimizer.param_groups[0]["automagic_" + key] = value
     before = [p.detach().clone() for p in params]
-    with pytest.raises(RuntimeError, match="does not fit its group's fields"):
+    with pytest.raises(RuntimeError, match=r"has shape .* fields ask for \("):
         run(optimizer, range(3, 4))
     assert same(before, [p.detach() for p in params])
     assert optimizer.param_groups[0]["automagic_step"] == 2
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("exp_avg", lambda x: x.float()),
+        ("exp_avg_absmax", lambda x: x.bfloat16()),
+        ("exp_avg_absmax", lambda x: x[:2].clone()),
+        ("exp_avg_sq_col", lambda x: x[:, :1].clone()),  # it broadcasts
+        ("age", lambda x: x.float()),
+    ],
+)
+def test_a_replaced_state_of_another_form_is_told_before_anything_moves(name, change, compiled):
+    params = parameters([(8, 6), (64, 64), (64, 64)])
+    optimizer = AutomagicCameAMP8bit(params, **SMALL | {"force_8bit": True, "compiled": compiled})
+    run(optimizer, range(1, 4))
+    optimizer.state[params[2]][name] = change(optimizer.state[params[2]][name])
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match=f"the state '{name}' of parameter 2 .* fields ask for"):
+        run(optimizer, range(4, 5))
+    assert same(before, [p.detach() for p in params])
+    assert optimizer.param_groups[0]["automagic_step"] == 3
 
 
 @pytest.mark.parametrize("shapes", [((8, 16), (16, 8)), ((64, 64), (64, 1)), ((40, 40), (20, 20)), ((30, 4), (31, 4))])
