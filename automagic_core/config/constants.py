@@ -12,7 +12,8 @@ SEARCH_START = 1e-5
 CLIMB = 0.4
 """What one step of the climb adds to ℓ at most, or as much as lifts the rate to `SEARCH_START`."""
 AGREES = 0.5
-"""The climb ends where A is below this share of its peak; from the peak to there its steps fade to 0."""
+"""The climb ends where A is below this share of its peak; from the peak to there its steps fade to 0.  After it the
+rate rests where A is below minus this share."""
 AGREES_AGAIN = 0.1
 """A climb that noise ended goes on where A is not, and is at least this."""
 STEP_BACK = (2 * CLIMB, 2)
@@ -33,7 +34,7 @@ less on it slows down."""
 LARGEST_RISE = 0.5
 """log(ρ / straightness) counts as at most this much in one step of the search."""
 RISE_BY_VOTES = (0.75, 0.15)
-"""After the climb ℓ rises in one step by at most so much of A − `agreement_floor`, and by at most so much."""
+"""After the climb ℓ rises in one step by at most so much of A above its least value, and by at most so much."""
 SHORT_SEARCH = 20
 """A warm-up of fewer steps ends before the climb does."""
 ROW_SHRINKAGE = 256

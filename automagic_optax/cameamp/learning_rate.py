@@ -226,8 +226,8 @@ def searched(
         rise = jnp.where(straight & long, rise, f32(0))
         if config.climbs:
             of_agreement, at_most = map(f32, constants.RISE_BY_VOTES)
-            bound = of_agreement * (agreement - _float32(config.agreement_floor))
-            rise = jnp.minimum(rise, jnp.clip(bound, f32(0), at_most))
+            least = jnp.maximum(f32(-constants.AGREES) * jnp.abs(peak), _float32(config.agreement_floor))
+            rise = jnp.minimum(rise, jnp.clip(of_agreement * (agreement - least), f32(0), at_most))
             climbing, asks = peak >= 0, step >= constants.CLIMB_STEPS
             peak = jnp.where(climbing & counts & asks, jnp.maximum(peak, agreement), peak)
             most, of_peak = map(f32, constants.STEP_BACK)

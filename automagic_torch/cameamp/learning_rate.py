@@ -233,7 +233,8 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
     rise = torch.where(long, config.search_gain * beyond, 0.0)
     if config.climbs:
         of_agreement, at_most = RISE_BY_VOTES
-        rise = torch.minimum(rise, (of_agreement * (agreement - config.agreement_floor)).clamp(0.0, at_most))
+        least = (-AGREES * peak.abs()).clamp(min=config.agreement_floor)
+        rise = torch.minimum(rise, (of_agreement * (agreement - least)).clamp(0.0, at_most))
         # A step of the rate 0 says nothing, nor does one in which no array moves.
         climbing = climbs = moves & (peak >= 0)
         climb = torch.full_like(rise, CLIMB)

@@ -121,7 +121,8 @@ class RateSearch:
         elif straightness > self.cfg.straightness and is_long:
             rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 0.5) * calm
             if self.use_agreement:
-                rise = min(rise, 0.75 * max(0.0, self.agreement - self.cfg.agreement_floor), 0.15)
+                least = max(self.cfg.agreement_floor, -peak / 2)
+                rise = min(rise, 0.75 * max(0.0, self.agreement - least), 0.15)
         room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
         self.log_rate_scale += min(rise, max(0.0, room))
 
