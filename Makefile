@@ -7,8 +7,8 @@ SOURCES := automagic_core automagic_torch automagic_optax automagic_cameamp_impr
 # Arrays in tests are small: a second thread costs more than it brings.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo examples test test-all mutants test-integrations lint parity bench memory rates evidence soak docs docs-check \
-	docs-pages dist-check support gpu gpu-wheels clean
+.PHONY: demo examples test test-all mutants test-integrations lint parity bench memory rates evidence outside soak docs \
+	docs-check docs-pages dist-check support gpu gpu-wheels clean
 
 # In three steps, each with a line of its own: with --quiet pip says nothing while it downloads, without it too much.
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -113,6 +113,9 @@ rates: .venv/installed  ## final loss against starting learning rate, about 10 m
 evidence: .venv/evidence  ## training runs on 17 jobs, five hours on two cores; stops after four, goes on where it stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.evidence $(OPTIONS)
 
+outside: .venv/installed  ## 14 jobs that chose nothing of the optimizer, half an hour, goes on where it stopped; docs/outside.md
+	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.outside $(OPTIONS)
+
 soak: .venv/installed  ## long runs, kills and random cases, under an hour, goes on where it stopped; docs/reliability.md
 	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.soak $(OPTIONS)
 
@@ -151,4 +154,4 @@ gpu-wheels:  ## the optimizers that `make gpu` compares with, into .whl; needs a
 
 clean:
 	rm -rf .venv .venv-docs .venv-integrations .venv-peers out dist build *.egg-info .pytest_cache .mypy_cache \
-		.ruff_cache .hypothesis benchmarks/results/evidence/base
+		.ruff_cache .hypothesis benchmarks/results/evidence/base benchmarks/results/outside/base

@@ -59,6 +59,8 @@ class TorchSession:
         self.method.set_rate(step)
         self.method.optimizer.zero_grad()
         self.training.loss().backward()
+        if self.training.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.training.clip)
         self.method.step()
 
     def validation_loss(self) -> float:

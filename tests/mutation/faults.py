@@ -118,6 +118,13 @@ FAULTS = (
         ("test_torch_search", "test_torch_oracle"),
     ),
     Fault(
+        "the rate rises though gradients never agreed",
+        TORCH,
+        "(-AGREES * peak.abs())",
+        "torch.full_like(peak, -1.0)",
+        ("test_torch_search", "test_torch_oracle"),
+    ),
+    Fault(
         "the climb goes on though half of the agreement is gone",
         TORCH,
         " & (agreement >= AGREES * size)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +23,13 @@ class Training(ABC):
         model: everything but the trained arrays is frozen.
         adapters: whose learned products are measured afterwards; none where everything is trained.
         generator: draws the batches.
+        clip: the largest norm of all gradients together; None: they are not clipped.
     """
 
     model: nn.Module
     adapters: list[LoRALinear]
     generator: torch.Generator
+    clip: float | None = field(default=None, kw_only=True)
 
     def parameters(self) -> list[nn.Parameter]:
         """The arrays that are trained."""

@@ -122,6 +122,19 @@ def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:
     assert all(a >= before / 2 for a, before, _ in seen[5:ended])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_alone_hardly_raises_the_rate(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    params = parameters([(64, 64)] * 4)
+    optimizer = AutomagicCameAMP8bit(params, **FIELDS)
+    for _ in range(100):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    # The first five steps take it to 5e-5 whatever votes say.  With a bound of −0.1 it went on to 1.3e-4 to 1.5e-4.
+    assert 4e-5 < optimizer.get_learning_rates()[0] < 8e-5
+
+
 @pytest.mark.parametrize(
     ("length", "floor"), [(1.0, -0.1), (1.0, 0.1), (1.0, 0.4), (0.25, -0.1), (1.6, -0.1), (2.5, -0.1)]
 )
