@@ -26,7 +26,7 @@ from automagic_torch.cameamp.batches import (
     refuse_replaced,
 )
 from automagic_torch.cameamp.call import Batch, Call, OpenStep
-from automagic_torch.cameamp.effective_rate import formed_rate, learning_rates, rate_in_force
+from automagic_torch.cameamp.effective_rate import formed_rate, kept_rate, learning_rates
 from automagic_torch.cameamp.groups import (
     as_group,
     default_fields,
@@ -362,7 +362,7 @@ class AutomagicCameAMP8bit(Optimizer):
         for group in self.param_groups:
             add_search(group, self.state)
             add_forms(group, self.state)
-            group[EFFECTIVE_LR] = rate_in_force(group)
+            group[EFFECTIVE_LR] = kept_rate(group)
         self.__dict__.setdefault("_told", set())
         self.__dict__.setdefault("_gradients_agreed", {})
         self.__dict__.setdefault("state_device", None)

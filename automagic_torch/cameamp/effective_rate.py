@@ -22,8 +22,13 @@ def formed_rate(group: Mapping[str, Any], step: int) -> Tensor:
 
 def rate_in_force(group: Mapping[str, Any]) -> Tensor:
     """η̂ of the group's last step; before the first step that of the first.  0-d float32; does not wait."""
+    return kept_rate(group) if group[STEP] > 0 else formed_rate(group, 1)
+
+
+def kept_rate(group: Mapping[str, Any]) -> Tensor:
+    """What the group holds as its rate; formed anew where that is none, as in what earlier versions saved."""
     held = group.get(EFFECTIVE_LR)
-    if group[STEP] > 0 and isinstance(held, Tensor) and held.shape == () and held.dtype == torch.float32:
+    if isinstance(held, Tensor) and held.shape == () and held.dtype == torch.float32:
         return held
     return formed_rate(group, max(group[STEP], 1))
 

@@ -28,7 +28,7 @@ from automagic_core.arrays.group_keys import (
 from automagic_core.arrays.layout import row_axis
 from automagic_core.arrays.state_forms import SEARCH_SCALARS, WARM_UP_ONLY, as_held, foreign_states, own_states
 from automagic_torch.arrays.marks import is_embedding
-from automagic_torch.cameamp.effective_rate import rate_in_force
+from automagic_torch.cameamp.effective_rate import kept_rate
 from automagic_torch.cameamp.groups import can_store_8bit, group_config, parameter_name, plan_of
 from automagic_torch.checkpoints.earlier import add_scalars, with_todays_forms
 from automagic_torch.checkpoints.saved_values import check_norm_history, check_values, refuse_codes
@@ -277,7 +277,7 @@ def _merged(group: Group, saved: Group) -> Group:
         isinstance(held, Tensor) and not held.is_meta and not held.isfinite().all()
     ):  # not known: see `OldNamesLoadPlanner`
         saved = {key: value for key, value in saved.items() if key != EFFECTIVE_LR}
-    merged[EFFECTIVE_LR] = rate_in_force(saved)
+    merged[EFFECTIVE_LR] = kept_rate(saved)
     if "param_names" in group:
         merged["param_names"] = group["param_names"]  # messages name what is there now
     return merged

@@ -58,6 +58,11 @@ def test_an_empty_group_begins_with_its_first_array():
     first, second, third = parameters([(8, 6), (8, 6), (8, 6)])
     optimizer = AutomagicCameAMP8bit([{"params": [first]}, {"params": []}], **SMALL)
     run(optimizer, range(1, 7))
+    optimizer.param_groups[1]["lr"] = 0.0  # as a schedule does
+    other = AutomagicCameAMP8bit([{"params": [first]}, {"params": []}], **SMALL)
+    other.load_state_dict(optimizer.state_dict())
+    assert same(other.param_groups[1], optimizer.param_groups[1])
+    optimizer.param_groups[1]["lr"] = SMALL["lr"]
     optimizer.param_groups[1]["params"].append(second)
     run(optimizer, range(7, 9))  # in the midst of its search
     assert [group["automagic_step"] for group in optimizer.param_groups] == [8, 2]
