@@ -94,7 +94,8 @@ def write_report(store: Store, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     records = {spec: record for spec, record in store.records().items() if spec.job in JOBS}
     outcomes = {job: outcome(records, job) for job in JOBS}
-    parts = ["# Other jobs", *_introduction(), _table(outcomes), *_verdicts(outcomes), _generated(records)]
+    introduction, notes = _introduction(), _notes()
+    parts = ["# Other jobs", *introduction, *_verdicts(outcomes), _table(outcomes), *notes, _generated(records)]
     path = folder / "outside.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -112,32 +113,36 @@ def _introduction() -> Iterator[str]:
         f"{SEEDS[0]}, and further ones while the best is at an end. Ours (`{OURS.name}`) finds its rate in the first "
         f"{100 * WARM_UP_SHARE:g} % of the steps; nothing is tuned. “Tuned” is ours with its own best rate "
         f"of that list and no search. All then run with seeds {seeds}. All else is set as for Evidence, but gradients "
-        "are clipped where the table says so."
+        "are clipped where the list of jobs says so."
     )
+
+
+def _notes() -> Iterator[str]:
     yield (
         "- A loss is the last validation loss, mean of the seeds. Ours is in percent above (+) or below (−) AdamW's; "
         f"**bold: above +{100 * NEAR:g} %**.\n"
-        "- The factor is the rate that ours found divided by AdamW's best, over all starts and seeds.\n"
-        "- The last column compares the lowest validation losses on the way, looked at before the first step and every "
+        "- *Found* is the rate that ours found divided by AdamW's best, over all starts and seeds.\n"
+        "- *Lowest* compares the lowest validation losses on the way, looked at before the first step and every "
         f"{CHECK_EVERY} steps. Where it is far below the starts' columns, ours was better on the way than at the end: "
         "the model overfits, or the rate is too high.\n"
+        "- The loss of `policy` cannot end below 1: its percentages are of a number at its floor.\n"
         "- A dash was not run."
     )
+    yield "\n".join(["The jobs:", "", *(f"- `{name}`: {job.description}" for name, job in JOBS.items())])
 
 
 def _table(outcomes: Mapping[str, Outcome | None]) -> str:
     headings = [
         "job",
-        "what it is",
         "AdamW (rate)",
-        *(f"ours from {start:g}" for start in STARTS),
-        "ours, tuned",
+        *(f"from {start:g}" for start in STARTS),
+        "tuned",
         "Prodigy",
-        "found rate / AdamW's",
-        "lowest loss on the way",
+        "found",
+        "lowest",
     ]
-    rows = [[f"`{job}`", JOBS[job].description, *_cells(found)] for job, found in outcomes.items()]
-    return markdown.table(headings, rows, left=2)
+    rows = [[f"`{job}`", *_cells(found)] for job, found in outcomes.items()]
+    return markdown.table(headings, rows, left=1)
 
 
 def _cells(found: Outcome | None) -> Iterator[str]:
