@@ -14,10 +14,7 @@ def plan(losses: Losses, places: Places, known: bool = True) -> list[Spec]:
     """All runs, each once, job by job; done ones too.
 
     Args:
-        losses: of the runs that are done.
-        places: the jobs.
-        known: leaves out what depends on a best rate that is not known yet; else the middle of the grid stands for it,
-            so that the length of the plan says how much there is to do.
+        losses, places, known: as for `benchmarks.evidence.plan.plan`.
     """
     runs: list[Spec] = []
     for job, place in places.items():
