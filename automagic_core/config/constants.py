@@ -31,10 +31,14 @@ SHORT_STEP = 4
 LARGEST_GROWTH = 2
 """At this much of the gradients' first norm the rise rests: steps that make gradients grow are long enough.  From one
 less on it slows down."""
+LEAST_GROWTH = 0.5
+"""Where gradients have become shorter than at first, `straightness` counts as so much less, down to this share."""
 LARGEST_RISE = 0.5
 """log(ρ / straightness) counts as at most this much in one step of the search."""
 RISE_BY_VOTES = (0.75, 0.15)
 """After the climb ℓ rises in one step by at most so much of A above its least value, and by at most so much."""
+DOUBT = 2
+"""An A below 0 counts so many times where the path is less straight than `straightness`."""
 SHORT_SEARCH = 20
 """A warm-up of fewer steps ends before the climb does."""
 ROW_SHRINKAGE = 256

@@ -215,19 +215,22 @@ def searched(
         # ρ², and no quotient 0 / 0, nor its derivative
         square = accurate_total(walk_squares) / jnp.where(energy > 0, energy, f32(1))
         counts = warming & (of_step > 0)
+        # (ρ / s)²
         beyond = square / jnp.square(_float32(config.straightness))
-        straight = beyond > 1
-        rise = f32(0.5) * jnp.log(jnp.where(straight, beyond, f32(1)))
-        rise = _float32(config.search_gain) * jnp.minimum(rise, f32(constants.LARGEST_RISE))
         long = f32(constants.SHORT_STEP) * step.astype(jnp.float32) * of_step >= energy
         first, norm = _norms(search, found, step, warming & (n > 0))
         growth = jnp.where(first > 0, norm / jnp.where(first > 0, first, f32(1)), f32(0))
+        above = beyond / jnp.square(jnp.clip(growth, f32(constants.LEAST_GROWTH), f32(1)))
+        rise = f32(0.5) * jnp.log(jnp.where(above > 1, above, f32(1)))
+        rise = _float32(config.search_gain) * jnp.minimum(rise, f32(constants.LARGEST_RISE))
         rise = rise * jnp.clip(f32(constants.LARGEST_GROWTH) - growth, f32(0), f32(1))
-        rise = jnp.where(straight & long, rise, f32(0))
+        rise = jnp.where(long, rise, f32(0))
         if config.climbs:
             of_agreement, at_most = map(f32, constants.RISE_BY_VOTES)
             least = jnp.maximum(f32(-constants.AGREES) * jnp.abs(peak), _float32(config.agreement_floor))
-            rise = jnp.minimum(rise, jnp.clip(of_agreement * (agreement - least), f32(0), at_most))
+            doubted = jnp.minimum(agreement, f32(constants.DOUBT) * agreement)
+            believed = jnp.where(beyond > 1, agreement, doubted)
+            rise = jnp.minimum(rise, jnp.clip(of_agreement * (believed - least), f32(0), at_most))
             climbing, asks = peak >= 0, step >= constants.CLIMB_STEPS
             peak = jnp.where(climbing & counts & asks, jnp.maximum(peak, agreement), peak)
             most, of_peak = map(f32, constants.STEP_BACK)

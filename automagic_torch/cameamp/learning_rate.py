@@ -19,8 +19,10 @@ from automagic_core.config.constants import (
     AGREES_AGAIN,
     CLIMB,
     CLIMB_STEPS,
+    DOUBT,
     LARGEST_GROWTH,
     LARGEST_RISE,
+    LEAST_GROWTH,
     LEAST_PEAK,
     RISE_BY_VOTES,
     ROW_LIMIT,
@@ -218,8 +220,8 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
     walk_square, moved, gradient_square = torch.stack(sums).sum(0)
     of_step = rates.array.square() * moved
     energy = search.kept(config) * energy + of_step
-    straightness = 0.5 * (walk_square / energy).log()
-    beyond = (straightness - math.log(config.straightness)).clamp(0.0, LARGEST_RISE)
+    # of ρ / s
+    straightness = 0.5 * (walk_square / energy).log() - math.log(config.straightness)
     of_gradients = gradient_square.sqrt()
     if step < CLIMB_STEPS:
         new_norm = new_first = torch.where(first > 0, first + (of_gradients - first) / step, of_gradients)
@@ -227,6 +229,7 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
         new_norm, new_first = AGREEMENT_DECAY * norm + (1 - AGREEMENT_DECAY) * of_gradients, first
     first, norm = torch.where(moved > 0, new_first, first), torch.where(moved > 0, new_norm, norm)
     growth = torch.where(first > 0, norm / first, 0.0)
+    beyond = (straightness - growth.clamp(LEAST_GROWTH, 1.0).log()).clamp(0.0, LARGEST_RISE)
     beyond = beyond * (LARGEST_GROWTH - growth).clamp(0.0, 1.0)
     moves = of_step > 0
     long = moves & (SHORT_STEP * step * of_step >= energy)
@@ -234,7 +237,8 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
     if config.climbs:
         of_agreement, at_most = RISE_BY_VOTES
         least = (-AGREES * peak.abs()).clamp(min=config.agreement_floor)
-        rise = torch.minimum(rise, (of_agreement * (agreement - least)).clamp(0.0, at_most))
+        believed = torch.where(straightness > 0, agreement, torch.minimum(agreement, DOUBT * agreement))
+        rise = torch.minimum(rise, (of_agreement * (believed - least)).clamp(0.0, at_most))
         # A step of the rate 0 says nothing, nor does one in which no array moves.
         climbing = climbs = moves & (peak >= 0)
         climb = torch.full_like(rise, CLIMB)

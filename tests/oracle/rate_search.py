@@ -68,23 +68,22 @@ class RateSearch:
         """In the climb a walk is that of the step alone."""
         return 0.0 if self.use_agreement and self.peak_agreement >= 0 else 1.0
 
-    def _calm(self, norm: float) -> float:
-        """1 where gradients are no longer than in the first four steps, 0 where they are twice as long."""
+    def _lengthened(self, norm: float) -> float:
+        """The gradients' norm over that of the first four steps."""
         if self.step < 5:
             self.first_norm += (norm - self.first_norm) / (self.step if self.first_norm > 0 else 1)
             self.gradient_norm = self.first_norm
         else:
             self.gradient_norm = 0.5 * self.gradient_norm + 0.5 * norm
-        if "calm" in self.disable or self.first_norm == 0:
-            return 1.0
-        return min(1.0, max(0.0, 2.0 - self.gradient_norm / self.first_norm))
+        return self.gradient_norm / self.first_norm if self.first_norm > 0 else 0.0
 
     def _search(self, taking_part: dict[int, Array], base_lr: float) -> None:
         """The rate climbs while gradients agree; then it rises while the path is straighter than a random walk."""
         if not self.use_search:
             return
         elements = sum(g.size for g in taking_part.values() if np.any(g != 0))
-        calm = 1.0 if elements == 0 else self._calm(math.sqrt(sum(float((g**2).sum()) for g in taking_part.values())))
+        norm = math.sqrt(sum(float((g**2).sum()) for g in taking_part.values()))
+        growth = 0.0 if elements == 0 else self._lengthened(norm)
         array_rate, _ = self._rates({"lr_mask": None}, base_lr, 1.0)
         kept, energy = self._kept(), float(array_rate) ** 2 * elements
         if len(self.absent) < len(self.state):
@@ -96,7 +95,8 @@ class RateSearch:
         walked = sum(float((walk**2).sum()) for walk in walks)
         if energy == 0:
             return
-        straightness = math.sqrt(walked / self.walk_energy)
+        straightness = math.sqrt(walked / self.walk_energy) / self.cfg.straightness
+        asked = 1.0 if "shrunk" in self.disable else min(1.0, max(0.5, growth))
         rise = 0.0
         to_start = math.log(1e-5 / float(array_rate))
         if kept == 0 and self.step >= 5:
@@ -118,11 +118,13 @@ class RateSearch:
                 self.peak_agreement = -peak
                 # Back by two steps of the climb, or less after a low peak, but not below 1e-5.
                 rise = min(0.0, max(-back, to_start))
-        elif straightness > self.cfg.straightness and is_long:
-            rise = self.cfg.search_gain * min(math.log(straightness / self.cfg.straightness), 0.5) * calm
+        elif straightness > asked and is_long:
+            calm = 1.0 if "calm" in self.disable else min(1.0, max(0.0, 2.0 - growth))
+            rise = self.cfg.search_gain * min(math.log(straightness / asked), 0.5) * calm
             if self.use_agreement:
                 least = max(self.cfg.agreement_floor, -peak / 2)
-                rise = min(rise, 0.75 * max(0.0, self.agreement - least), 0.15)
+                agreement = self.agreement if straightness > 1 else min(self.agreement, 2 * self.agreement)
+                rise = min(rise, 0.75 * max(0.0, agreement - least), 0.15)
         room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
         self.log_rate_scale += min(rise, max(0.0, room))
 
