@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 
 from automagic_core import Config, codebook_midpoints, dynamic_codebook
+from automagic_core.config.constants import LEAST_GROWTH
 from automagic_torch import (
     AutomagicCameAMP8bit,
     clip_by_percentile,
@@ -187,7 +188,8 @@ def draw_search() -> None:
     agree.legend(frameon=False, loc="upper left")
     straight.plot(found.straightness, color=AFTER, label="2. distance travelled, of a random walk's")
     limit = Config().straightness
-    straight.axhline(limit, color=BEFORE, label=f"straightness={limit:g}: below it the rate stays")
+    asked = limit * np.clip(found.growth, LEAST_GROWTH, 1)
+    straight.plot(asked, color=BEFORE, label=f"straightness={limit:g}, less where gradients\nhave shrunk: below it the rate stays")
     straight.set(title="The other question", xlabel="step of the warm-up", ylim=(0.4, 3.1))
     straight.legend(frameon=False, loc="upper right")
     _write(figure, "search")

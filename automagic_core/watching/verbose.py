@@ -10,6 +10,8 @@ from automagic_core.config.config import Config
 
 EVERY = 100
 """Steps between two lines of progress."""
+HARDLY = 0.2
+"""A highest agreement below this is told: what a search finds on noise says little."""
 
 
 def tell(logger_name: str, message: str) -> None:
@@ -62,3 +64,22 @@ def progress_message(step: int, rate: float | None, factor: float, skipped: int)
     """
     told = "" if rate is None else f"rate {rate:.3g}, "
     return f"step {step:,}: {told}{factor:.3g} times the given one; {skipped:,} steps of single arrays skipped"
+
+
+def search_message(step: int, rate: float | None, max_lr: float, peak_agreement: float | None) -> str:
+    """The message at the end of the rate search.
+
+    Args:
+        step: t, the last of the warm-up.
+        rate: η̂, or None where it is not known.
+        max_lr: where the search must stop.
+        peak_agreement: P, or None where agreement is not asked for.
+    """
+    told = f"step {step:,}: the search has ended" + ("" if rate is None else f" at the rate {rate:.3g}")
+    if rate is not None and max_lr <= 1.001 * rate:
+        return f"{told}, which is max_lr; with a higher max_lr it may go on"
+    if peak_agreement is not None and peak_agreement >= 0:
+        return f"{told} while it climbed; with more warmup_steps it may go on"
+    if peak_agreement is not None and -peak_agreement < HARDLY:
+        return f"{told}; gradients hardly agreed with the momentum ({-peak_agreement:.2g} at most), so it says little"
+    return told

@@ -188,6 +188,7 @@ def scale_by_cameamp(
             search.log_rate_scale,
             new_state.skipped_steps,
             rate=new_state.learning_rate,
+            peak_agreement=search.peak_agreement,
             start=lambda: start(params, new_state),
         )
         return leave(batched.taken_apart(new_updates)), new_state

@@ -1,7 +1,8 @@
-"""The messages of `verbose=True`: one at the first step and one every 100 steps, on the logger ``automagic_optax``."""
+"""The messages of `verbose=True`: at the first step, every 100 steps and where the search ends."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automagic_core import Config
-from automagic_core.watching.verbose import EVERY, progress_message, start_message, tell
+from automagic_core.watching.verbose import EVERY, progress_message, search_message, start_message, tell
 from automagic_optax.arrays.own_rules import own_rules
 from automagic_optax.cameamp.memory_report import memory_report
 
@@ -36,12 +37,13 @@ def tell_step(
     skipped: Any,
     *,
     rate: Any = None,
+    peak_agreement: Any = None,
     start: Callable[[], str] | None = None,
 ) -> None:
     """Logs the message that is due after a step.  Unless `config.verbose`, nothing is compiled either.
 
-    A compiled step looks at t, and calls the host at the first step and at every 100th.  JAX cannot keep such a program
-    in its persistent compilation cache.  Of several processes only the first one logs.
+    A compiled step looks at t, and calls the host at the first step, at every 100th and where the search ends.  JAX
+    cannot keep such a program in its persistent compilation cache.  Of several processes only the first one logs.
 
     Args:
         config: the hyperparameters.
@@ -49,33 +51,38 @@ def tell_step(
         log_rate_scale: float32 scalar, ℓ.
         skipped: a tree of int32 scalars (`skipped_steps`); their sum is logged.
         rate: float32 scalar, η̂, or None where it is not known.
+        peak_agreement: float32 scalar, P, or None where it is not known.
         start: makes the message of t = 1, by `start_line`.
     """
     if not config.verbose:
         return
 
-    def speak(step: jax.Array, log_rate_scale: jax.Array, skipped: Any, rate: Any) -> None:
+    last = config.warmup_steps if config.searches else -1
+
+    def speak(step: jax.Array, log_rate_scale: jax.Array, skipped: Any, *found: Any) -> None:
         total = sum((jnp.sum(x) for x in jax.tree.leaves(skipped)), start=jnp.zeros([], jnp.int32))
         line = None if start is None else start()
 
-        def on_host(step: np.ndarray, log_rate_scale: np.ndarray, total: np.ndarray, rate: np.ndarray | None) -> None:
+        def on_host(step: np.ndarray, log_rate_scale: np.ndarray, total: np.ndarray, *found: np.ndarray | None) -> None:
             if jax.process_index() != 0:
                 return
+            rate, max_lr, peak = (None if x is None else float(x) for x in found)
             if step == 1 and line is not None:
                 tell(LOGGER, line)
             # Under vmap this is called at every step.
             if step % EVERY == 0:
-                factor, rate_now = float(np.exp(log_rate_scale)), None if rate is None else float(rate)
-                tell(LOGGER, progress_message(int(step), rate_now, factor, int(total)))
+                tell(LOGGER, progress_message(int(step), rate, float(np.exp(log_rate_scale)), int(total)))
+            if step == last:
+                tell(LOGGER, search_message(int(step), rate, max_lr or math.inf, peak))
 
         def under_own_rules(*values: Any) -> None:
             with own_rules():
                 on_host(*values)
 
-        jax.debug.callback(under_own_rules, step, log_rate_scale, total, rate)
+        jax.debug.callback(under_own_rules, step, log_rate_scale, total, *found)
 
-    operands = (step, log_rate_scale, skipped, rate)
-    speaks = (step == 1) | (step % EVERY == 0)
+    operands = (step, log_rate_scale, skipped, rate, config.max_lr, peak_agreement if config.climbs else None)
+    speaks = (step == 1) | (step % EVERY == 0) | (step == last)
     if isinstance(speaks, jax.core.Tracer):
         jax.lax.cond(speaks, speak, lambda *_: None, *operands)
     elif speaks:  # outside jit, cond compiles at each call

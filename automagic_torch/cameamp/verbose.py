@@ -1,4 +1,4 @@
-"""`verbose=True` logs a line when a run starts and a line every 100 steps."""
+"""`verbose=True` logs a line when a run starts, every 100 steps, and when a group's search ends."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from automagic_core.arrays.group_keys import LOG_RATE_SCALE, STEP, group_key
-from automagic_core.watching.verbose import EVERY, progress_message, start_message, tell
+from automagic_core.arrays.group_keys import LOG_RATE_SCALE, PEAK_AGREEMENT, STEP, group_key
+from automagic_core.watching.verbose import EVERY, progress_message, search_message, start_message, tell
 from automagic_torch.arrays.marks import is_embedding, is_lora
 from automagic_torch.cameamp.groups import group_config
 from automagic_torch.cameamp.learning_rate import rates
@@ -25,7 +25,7 @@ _told: WeakSet[Any] = WeakSet()
 def tell_step(optimizer: Any) -> None:
     """Logs what is due after a step, if a group has `verbose` on.
 
-    It waits for the device once in 100 steps, to read the rate.
+    It waits for the device once in 100 steps and at the end of a search, to read the rate.
 
     Args:
         optimizer: an `AutomagicCameAMP8bit` that has just stepped.
@@ -39,6 +39,11 @@ def tell_step(optimizer: Any) -> None:
         tell(LOGGER, _start(optimizer, groups))
     if max(group[STEP] for group in begun) % EVERY == 0:
         tell(LOGGER, _progress(optimizer, begun))
+    for group in begun:
+        config = group_config(group)
+        if config.searches and group[STEP] == config.warmup_steps:
+            peak = float(group[PEAK_AGREEMENT]) if config.climbs else None
+            tell(LOGGER, search_message(group[STEP], _rate(group), config.max_lr, peak))
 
 
 def _start(optimizer: Any, groups: list[dict[str, Any]]) -> str:

@@ -146,6 +146,20 @@ FAULTS = (
         ("test_torch_search",),
     ),
     Fault(
+        "gradients that have shrunk ask for as straight a path",
+        TORCH,
+        "growth.clamp(LEAST_GROWTH, 1.0)",
+        "growth.clamp(1.0, 1.0)",
+        ("test_torch_search",),
+    ),
+    Fault(
+        "opposing gradients count as much where the path bends",
+        TORCH,
+        "torch.minimum(agreement, DOUBT * agreement)",
+        "agreement",
+        ("test_torch_search",),
+    ),
+    Fault(
         "the walk has other signs at every step",
         TORCH,
         "step = 0 if slot == Slot.walk else self.call.step",

@@ -12,6 +12,26 @@ from tests.oracle.codec import random_unit
 from tests.oracle.stages import Array
 
 
+def rise_after_climb(cfg: Any, rho: float, growth: float, agreement: float | None, peak: float) -> float:
+    """What the walk adds to ell in a step that is long enough; an `agreement` of None is not asked for."""
+    straightness = cfg.straightness * min(1.0, max(0.5, growth))
+    beyond = min(0.5, math.log(rho / straightness)) if rho > straightness else 0.0
+    rise = cfg.search_gain * beyond * min(1.0, max(0.0, 2.0 - growth))
+    if agreement is None:
+        return rise
+    if agreement < 0 and rho <= cfg.straightness:
+        agreement = 2 * agreement
+    return min(rise, 0.75 * max(0.0, agreement - max(cfg.agreement_floor, -abs(peak) / 2)), 0.15)
+
+
+def random_rises(count: int = 300) -> list[tuple[float, float, float, float]]:
+    """Arguments of `rise_after_climb` with which no climb goes on."""
+    rng = np.random.default_rng(0)
+    rho, growth = rng.uniform(0.5, 2.5, count), rng.uniform(0.3, 2.2, count)
+    agreement, peak = rng.uniform(-0.15, 0.09, count), rng.uniform(-0.4, -0.01, count)
+    return list(zip(*(x.tolist() for x in (rho, growth, agreement, peak)), strict=True))
+
+
 class RateSearch:
     """What `CameampOracle` is for the rates of its group.  It gives `cfg`, `disable`, `step`, `state` and the rows."""
 
@@ -95,8 +115,6 @@ class RateSearch:
         walked = sum(float((walk**2).sum()) for walk in walks)
         if energy == 0:
             return
-        straightness = math.sqrt(walked / self.walk_energy) / self.cfg.straightness
-        asked = 1.0 if "shrunk" in self.disable else min(1.0, max(0.5, growth))
         rise = 0.0
         to_start = math.log(1e-5 / float(array_rate))
         if kept == 0 and self.step >= 5:
@@ -118,13 +136,10 @@ class RateSearch:
                 self.peak_agreement = -peak
                 # Back by two steps of the climb, or less after a low peak, but not below 1e-5.
                 rise = min(0.0, max(-back, to_start))
-        elif straightness > asked and is_long:
-            calm = 1.0 if "calm" in self.disable else min(1.0, max(0.0, 2.0 - growth))
-            rise = self.cfg.search_gain * min(math.log(straightness / asked), 0.5) * calm
-            if self.use_agreement:
-                least = max(self.cfg.agreement_floor, -peak / 2)
-                agreement = self.agreement if straightness > 1 else min(self.agreement, 2 * self.agreement)
-                rise = min(rise, 0.75 * max(0.0, agreement - least), 0.15)
+        elif is_long:
+            growth = 1.0 if "calm" in self.disable else growth
+            asked = self.agreement if self.use_agreement else None
+            rise = rise_after_climb(self.cfg, math.sqrt(walked / self.walk_energy), growth, asked, peak)
         room = math.log(self.cfg.max_lr / max(base_lr, self.cfg.min_lr)) - self.log_rate_scale
         self.log_rate_scale += min(rise, max(0.0, room))
 

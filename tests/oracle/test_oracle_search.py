@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.oracle.cameamp import CameampOracle
+from tests.oracle.rate_search import rise_after_climb
 from tests.oracle.test_oracle_itself import PLAIN, WALK_ALONE, mix32_by_hand
 
 
@@ -66,6 +68,34 @@ def test_the_climb_and_its_end_by_hand() -> None:
         oracle.step_([np.array([2.0]), np.array([2.0 * second])], w)
         assert oracle.log_rate_scale == pytest.approx(before + rise)
     assert (oracle.agreement, oracle.peak_agreement) == (0.5078125, 1)
+
+
+@pytest.mark.parametrize(
+    ("rho", "growth", "agreement", "peak", "rise"),
+    [
+        (3.0, 1.0, 0.3, 0.7, 0.15),  # the largest rise of all
+        (1.3, 1.0, 0.3, 0.7, 0.5 * math.log(1.3 / 1.2)),
+        (1.3, 1.5, 0.3, 0.7, 0.25 * math.log(1.3 / 1.2)),
+        (1.3, 2.1, 0.3, 0.7, 0),  # gradients have grown
+        (1.3, 1.0, -0.06, 0.7, 0.75 * 0.04),
+        (1.3, 1.0, -0.06, 0.08, 0),  # -0.04 is the least, half of the peak
+        (1.2, 1.0, 0.3, 0.7, 0),  # not straight enough, and gradients have not shrunk
+        (1.0, 0.8, 0.3, 0.7, 0.5 * math.log(1.0 / 0.96)),
+        (0.7, 0.4, 0.3, 0.7, 0.5 * math.log(0.7 / 0.6)),  # down to half of the straightness
+        (0.59, 0.1, 0.3, 0.7, 0),
+        (1.1, 0.6, -0.03, 0.7, 0.75 * 0.04),  # -0.03 counts twice
+        (1.1, 0.6, -0.03, 0.08, 0),
+        (1.1, 0.6, 0.03, 0.7, 0.75 * 0.13),  # and 0.03 once
+        (1.3, 0.6, -0.03, 0.7, 0.75 * 0.07),
+        (1.1, 0.6, None, 0.7, 0.5 * math.log(1.1 / 0.72)),
+    ],
+)
+def test_the_rise_after_the_climb_by_hand(
+    rho: float, growth: float, agreement: float | None, peak: float, rise: float
+) -> None:
+    cfg = SimpleNamespace(straightness=1.2, search_gain=0.5, agreement_floor=-0.1)
+    for sign in (1, -1):
+        assert rise_after_climb(cfg, rho, growth, agreement, sign * peak) == pytest.approx(rise)
 
 
 @pytest.mark.parametrize(("lr", "ell"), [(0.0, 0), (1e-6, 0), (1e-5, 0), (0.1, -math.log(1e4))])

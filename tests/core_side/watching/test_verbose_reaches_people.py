@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+
+from automagic_core.watching.verbose import search_message
 
 SAY = """
 from automagic_core.watching.verbose import tell
@@ -33,3 +36,20 @@ def test_message_is_seen(before: str, heard: list[str], printed: str | None) -> 
     assert done.returncode == 0, done.stderr
     assert done.stderr.split("\n")[:-1] == heard
     assert printed is None or done.stdout.strip() == printed
+
+
+@pytest.mark.parametrize(
+    ("rate", "max_lr", "peak", "words"),
+    [
+        (0.02, 1.0, -0.7, "at the rate 0.02$"),
+        (0.001, 1e-3, -0.7, "at the rate 0.001, which is max_lr; with a higher"),
+        (0.005, 1.0, 0.7, "at the rate 0.005 while it climbed; with more warmup_steps"),
+        (5e-5, 1.0, -0.06, "at the rate 5e-05; gradients hardly agreed .* [(]0.06 at most[)]"),
+        (0.005, 1.0, None, "at the rate 0.005$"),
+        (None, 1.0, 0.7, "ended while it climbed"),
+    ],
+)
+def test_how_a_search_ended_is_told(rate: float | None, max_lr: float, peak: float | None, words: str) -> None:
+    message = search_message(1200, rate, max_lr, peak)
+    assert message.startswith("step 1,200: the search has ended")
+    assert re.search(words, message)

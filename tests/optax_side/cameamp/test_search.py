@@ -11,9 +11,13 @@ import numpy as np
 import optax
 import pytest
 
+from automagic_core import Config
 from automagic_core.arrays.state_forms import SEARCH_SCALARS
 from automagic_optax import automagic_8bit, finish_warmup, learning_rate
+from automagic_optax.cameamp.learning_rate import Evidence, Rates, searched
+from automagic_optax.cameamp.states import Search
 from tests.optax_side.small import assert_same_bits, find_state, grads, params, train
+from tests.oracle.rate_search import random_rises, rise_after_climb
 
 pytestmark = pytest.mark.compiled_quickly
 FIELDS: dict[str, Any] = {"warmup_steps": 16, "straightness": 0.8, "max_lr": 1e-2, "edge_suppression": False}
@@ -51,6 +55,23 @@ def test_resumed_in_its_midst_it_finds_the_same(steps: int) -> None:
     assert search(whole[0])[0] > search(half)[0]
     assert search(whole[0])[3] > 0.9
     assert_same_bits(whole, again)
+
+
+def test_the_rise_after_the_climb_is_the_oracles() -> None:
+    config = Config(max_lr=1e6)
+    rates = Rates(*map(jnp.float32, (1e-3, config.min_lr, config.max_lr, 0.0)))
+
+    @jax.vmap
+    def rise(rho: jax.Array, growth: jax.Array, agreement: jax.Array, peak: jax.Array) -> jax.Array:
+        # Two steps of 100 elements, whose gradients are as long as G.
+        before = Search(*map(jnp.float32, (0.0, 1e-4)), agreement, peak, jnp.float32(1), growth)
+        found = Evidence(None, jnp.float32(100), jnp.float32(1), jnp.square(growth))
+        return searched(before, [found], [jnp.square(rho) * 2e-4], rates, jnp.int32(50), config)[0].log_rate_scale
+
+    points = random_rises()
+    expected = [rise_after_climb(config, *point) for point in points]
+    assert np.count_nonzero(expected) > 100
+    np.testing.assert_allclose(rise(*jnp.asarray(points, jnp.float32).T), expected, atol=1e-6)
 
 
 def test_the_climb_ends_where_half_of_the_agreement_is_gone() -> None:

@@ -40,6 +40,17 @@ def test_one_line_at_the_start_and_one_every_hundred_steps(transform: Any, caplo
     ]
 
 
+def test_the_end_of_a_search_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    config = Config(verbose=True, warmup_steps=30)
+    run(config, range(2, 100), rate=jnp.asarray(1e-3), peak_agreement=jnp.asarray(-0.5))
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 30: the search has ended at the rate 0.001, which is max_lr; with a higher max_lr it may go on"
+    ]
+    caplog.clear()
+    run(Config(verbose=True, warmup_steps=30, search_gain=0), range(2, 100), rate=jnp.asarray(1e-3))
+    assert not caplog.records
+
+
 def test_many_runs_at_once_do_not_speak_at_every_step(caplog: pytest.LogCaptureFixture) -> None:
     run(LOUD, range(2, 101), lambda f: jax.jit(lambda t: jax.vmap(f)(t + jnp.zeros(2, jnp.int32))))
     said = [record.getMessage() for record in caplog.records]

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from automagic_core import Slot, rounding_key, walk_signs
+from automagic_core import Config, Slot, rounding_key, walk_signs
 from automagic_torch import AutomagicCameAMP8bit
+from automagic_torch.cameamp.learning_rate import Evidence, Rates, Search, searched
 from automagic_torch.codec.random_bits import signs
+from tests.oracle.rate_search import random_rises, rise_after_climb
 from tests.torch_side.torch_helpers import parameters, same, snapshot, through_a_file
 
 SHAPES = ((60, 5), (9,))
@@ -157,6 +159,19 @@ def test_agreement_and_the_length_of_gradients_bound_the_rise(length: float, flo
     assert rises[-1] == pytest.approx(min(of_walk, max(0.0, 0.75 * (agreement - floor)), 0.15), rel=1e-3, abs=1e-7)
 
 
+def test_the_rise_after_the_climb_is_the_oracles() -> None:
+    config, number = Config(max_lr=1e6), torch.tensor
+    rates = Rates(eta=number(1e-3), ell=number(0.0), array=number(1e-3), min_lr=config.min_lr, max_lr=config.max_lr)
+    for rho, growth, agreement, peak in random_rises():
+        # Two steps of 100 elements, whose gradients are as long as G.
+        before = Search(*map(number, (0.0, 1e-4, agreement, peak, 1.0, growth)))
+        found = Evidence(number([rho**2 * 2e-4]), number([100.0]), number([growth**2]))
+        after = searched(before, [found], rates, 50, config)
+        assert float(after.gradient_norm) == pytest.approx(growth)
+        expected = rise_after_climb(config, rho, growth, agreement, peak)
+        assert float(after.log_rate_scale) == pytest.approx(expected, abs=1e-6)
+
+
 def test_limits_change_nothing_that_was_found_and_no_rate_that_is_scheduled() -> None:
     optimizer = made(lr=1e-3, max_lr=1e-2)
     (group,) = optimizer.param_groups
@@ -225,7 +240,8 @@ def test_what_is_absent_or_skipped_keeps_its_walk_and_counts_with_it() -> None:
             stays = p not in moved and not (p is expert and step == "expert without a gradient")
             assert same(optimizer.state[p]["walk"], before[p]) == stays, step
         walked = sum(float(optimizer.state[p]["walk"].double().square().sum()) for p in params)
-        rise = 0.5 * math.log(math.sqrt(walked / energy) / 16) if moved else 0.0
+        growth = float(group["automagic_gradient_norm"] / group["automagic_first_norm"])
+        rise = 0.5 * math.log(math.sqrt(walked / energy) / (16 * min(growth, 1.0))) if moved else 0.0
         assert 0.01 < rise < 0.5 * 0.5 or not moved
         assert float(group["automagic_log_rate_scale"]) == pytest.approx(ell + rise, abs=1e-6), step
 

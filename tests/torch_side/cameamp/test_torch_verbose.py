@@ -36,11 +36,11 @@ def test_it_is_quiet_unless_asked(caplog, capsys):
 
 def test_a_loaded_run_begins_with_a_line_too(caplog):
     first = AutomagicCameAMP8bit(parameters([(8, 6)]), verbose=True, **SMALL)
-    run(first, range(1, 4))
+    run(first, range(1, 5))
     second = AutomagicCameAMP8bit(parameters([(8, 6)]), verbose=True, **SMALL)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     caplog.clear()
-    run(second, range(4, 6))
+    run(second, range(5, 7))
     assert [record.name for record in caplog.records] == ["automagic_torch"]
 
 
@@ -67,5 +67,8 @@ def test_a_group_that_has_not_begun_says_nothing(caplog):
     for step in range(1, 101):
         set_gradients([trained], step)
         optimizer.step()
-    _, progress = caplog.records
+    _, ended, progress = caplog.records
+    assert ended.getMessage() == (
+        "step 4: the search has ended at the rate 4.95e-05 while it climbed; with more warmup_steps it may go on"
+    )
     assert progress.getMessage().startswith("step 100: ")
