@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.evidence.jobs.job import Base, Job, Training
 from examples.digits_diffusion import data
@@ -62,6 +62,19 @@ class FromFunctions(Training):
             return float(self.held_out_loss())
         finally:
             self.model.train()
+
+
+def from_rows(
+    model: nn.Module, generator: torch.Generator, loss: Callable[[Tensor | slice], Tensor], known: int, batch: int
+) -> FromFunctions:
+    """A training whose `loss` is of rows of a table: batches from the first `known` of them, the others held out."""
+    return FromFunctions(
+        model,
+        [],
+        generator,
+        lambda: loss(torch.randint(known, (batch,), generator=generator)),
+        lambda: loss(slice(known, None)),
+    )
 
 
 def seeded(seed: int) -> torch.Generator:

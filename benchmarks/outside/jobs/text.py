@@ -74,7 +74,7 @@ class LstmOnBytes(OutsideJob):
         )
 
 
-class _Pretrained(OutsideJob):
+class Pretrained(OutsideJob):
     """All parameters of a transformer that has read Python to the end of its schedule.  Further class attributes:
 
     Attributes:
@@ -104,7 +104,7 @@ class _Pretrained(OutsideJob):
 PRETRAINED = headers.Settings(width=64, base_steps=1200)
 
 
-class FineTune(_Pretrained):
+class FineTune(Pretrained):
     """Goes on with C headers."""
 
     own_name = "fine-tune"
@@ -116,7 +116,7 @@ class FineTune(_Pretrained):
         super().__init__(sizes)
 
 
-class TrainOn(_Pretrained):
+class TrainOn(Pretrained):
     """Goes on with what it has read, in few windows a batch: there is nothing to gain but by small steps."""
 
     own_name = "train-on"
