@@ -106,11 +106,11 @@ def write_report(store: Store, folder: Path) -> Path:
 
 def _introduction() -> Iterator[str]:
     yield (
-        f"The search for the rate was chosen on the jobs of [Evidence](evidence.md). These {len(JOBS)} are others. They "
-        f"are small, and some are unlike what it is made for. {len(NEW)} of them chose nothing: they were written after "
-        "the last change of the search, and it was left as it was whatever they showed. The others were written before, "
-        "and two rules of the search came from them: the least agreement from `train-on`, and what counts where "
-        "gradients have shrunk from `vit`, `vae`, `lstm`, `few-images` and the two tables "
+        f"The search for the rate was chosen on the jobs of [Evidence](evidence.md). These {len(JOBS)} are others. "
+        f"They are small, and some are unlike what it is made for. {len(NEW)} of them chose nothing: they were written "
+        "after the last change of the search, which was left as it was whatever they showed. The others were written "
+        "before, and two rules of the search came from them: the least agreement from `train-on`, and what counts "
+        "where gradients have shrunk from `vit`, `vae`, `lstm`, `few-images` and the two tables "
         "([what was tried](evidence.md#what-was-tried-and-rejected))."
     )
     seeds = markdown.listed([str(seed) for seed in SEEDS])

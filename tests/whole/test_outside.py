@@ -21,7 +21,7 @@ from benchmarks.outside.plan import SEEDS, STARTS, plan
 from benchmarks.outside.report import write_report
 
 PLACES = {name: place_of(job) for name, job in JOBS.items()}
-SHARED = (("few-images", "one-embedding"), ("fine-tune", "train-on"))
+SHARED = (("few-images", "one-embedding"), ("fine-tune", "train-on"), ("fine-tune", "tagger"))
 
 
 def quick(name: str) -> Job:
@@ -118,7 +118,7 @@ class TestJobs:
 
     def test_gradients_are_clipped_where_the_job_says_so(self) -> None:
         assert {name for name in JOBS if session_of(name, "adamw").training.clip} == {
-            "lstm", "policy", "fine-tune", "train-on",
+            "lstm", "policy", "fine-tune", "train-on", "sort",
         }  # fmt: skip
         norms = []
         for clip in (None, 1e-3):

@@ -75,7 +75,7 @@ class LstmOnBytes(OutsideJob):
 
 
 class Pretrained(OutsideJob):
-    """All parameters of a transformer that has read Python to the end of its schedule.  Further class attributes:
+    """A transformer that has read Python to the end of its schedule goes on from there.  Further class attributes:
 
     Attributes:
         reads: which corpus of the base it goes on with.
