@@ -45,19 +45,26 @@ def absmax_sharding(parameter: NamedSharding, shape: Shape, block_size: int | No
     if block_size is None or not shape:
         entries = []
     elif shape[-1] % block_size == 0:
-        if not cuts_evenly(entries[-1], shape[-1] // block_size, parameter):
-            entries[-1] = None
+        entries[-1] = _even_part(entries[-1], shape[-1] // block_size, parameter)
     else:
         # Blocks that run over the ends of rows are split along the first axis, if its parts are whole blocks.
-        whole_blocks = math.prod(shape) % block_size == 0 and not any(entries[1:])
         (blocks,) = absmax_shape(shape, block_size)
-        entries = entries[:1] if whole_blocks and cuts_evenly(entries[0], blocks, parameter) else []
+        entries = [_even_part(entries[0], blocks, parameter)] if math.prod(shape) % block_size == 0 else []
     return NamedSharding(parameter.mesh, PartitionSpec(*entries))
 
 
 def cuts_evenly(entry: Any, length: int, sharding: NamedSharding) -> bool:
     """Whether an entry of a PartitionSpec cuts an axis of some length into equal parts."""
     return length % parts(entry, sharding.mesh) == 0
+
+
+def _even_part(entry: Any, length: int, sharding: NamedSharding) -> Any:
+    """As much of an entry of a PartitionSpec, from its first mesh axis on, as cuts an axis of some length evenly."""
+    if not isinstance(entry, tuple):
+        return entry if cuts_evenly(entry, length, sharding) else None
+    while entry and not cuts_evenly(entry, length, sharding):
+        entry = entry[:-1]
+    return entry or None
 
 
 def blocks_are_whole(sharding: NamedSharding, shape: Shape, block_size: int | None) -> bool:
@@ -69,7 +76,8 @@ def blocks_are_whole(sharding: NamedSharding, shape: Shape, block_size: int | No
         return False
     if shape[-1] % block_size == 0:
         return cuts_evenly(entries[-1], shape[-1] // block_size, sharding)
-    return bool(tuple(absmax_sharding(sharding, shape, block_size).spec))
+    others = any(parts(entry, sharding.mesh) > 1 for entry in entries[1:])
+    return not others and math.prod(shape) % (block_size * parts(entries[0], sharding.mesh)) == 0
 
 
 def _entries(sharding: NamedSharding, shape: Shape) -> list[Any]:

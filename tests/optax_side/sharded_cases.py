@@ -227,7 +227,7 @@ def checkpoints(folder: str) -> dict[str, Any]:
 
 CASES: dict[str, Callable[..., Any]] = {
     "layer": lambda: {
-        **steps_alike({k: LAYER[k] for k in ("up", "rows")}, (4, 2), "full", **STAGES_OFF),
+        **steps_alike({"up": LAYER["up"], "rows": ODD["rows"], "heads": ODD["heads"]}, (4, 2), "full", **STAGES_OFF),
         "collectives": collectives({"up": LAYER["up"]}, (4, 2), "tensor", **STAGES_OFF),
         "bare": bare_collectives(),
         "signs": all(signs_alike(*LAYER[name][:2]) for name in ("up", "rows")),

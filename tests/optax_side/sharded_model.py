@@ -31,10 +31,12 @@ CLEAN: dict[str, Any] = {
     ],
     "head_bias": ((4096,), P("model"), P(("data", "model"))),
 }
-# Blocks over the ends of rows, blocks and bytes of sign bits cut by device borders, a convolution, adapters, a scalar.
+# Blocks over the ends of rows, blocks and bytes of sign bits cut by device borders, heads of attention, a convolution,
+# adapters, a scalar.
 ODD: dict[str, Any] = {
     "cut": ((64, 256), P(None, "model"), P("data", "model")),
     "rows": ((96, 104), P("model", None), P("data", "model")),
+    "heads": ((64, 8, 128), P(None, "model"), P("data", "model")),
     "conv": ((3, 3, 16, 64), P(None, None, None, "model"), P(None, None, "data", "model")),
     "lora_a": ((256, 8), P("model", None), P("data", None)),
     "lora_b": ((8, 256), P(None, "model"), P(None, ("data", "model"))),

@@ -75,7 +75,7 @@ def test_no_array_is_gathered(shape: tuple[int, ...], way: str) -> None:
 @pytest.mark.slow
 def test_cut_blocks_are_named_and_their_cost_is_right() -> None:
     found = case("collectives of cut blocks", (4, 2), "full")
-    assert set(found["report"]["cut_blocks"]) == {"cut", "rows", "conv", "lora_b"}
+    assert set(found["report"]["cut_blocks"]) == {"cut", "rows", "heads", "conv", "lora_b"}
     # A gather over two axes of the mesh is two, the second of them of the whole.
     gathered = sum(size for sizes in found["moved"].values() for size in sizes if size > 4 * 256)
     assert 0 < gathered <= 2 * found["report"]["gathered_bytes"]
