@@ -26,7 +26,7 @@ from automagic_torch.cameamp.batches import (
     refuse_replaced,
 )
 from automagic_torch.cameamp.call import Batch, Call, OpenStep
-from automagic_torch.cameamp.effective_rate import formed_rate, kept_rate, learning_rates
+from automagic_torch.cameamp.effective_rate import HighestRates, formed_rate, kept_rate, learning_rates
 from automagic_torch.cameamp.groups import (
     as_group,
     default_fields,
@@ -118,6 +118,7 @@ class AutomagicCameAMP8bit(Optimizer):
         self.state_device = checked_state_device(state_device)
         self._told: set[str] = set()
         self._gradients_agreed: dict[int, list[bool]] = {}
+        self._highest_rates = HighestRates([])
         self._stage_energy = {}
         super().__init__(params, default_fields(lr, layout, config))
 
@@ -232,7 +233,7 @@ class AutomagicCameAMP8bit(Optimizer):
                 f"the state of group {group_index} does not fit its percentile_clipping: "
                 "stage 1 cannot be turned on or off after the first step"
             )
-        for name, sentence in unused_entries(call.group):
+        for name, sentence in (*unused_entries(call.group), *self._highest_rates.risen(group_index, call.group)):
             self._warn_once(name, sentence)
         call.batches = []
         kinds: dict[Hashable, list[Place]] = {}
@@ -369,6 +370,7 @@ class AutomagicCameAMP8bit(Optimizer):
         self.__dict__.setdefault("compiled", None)
         self._owned = {}
         self._stacks = HeldStacks()
+        self._highest_rates = HighestRates(self.param_groups)
         self.__dict__.setdefault("_stage_energy", {})
 
     def _compiles(self, device: torch.device) -> bool:

@@ -189,7 +189,8 @@ def draw_search() -> None:
     straight.plot(found.straightness, color=AFTER, label="2. distance travelled, of a random walk's")
     limit = Config().straightness
     asked = limit * np.clip(found.growth, LEAST_GROWTH, 1)
-    straight.plot(asked, color=BEFORE, label=f"straightness={limit:g}, less where gradients\nhave shrunk: below it the rate stays")
+    label = f"straightness={limit:g}, less where gradients\nhave shrunk: below it the rate stays"
+    straight.plot(asked, color=BEFORE, label=label)
     straight.set(title="The other question", xlabel="step of the warm-up", ylim=(0.4, 3.1))
     straight.legend(frameon=False, loc="upper right")
     _write(figure, "search")

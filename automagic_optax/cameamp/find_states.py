@@ -105,7 +105,7 @@ def refuse_masked(params: Any, ages: Sequence[Any], where: str) -> None:
 
 def only_state(opt_state: Any, where: str) -> ScaleByCameampState:
     """The one state of this optimizer in an optimizer state."""
-    found = parts_of(opt_state, ScaleByCameampState)
+    found = find_states(opt_state)
     if len(found) != 1:
         raise ValueError(f"expected one ScaleByCameampState in {where}, found {len(found)}; take partitions one by one")
     return found[0]

@@ -138,7 +138,9 @@ def unused_entries(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "betas", "group['betas'] differs from group['automagic_betas'], which alone is read"
     of_scheduler = _OF_SCHEDULERS if all(name in group for name in ("initial_lr", *_OF_SCHEDULERS)) else ()
     for name in FIELD_NAMES:
-        if name in group and name not in (*PLAIN, "betas", *of_scheduler):
+        # Code that hands fields on as an optimizer's defaults leaves them in the groups, too.
+        plain = group.get(name, group[OWN_KEYS[name]])
+        if name not in (*PLAIN, "betas", *of_scheduler) and _plain_value(plain) != group[OWN_KEYS[name]]:
             yield name, f"group[{name!r}] is not read; the field is group[{OWN_KEYS[name]!r}]"
     for name in group.keys() & _NO_SUCH_WAY.keys():
         if group[name]:
@@ -193,8 +195,13 @@ def refuse_dtypes(group: Mapping[str, Any], group_index: int) -> None:
 
 
 def refuse_placements(group: Mapping[str, Any], group_index: int) -> None:
-    """Raises a ValueError that names the first trained DTensor with placements that are not supported."""
+    """Raises a ValueError that names the first trained parameter that is split in a way that is not supported."""
     for index, p in enumerate(group["params"]):
+        if getattr(p, "_fsdp_flattened", False):  # torch tells its own pieces so
+            raise ValueError(
+                f"{parameter_name(group, group_index, index)} is a piece of a flat array, as FullyShardedDataParallel "
+                "makes it, without rows and columns; split the model by fully_shard (FSDP2)"
+            )
         if _is_trained(p) and is_dtensor(p):
             from automagic_torch.sharding.split import split_of
 

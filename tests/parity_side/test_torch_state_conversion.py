@@ -165,7 +165,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name(message):
 
 def test_a_missing_optimizer_state_is_refused():
     optimizer, params = torch_run(0)
-    with pytest.raises(ValueError, match="expected one ScaleByCameampState"):
+    with pytest.raises(ValueError, match="found no ScaleByCameampState"):
         to_torch_state({"nothing": jnp.zeros(3)}, params, like=optimizer.state_dict())
     several = jax.vmap(automagic_8bit(1e-3).init)(jax.tree.map(lambda x: x[None], params))
     with pytest.raises(ValueError, match="of several members"):

@@ -8,6 +8,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
 from automagic_core import Config
@@ -130,6 +131,12 @@ def refusals(rank: int) -> list[str]:
             p = distribute_tensor(torch.zeros(4, 4), mesh, placements)
         try:
             AutomagicCameAMP8bit([("weight", nn.Parameter(p))])
+        except ValueError as error:
+            messages.append(str(error))
+    for original in (True, False):
+        model = FullyShardedDataParallel(nn.Linear(8, 6), device_id=torch.device("cpu"), use_orig_params=original)
+        try:
+            AutomagicCameAMP8bit(model.named_parameters())
         except ValueError as error:
             messages.append(str(error))
     return messages

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import enum
 import importlib
+import inspect
 import json
 import shlex
 import sys
@@ -170,6 +171,13 @@ def test_transformers() -> None:
     assert_searches(kind([{"params": parameters(), "weight_decay": 0.0}], **fields))
 
 
+def test_lightning_cli() -> None:
+    """LightningCLI gives a class the arguments that its signature names."""
+    kind = run(block("recipes.md", "LightningCLI, python"), AutomagicCameAMP8bit=AutomagicCameAMP8bit)["Automagic"]
+    assert set(inspect.signature(kind).parameters) == {"params", "lr", *SEARCHING}
+    assert_searches(kind(parameters(), warmup_steps=400))
+
+
 def test_tunix() -> None:
     made = run(
         block("recipes.md", "Tunix, python"),
@@ -267,6 +275,6 @@ def test_a_new_block_wants_a_test() -> None:
     """These are read above."""
     read = {"easydel": 1, "kohya": 1, "levanter": 1, "maxtext": 2, "onetrainer": 4, "transformers": 2}
     assert {page: len(blocks(page)) for page in PAGES} == {
-        "recipes.md": 11,
+        "recipes.md": 12,
         **{f"maintainers/{name}.md": number for name, number in read.items()},
     }

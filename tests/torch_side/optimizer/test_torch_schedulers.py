@@ -251,3 +251,62 @@ def test_methods_and_groups_tell_the_rate_in_force() -> None:
 
 def _params(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _searched(lr: float = LR, **fields: Any) -> AutomagicCameAMP8bit:
+    optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], lr=lr, max_lr=1, warmup_steps=20, **fields)
+    _go_on(optimizer, 25)
+    return optimizer
+
+
+def _go_on(optimizer: AutomagicCameAMP8bit, steps: int = 1) -> None:
+    (p,) = optimizer.param_groups[0]["params"]
+    for _ in range(steps):
+        p.grad = torch.ones(3)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_rate_that_rises_after_the_search_is_told_once(loaded: bool, recwarn: Any) -> None:
+    """What the search found is a factor: 1e-3 after a search at 1e-5 is a hundred times what was found."""
+    optimizer = _searched(lr=1e-5)
+    if loaded:
+        saved, optimizer = optimizer.state_dict(), _searched(lr=1e-5)
+        optimizer.load_state_dict(saved)
+    for _ in range(2):
+        optimizer.param_groups[0]["lr"] = 1e-3
+        _go_on(optimizer)
+    (told,) = [str(w.message) for w in recwarn if "rose" in str(w.message)]
+    assert told.startswith("group 0: its lr rose from 1e-05 to 0.001 after the search")
+    optimizer.param_groups[0]["automagic_log_rate_scale"].zero_()  # what the page of errors says
+    _go_on(optimizer)
+    assert optimizer.get_learning_rates() == [pytest.approx(1e-3)]
+
+
+def test_schedules_that_begin_anew_and_searches_that_are_off_are_not_told(recwarn: Any) -> None:
+    optimizer = _searched()
+    schedule = torch_schedulers.CosineAnnealingWarmRestarts(optimizer, 7)
+    for _ in range(30):
+        _go_on(optimizer)
+        schedule.step()
+        restored = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))])
+        restored.load_state_dict(optimizer.state_dict())
+        restored.param_groups[0]["lr"] = LR
+        _go_on(restored)
+    for fields in ({"search_gain": 0.0}, {"lr": torch.tensor(LR)}):
+        optimizer = _searched(**fields)
+        optimizer.param_groups[0]["lr"] = 100 * LR
+        _go_on(optimizer)
+    assert not [str(w.message) for w in recwarn if "rose" in str(w.message)]
+
+
+def test_fields_that_were_handed_on_as_defaults_are_not_told(recwarn: Any) -> None:
+    """`ZeroRedundancyOptimizer` gives the constructor's keywords to the groups, too."""
+    fields = {"max_lr": 1, "search_gain": 0, "warmup_steps": 0, "lr": LR, "optim_bits": 32}
+    optimizer = AutomagicCameAMP8bit([nn.Parameter(torch.ones(3))], **fields)
+    optimizer.param_groups[0].update(fields)
+    _go_on(optimizer)
+    assert not recwarn.list
+    optimizer.param_groups[0]["max_lr"] = 2
+    with pytest.warns(UserWarning, match=r"group\['max_lr'\] is not read"):
+        _go_on(optimizer)

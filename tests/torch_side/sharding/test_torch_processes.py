@@ -121,10 +121,12 @@ def test_two_processes(tmp_path):
     assert same(plain, result["saved after the warm-up"][0])
     assert "walk" not in plain["states"]["first.weight"]
     assert same(*result["asked"])
-    assert len(result["refusals"]) == 2
-    for message in result["refusals"]:
+    placed, flat = result["refusals"][:2], result["refusals"][2:]
+    assert len(placed) == len(flat) == 2
+    for message in placed:
         assert "'weight'" in message
         assert "valid: Shard(0) on one mesh dimension at most" in message
+    assert all("split the model by fully_shard (FSDP2)" in message for message in flat)
     message = "parameter 'b' has a gradient in 1 of the 2 processes that hold it: all of them must have one, or none"
     assert result["a gradient in one process only"] == (message, False)
     walk, kept, pinned = result["pinned"]
