@@ -48,7 +48,7 @@ class HighestRates:
     """The highest `lr` that each group has had, as far as it is known without waiting for a device."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        self._highest = {index: _lr(group) for index, group in enumerate(groups)}
+        self._highest = {id(group): _lr(group) for group in groups}
 
     def risen(self, index: int, group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """A name and a sentence if a group's `lr` is far above what it was, and a search has found its factor.
@@ -57,8 +57,8 @@ class HighestRates:
             index: of the group.
             group: before a step.
         """
-        lr, before = _lr(group), self._highest.get(index, 0.0)
-        self._highest[index] = max(lr, before)
+        lr, before = _lr(group), self._highest.get(id(group), 0.0)
+        self._highest[id(group)] = max(lr, before)
         if not 0 < FAR * before < lr:
             return
         config = group_config(group)

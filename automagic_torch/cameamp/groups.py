@@ -138,9 +138,10 @@ def unused_entries(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "betas", "group['betas'] differs from group['automagic_betas'], which alone is read"
     of_scheduler = _OF_SCHEDULERS if all(name in group for name in ("initial_lr", *_OF_SCHEDULERS)) else ()
     for name in FIELD_NAMES:
+        if name not in group or name in (*PLAIN, "betas", *of_scheduler):
+            continue
         # Code that hands fields on as an optimizer's defaults leaves them in the groups, too.
-        plain = group.get(name, group[OWN_KEYS[name]])
-        if name not in (*PLAIN, "betas", *of_scheduler) and _plain_value(plain) != group[OWN_KEYS[name]]:
+        if _plain_value(group[name]) != group[OWN_KEYS[name]]:
             yield name, f"group[{name!r}] is not read; the field is group[{OWN_KEYS[name]!r}]"
     for name in group.keys() & _NO_SUCH_WAY.keys():
         if group[name]:
@@ -197,7 +198,7 @@ def refuse_dtypes(group: Mapping[str, Any], group_index: int) -> None:
 def refuse_placements(group: Mapping[str, Any], group_index: int) -> None:
     """Raises a ValueError that names the first trained parameter that is split in a way that is not supported."""
     for index, p in enumerate(group["params"]):
-        if getattr(p, "_fsdp_flattened", False):  # torch tells its own pieces so
+        if getattr(p, "_fsdp_flattened", False):  # torch's own mark
             raise ValueError(
                 f"{parameter_name(group, group_index, index)} is a piece of a flat array, as FullyShardedDataParallel "
                 "makes it, without rows and columns; split the model by fully_shard (FSDP2)"
