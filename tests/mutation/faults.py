@@ -113,7 +113,7 @@ FAULTS = (
     Fault(
         "the rate rises though gradients alternate",
         TORCH,
-        "of_agreement * (agreement - least)",
+        "of_agreement * (believed - least)",
         "of_agreement * torch.ones_like(agreement)",
         ("test_torch_search", "test_torch_oracle"),
     ),
