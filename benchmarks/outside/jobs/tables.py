@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.evidence.jobs.job import Base, Training
-from benchmarks.outside.jobs.common import FromFunctions, OutsideJob, fixed, seeded
+from benchmarks.outside.jobs.common import FromFunctions, OutsideJob, fixed, from_rows, seeded
 
 
 class TableSettings(NamedTuple):
@@ -57,19 +57,12 @@ class Tabular(OutsideJob):
         del base
         sizes, generator = self.sizes, seeded(seed)
         features, target = table(sizes.rows, sizes.columns)
-        known = sizes.known_rows
         model = self._model()
 
         def loss(rows: Tensor | slice) -> Tensor:
             return functional.mse_loss(model(features[rows])[:, 0], target[rows])
 
-        return FromFunctions(
-            model,
-            [],
-            generator,
-            lambda: loss(torch.randint(known, (sizes.batch,), generator=generator)),
-            lambda: loss(slice(known, None)),
-        )
+        return from_rows(model, generator, loss, sizes.known_rows, sizes.batch)
 
     def _model(self) -> nn.Module:
         columns, width = self.sizes.columns, self.sizes.width
