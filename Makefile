@@ -113,7 +113,7 @@ rates: .venv/installed  ## final loss against starting learning rate, about 10 m
 evidence: .venv/evidence  ## training runs on 17 jobs, five hours on two cores; stops after four, goes on where it stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.evidence $(OPTIONS)
 
-outside: .venv/evidence  ## 20 jobs other than those that chose the search, fifteen minutes, goes on where it stopped; docs/outside.md
+outside: .venv/evidence  ## 20 more jobs, six of which chose nothing, fifteen minutes, goes on where it stopped; docs/outside.md
 	OMP_NUM_THREADS=1 nice -n 5 $(RUN) -m benchmarks.outside $(OPTIONS)
 
 soak: .venv/installed  ## long runs, kills and random cases, under an hour, goes on where it stopped; docs/reliability.md

@@ -63,8 +63,8 @@ def scale_by_cameamp(
         d = m̂ / √(r̂ + 0.01),    d ← d · τ / τ̄,    update = −(ηᵢ · d + η̂ · weight_decay · b · w)
 
     The torque τ favours elements whose momentum and gradient agree.  During the warm-up the rate rises while the
-    weights travel further than a random walk would and gradients agree with the momentum.  b relaxes the decay of
-    informed weights.
+    weights travel straighter than a random walk, or gradients have shrunk, and gradients agree with the momentum.
+    b relaxes the decay of informed weights.
 
     Args:
         learning_rate: η₀, a number, a traced scalar or a schedule of the step; by default ``config.lr``.

@@ -220,7 +220,7 @@ def searched(search: Search, found: Sequence[Evidence], rates: Rates, step: int,
     walk_square, moved, gradient_square = torch.stack(sums).sum(0)
     of_step = rates.array.square() * moved
     energy = search.kept(config) * energy + of_step
-    # of ρ / s
+    # log(ρ / s)
     straightness = 0.5 * (walk_square / energy).log() - math.log(config.straightness)
     of_gradients = gradient_square.sqrt()
     if step < CLIMB_STEPS:
