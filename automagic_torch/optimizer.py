@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from automagic_core import Config, StatePlan
-from automagic_core.arrays.group_keys import EFFECTIVE_LR, LAYOUT, SEARCH_KEYS, STEP, with_own_keys
+from automagic_core.arrays.group_keys import (
+    EFFECTIVE_LR,
+    LAYOUT,
+    SEARCH_KEYS,
+    STEP,
+    ParameterGroup,
+    with_own_keys,
+)
 from automagic_core.arrays.state_forms import own_states
 from automagic_torch.arrays.host_memory import checked_state_device, wait_for_copies
 from automagic_torch.arrays.marks import held_marks, set_marks
@@ -351,8 +358,9 @@ class AutomagicCameAMP8bit(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         marks = state.pop("marks", [])
-        # Version 0.1.0 saved its keys without a prefix.
-        state["param_groups"] = [with_own_keys(group) for group in state["param_groups"]]
+        # Version 0.1.0 saved its keys without a prefix.  What `copy.copy` shares stays shared.
+        if not all(isinstance(group, ParameterGroup) for group in state["param_groups"]):
+            state["param_groups"] = [with_own_keys(group) for group in state["param_groups"]]
         if "defaults" in state:
             state["defaults"] = with_own_keys(state["defaults"])
         self._open_step = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import weakref
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from automagic_torch import AutomagicCameAMP8bit, check_training_health, load_requantized, mark_lora
-from tests.torch_side.torch_helpers import SMALL, parameters, run, same
+from tests.torch_side.torch_helpers import SMALL, parameters, run, same, snapshot
 
 
 def test_what_is_taken_out_is_let_go():
@@ -52,6 +53,22 @@ def test_a_parameter_in_another_group_goes_on_with_its_moments(compiled, decay):
     optimizer.param_groups[0]["params"] = [first, second]  # and back into one whose search is over
     run(optimizer, range(8, 9))
     assert optimizer.state[second].keys() == optimizer.state[first].keys()
+
+
+def test_a_shallow_copy_is_the_same_run():
+    one, shared = (AutomagicCameAMP8bit(parameters([(8, 6), (5,)]), **SMALL) for _ in range(2))
+    run(one, range(1, 9))
+    for step in range(1, 9):
+        run(shared, range(step, step + 1))
+        shared = copy.copy(shared) if step % 3 else shared
+    assert same(snapshot(one), snapshot(shared))
+    twin = copy.copy(shared)
+    assert twin.param_groups[0] is shared.param_groups[0]
+    for optimizer in (shared, twin):  # in turn
+        run(optimizer, range(9, 10))
+    run(one, range(9, 10))
+    run(one, range(9, 10))
+    assert same(snapshot(one), snapshot(twin))
 
 
 def test_an_empty_group_begins_with_its_first_array():
