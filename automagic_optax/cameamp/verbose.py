@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,29 +58,29 @@ def tell_step(
 
     last = config.warmup_steps if config.searches else -1
 
-    def speak(step: jax.Array, log_rate_scale: jax.Array, skipped: Any, *found: Any) -> None:
+    def speak(step: jax.Array, log_rate_scale: jax.Array, skipped: Any, max_lr: Any, *found: Any) -> None:
         total = sum((jnp.sum(x) for x in jax.tree.leaves(skipped)), start=jnp.zeros([], jnp.int32))
         line = None if start is None else start()
 
-        def on_host(step: np.ndarray, log_rate_scale: np.ndarray, total: np.ndarray, *found: np.ndarray | None) -> None:
+        def on_host(step: Any, log_rate_scale: Any, total: Any, max_lr: Any, *found: np.ndarray | None) -> None:
             if jax.process_index() != 0:
                 return
-            rate, max_lr, peak = (None if x is None else float(x) for x in found)
+            rate, peak = (None if x is None else float(x) for x in found)
             if step == 1 and line is not None:
                 tell(LOGGER, line)
             # Under vmap this is called at every step.
             if step % EVERY == 0:
                 tell(LOGGER, progress_message(int(step), rate, float(np.exp(log_rate_scale)), int(total)))
             if step == last:
-                tell(LOGGER, search_message(int(step), rate, max_lr or math.inf, peak))
+                tell(LOGGER, search_message(int(step), rate, float(max_lr), peak))
 
         def under_own_rules(*values: Any) -> None:
             with own_rules():
                 on_host(*values)
 
-        jax.debug.callback(under_own_rules, step, log_rate_scale, total, *found)
+        jax.debug.callback(under_own_rules, step, log_rate_scale, total, max_lr, *found)
 
-    operands = (step, log_rate_scale, skipped, rate, config.max_lr, peak_agreement if config.climbs else None)
+    operands = (step, log_rate_scale, skipped, config.max_lr, rate, peak_agreement if config.climbs else None)
     speaks = (step == 1) | (step % EVERY == 0) | (step == last)
     if isinstance(speaks, jax.core.Tracer):
         jax.lax.cond(speaks, speak, lambda *_: None, *operands)

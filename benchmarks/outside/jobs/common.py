@@ -24,12 +24,14 @@ class OutsideJob(Job):
 
     Attributes:
         own_name: where it is not the family's, for jobs that share a base.
+        defaults: the sizes, where none are given.
     """
 
     own_name = ""
+    defaults: Any
 
-    def __init__(self, sizes: Any) -> None:
-        super().__init__(sizes)
+    def __init__(self, sizes: Any = None) -> None:
+        super().__init__(self.defaults if sizes is None else sizes)
         self.name = self.own_name or self.family
 
     @property

@@ -46,9 +46,7 @@ class ResNet(OutsideJob):
     heading = "ResNet with batch norm on noisy digits, from scratch"
     unit = "nats per image"
     rate = 3e-3
-
-    def __init__(self, sizes: ResNetSettings = ResNetSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = ResNetSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base
@@ -138,9 +136,7 @@ class Segmentation(OutsideJob):
     heading = "U-Net that finds the discs in noisy images, Dice loss and cross-entropy"
     unit = "Dice loss + nats per pixel"
     rate = 3e-3
-
-    def __init__(self, sizes: UNetSettings = UNetSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = UNetSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base
@@ -220,9 +216,7 @@ class Forecast(OutsideJob):
     heading = "Dilated convolutions that forecast quantiles of seasonal series"
     unit = "quantile loss"
     rate = 3e-3
-
-    def __init__(self, sizes: ForecastSettings = ForecastSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = ForecastSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base

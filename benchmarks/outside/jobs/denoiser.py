@@ -109,9 +109,7 @@ class FewImages(_FromDenoiser):
     own_name = "few-images"
     heading = "Pretrained denoiser learns a new digit from four images, all parameters"
     rate = 3e-4
-
-    def __init__(self, sizes: Settings = Settings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = Settings()
 
     def start(self, base: Base, seed: int) -> Training:
         model, generator, few = self.begin(base, seed)
@@ -152,9 +150,7 @@ class OneEmbedding(_FromDenoiser):
     own_name = "one-embedding"
     heading = "One embedding for a new digit, five images, the denoiser frozen"
     rate = 1e-2
-
-    def __init__(self, sizes: Settings = Settings(few=5, steps=250)) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = Settings(few=5, steps=250)
 
     def start(self, base: Base, seed: int) -> Training:
         denoiser, generator, few = self.begin(base, seed)

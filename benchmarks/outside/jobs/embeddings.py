@@ -66,9 +66,7 @@ class Sort(OutsideJob):
     heading = "Encoder-decoder transformer that learns to sort, labels smoothed, gradients clipped"
     unit = "nats per symbol, smoothed"
     rate = 1e-3
-
-    def __init__(self, sizes: SortSettings = SortSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = SortSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base
@@ -152,9 +150,7 @@ class Recommender(OutsideJob):
     heading = "Matrix factorization of ratings of films"
     unit = "squared error in stars"
     rate = 1e-2
-
-    def __init__(self, sizes: RatingSettings = RatingSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = RatingSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base
@@ -198,9 +194,7 @@ class Tagger(Pretrained):
     unit = "nats per byte, weighted"
     rate = 1e-2
     reads = "library"
-
-    def __init__(self, sizes: headers.Settings = PRETRAINED._replace(batch=8, steps=250)) -> None:  # noqa: B008
-        super().__init__(sizes)
+    defaults = PRETRAINED._replace(batch=8, steps=250)
 
     def start(self, base: Base, seed: int) -> Training:
         sizes, generator, corpus = self.sizes, seeded(seed), corpus_of(base[self.reads])

@@ -61,9 +61,7 @@ class Vit(OutsideJob):
     heading = "Vision transformer with class token and dropout on digits, from scratch"
     unit = "nats per image"
     rate = 3e-3
-
-    def __init__(self, sizes: VitSettings = VitSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = VitSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base
@@ -119,9 +117,7 @@ class Vae(OutsideJob):
     heading = "Variational autoencoder of digits"
     unit = "nats per image"
     rate = 3e-3
-
-    def __init__(self, sizes: VaeSettings = VaeSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = VaeSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base
@@ -185,9 +181,7 @@ class Contrastive(OutsideJob):
     heading = "Encoder of digits by a contrastive loss, learned temperature"
     unit = "nats per image"
     rate = 3e-3
-
-    def __init__(self, sizes: ContrastiveSettings = ContrastiveSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = ContrastiveSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base

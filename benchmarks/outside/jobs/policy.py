@@ -82,9 +82,7 @@ class CartPole(OutsideJob):
     heading = "Policy gradient on cart-pole, gradients clipped; the loss is 201 − mean return"
     unit = "201 − mean return"
     rate = 1e-2
-
-    def __init__(self, sizes: Settings = Settings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = Settings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base

@@ -49,9 +49,7 @@ class Tabular(OutsideJob):
     unit = "squared error"
     rate = 3e-3
     normalized = False
-
-    def __init__(self, sizes: TableSettings = TableSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = TableSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base
@@ -139,9 +137,7 @@ class NodeKinds(OutsideJob):
     heading = "Graph network that tells the kinds of nodes, one full batch, dropout"
     unit = "nats per node"
     rate = 3e-3
-
-    def __init__(self, sizes: GraphSettings = GraphSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = GraphSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base
@@ -180,9 +176,7 @@ class Coordinates(OutsideJob):
     heading = "MLP that learns one picture from its coordinates"
     unit = "squared error"
     rate = 1e-2
-
-    def __init__(self, sizes: CoordinatesSettings = CoordinatesSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = CoordinatesSettings()
 
     def start(self, base: Base, seed: int) -> Training:
         del base

@@ -53,9 +53,7 @@ class LstmOnBytes(OutsideJob):
     heading = "LSTM on the bytes of Python, from scratch, gradients clipped"
     unit = "nats per byte"
     rate = 1e-2
-
-    def __init__(self, sizes: LstmSettings = LstmSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = LstmSettings()
 
     def build_base(self) -> Base:
         return kept(standard_library())
@@ -111,9 +109,7 @@ class FineTune(Pretrained):
     heading = "Pretrained transformer learns C headers, all parameters, gradients clipped"
     rate = 3e-3
     reads = "headers"
-
-    def __init__(self, sizes: headers.Settings = PRETRAINED._replace(batch=8, steps=150)) -> None:  # noqa: B008
-        super().__init__(sizes)
+    defaults = PRETRAINED._replace(batch=8, steps=150)
 
 
 class TrainOn(Pretrained):
@@ -123,9 +119,7 @@ class TrainOn(Pretrained):
     heading = "Pretrained transformer goes on with its own data, batches of two, gradients clipped"
     rate = 1e-4
     reads = "library"
-
-    def __init__(self, sizes: headers.Settings = PRETRAINED._replace(batch=2, steps=200)) -> None:  # noqa: B008
-        super().__init__(sizes)
+    defaults = PRETRAINED._replace(batch=2, steps=200)
 
 
 class SkipGramSettings(NamedTuple):
@@ -160,9 +154,7 @@ class SkipGramOnPython(OutsideJob):
     heading = "Skip-gram embeddings of the commonest words of Python's sources"
     unit = "nats per word"
     rate = 1e-2
-
-    def __init__(self, sizes: SkipGramSettings = SkipGramSettings()) -> None:  # noqa: B008  # an immutable tuple
-        super().__init__(sizes)
+    defaults = SkipGramSettings()
 
     def build_base(self) -> Base:
         corpus = standard_library()

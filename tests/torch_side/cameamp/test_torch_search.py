@@ -169,6 +169,7 @@ def test_the_rise_after_the_climb_is_the_oracles() -> None:
         after = searched(before, [found], rates, 50, config)
         assert float(after.gradient_norm) == pytest.approx(growth)
         expected = rise_after_climb(config, rho, growth, agreement, peak)
+        # A handful of float32 roundings of logarithms that are below 1.
         assert float(after.log_rate_scale) == pytest.approx(expected, abs=1e-6)
 
 
